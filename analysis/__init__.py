@@ -1,0 +1,1 @@
+"""Parquet to boards. Imports neither torch nor ray."""

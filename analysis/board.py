@@ -1,0 +1,247 @@
+"""The board: what a results directory says, one line per attack x rate x defense.
+
+Lines come in an order that claims nothing: by attack and rate, then by what the defender is
+given, then as the grid file lists the defenses. Controls and invalid victims stand apart.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from analysis.reader import FilesChanged, GridInfo, Results
+from analysis.stats import seeds_label
+from grid.schema import ResultsError, Status
+
+NEEDS = ("clean_data", "suspect_data", "victim", "reference", "start", "truth")
+PATIENCE_SECONDS = 20.0
+"""How long a board tries to read between the merges of a very busy writer."""
+STATUS_WORDS: Mapping[str, str] = {
+    Status.OK: "ok",
+    Status.FAILED_METHOD: "failed (method)",
+    Status.FAILED_INFRASTRUCTURE: "failed (infrastructure)",
+    Status.SKIPPED: "skipped (invalid victim)",
+    Status.INERT: "inert",
+    Status.NOT_APPLICABLE: "not applicable",
+    Status.INVALID_VICTIM: "invalid victim",
+    Status.MISSING: "missing",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoardRow:
+    """One line. Shares are 0 to 1; a number that was not measured is None.
+
+    ``status`` is the worst among the line's cells, ``shown_status`` that of the ``num_shown``
+    cells behind its numbers.
+    """
+
+    attack: str
+    rate: float | None
+    rate_text: str | None
+    count: int | None
+    defense: str
+    needs: list[str]
+    fidelity: str
+    phase: str
+    is_control: bool
+    clean_top1: float | None
+    clean_top1_low: float | None
+    clean_top1_high: float | None
+    asr_top1: float | None
+    asr_top1_low: float | None
+    asr_top1_high: float | None
+    asr_clean_victim_top1: float | None
+    lift_top1: float | None
+    r_acc: float | None
+    num_seeds: int
+    num_cells: int
+    num_shown: int
+    shown_status: str | None
+    status: str
+    detail: str | None
+    relative_cost: float | None
+    cost_seconds: float | None
+    eval_set: str
+    track: str
+    regime: str
+    model: str
+    target: str
+    added_later: bool
+
+
+class Completeness(NamedTuple):
+    """How many planned cells ended how. ``failed`` is both kinds of failure together."""
+
+    planned: int
+    ok: int
+    failed: int
+    failed_method: int
+    failed_infrastructure: int
+    skipped: int
+    inert: int
+    invalid_victim: int
+    not_applicable: int
+    missing: int
+    unplanned: int
+
+    @property
+    def is_complete(self) -> bool:
+        """Every planned cell has an outcome; a method that failed is an outcome."""
+        return not (self.missing or self.failed_infrastructure)
+
+
+class Unfinished(NamedTuple):
+    """A planned cell without an outcome, and why."""
+
+    cell: str
+    attack: str
+    rate_text: str | None
+    defense: str
+    victim_seed: int
+    status: str
+    detail: str | None
+    attempts: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """Everything a renderer needs."""
+
+    grid: GridInfo
+    eval_set: str
+    completeness: Completeness
+    lines: list[BoardRow]
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def rows(self) -> list[BoardRow]:
+        """Defenses (and the undefended victim), the controls left out."""
+        return [row for row in self.lines if not (row.is_control or _is_invalid(row))]
+
+    @property
+    def controls(self) -> list[BoardRow]:
+        """Controls of the experiment: what the numbers of the defenses are held against."""
+        return [row for row in self.lines if row.is_control and not _is_invalid(row)]
+
+    @property
+    def invalid(self) -> list[BoardRow]:
+        """Attacks that did not pass the gate: their victims' numbers and the skipped cells."""
+        return [row for row in self.lines if _is_invalid(row)]
+
+    def notes(self) -> list[str]:
+        """What a reader must know beside the numbers, one sentence each."""
+        seeds = sorted({row.num_seeds for row in self.lines if row.num_seeds})
+        most = f"; some lines have up to {seeds[-1]} seeds" if len(seeds) > 1 else ""
+        notes = [f"{seeds_label(seeds[0])}{most}."] if seeds else []
+        notes += [
+            "ASR: share of triggered images of other classes answered with the target. Beside it "
+            "the same images on the clean victim; lift is the difference.",
+            "Lines are ordered, not ranked: compare defenses with equal needs only.",
+            "Cost: the defense's own training time over that of its victim (device seconds); "
+            "evaluation is not part of it.",
+        ]
+        if any(row.status == Status.INERT for row in self.lines):
+            notes.append("inert: the attack lifts ASR by too little at this rate to be defended.")
+        if any(row.added_later for row in self.lines):
+            notes.append("* the cell joined the grid after its first run.")
+        return notes
+
+
+def load_board(directory: Path, eval_set: str = "report") -> Board:
+    """The board of a results directory, also while a grid is still writing there."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            with closing(Results(directory)) as results:
+                return read_board(results, eval_set)
+        except FilesChanged:
+            continue
+    raise ResultsError(f"{directory}: files keep changing while they are read; try again.")
+
+
+def read_board(results: Results, eval_set: str = "report") -> Board:
+    """The board of open results."""
+    known = [name for (name,) in results.query("FROM eval_sets ORDER BY 1").rows]
+    if eval_set not in known:
+        raise ResultsError(
+            f"No evaluation set {eval_set!r} in {results.directory}. There: {', '.join(known)}."
+        )
+    names = ", ".join(f'"{f.name}"' for f in fields(BoardRow))
+    answer = results.query(f"SELECT {names} FROM board WHERE eval_set = ?", eval_set)  # noqa: S608
+    lines = [BoardRow(**dict(zip(answer.columns, row, strict=True))) for row in answer.rows]
+    place = _places(results)
+    lines.sort(
+        key=lambda row: (
+            place["attack"].get(row.attack, len(place["attack"])),
+            row.attack,
+            -1.0 if row.rate is None else row.rate,
+            (row.track, row.regime, row.model, row.target),
+            row.is_control,
+            needs_tier(row.needs),
+            row.defense != "none",
+            place["defense"].get(row.defense, len(place["defense"])),
+            row.defense,
+        )
+    )
+    return Board(_grid_info(results), eval_set, _completeness(results), lines, results.warnings)
+
+
+def needs_tier(needs: list[str]) -> tuple[int, ...]:
+    """Orders groups of needs: fewer first, the truth last; equal needs are equal."""
+    order = sorted(NEEDS.index(need) if need in NEEDS else len(NEEDS) for need in needs)
+    return ("truth" in needs, len(order), *order)
+
+
+def unfinished(results: Results) -> list[Unfinished]:
+    """The planned cells that stand between the grid and completeness, in file order."""
+    answer = results.query(
+        "SELECT cell, attack, rate_text, defense, victim_seed, status, detail, attempts "
+        "FROM outcomes WHERE is_planned AND status IN ('missing', 'failed_infrastructure') "
+        "ORDER BY position, cell"
+    )
+    return [Unfinished(*row) for row in answer.rows]
+
+
+def _is_invalid(row: BoardRow) -> bool:
+    if row.shown_status is None:
+        return row.status in (Status.INVALID_VICTIM, Status.SKIPPED)
+    return row.shown_status == Status.INVALID_VICTIM
+
+
+def _grid_info(results: Results) -> GridInfo:
+    """grid.json where there is one, else what the newest row says."""
+    if results.grid.name is not None:
+        return results.grid
+    rows = results.query(
+        "SELECT grid, grid_hash FROM rows WHERE metric = 'cell' ORDER BY written_at DESC LIMIT 1"
+    ).rows
+    return GridInfo(rows[0][0], rows[0][1], None) if rows else results.grid
+
+
+def _completeness(results: Results) -> Completeness:
+    ended: dict[str, int] = dict(results.query("FROM completeness").rows)
+    unplanned = ended.pop("unplanned", 0)
+    known = sum(ended.values())
+    # grid.json may give the number of cells without the list of them.
+    planned = max(known, results.grid.planned or 0)
+    count: dict[str, Any] = {status.value: ended.get(status.value, 0) for status in Status}
+    count["missing"] += planned - known
+    failed = count["failed_method"] + count["failed_infrastructure"]
+    return Completeness(planned=planned, failed=failed, unplanned=unplanned, **count)
+
+
+def _places(results: Results) -> dict[str, dict[str, int]]:
+    """Where the grid file first mentions each attack and each defense."""
+    return {
+        column: dict(
+            results.query(
+                f"SELECT {column}, min(position) FROM planned GROUP BY ALL"  # noqa: S608
+            ).rows
+        )
+        for column in ("attack", "defense")
+    }

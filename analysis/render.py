@@ -1,0 +1,290 @@
+"""A board as text: a table for the terminal, Markdown, CSV or JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields
+from itertools import groupby
+from typing import NamedTuple
+
+from analysis.board import STATUS_WORDS, Board, BoardRow
+from grid.schema import ResultsError, Status
+
+NEED_WORDS = {"clean_data": "clean", "suspect_data": "suspect", "reference": "ref"}
+UNKNOWN = "–"
+
+
+def render(board: Board, form: str = "table", width: int = 100, color: bool = False) -> str:
+    """The board as ``table`` (``width`` columns), ``md``, ``csv`` or ``json``."""
+    if form == "table":
+        return _table(board, width, color)
+    if form not in FORMATS:
+        raise ResultsError(f"No format {form!r}. There are: table, {', '.join(FORMATS)}.")
+    return FORMATS[form](board)
+
+
+class _Column(NamedTuple):
+    """A column of the text forms: its heading, how a row fills it, at which widths it shows."""
+
+    heading: str
+    cell: Callable[[BoardRow], str]
+    min_width: int = 0
+    max_width: int = 10_000
+    is_number: bool = True
+
+
+def percent(share: float | None) -> str:
+    """A share as percent with one decimal."""
+    return UNKNOWN if share is None else f"{100 * share:.1f}"
+
+
+def with_interval(share: float | None, low: float | None, high: float | None) -> str:
+    """A share in percent and its 95 % interval."""
+    if share is None or low is None or high is None:
+        return percent(share)
+    return f"{100 * share:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _defense(row: BoardRow) -> str:
+    return f"{row.defense} *" if row.added_later else row.defense
+
+
+def _needs(row: BoardRow) -> str:
+    return " + ".join(NEED_WORDS.get(need, need) for need in row.needs) or "nothing"
+
+
+def _status(row: BoardRow) -> str:
+    return "skipped" if row.status == Status.SKIPPED else STATUS_WORDS.get(row.status, row.status)
+
+
+def _cost(row: BoardRow) -> str:
+    return UNKNOWN if row.relative_cost is None else f"{row.relative_cost:.2f}"
+
+
+COLUMNS = (
+    _Column("Defense", _defense, is_number=False),
+    _Column("Needs", _needs, is_number=False),
+    _Column("Fidelity", lambda row: row.fidelity, min_width=126, is_number=False),
+    _Column("Phase", lambda row: row.phase, min_width=140, is_number=False),
+    _Column("Clean acc. %", lambda row: percent(row.clean_top1), max_width=95),
+    _Column(
+        "Clean acc. %",
+        lambda row: with_interval(row.clean_top1, row.clean_top1_low, row.clean_top1_high),
+        min_width=96,
+    ),
+    _Column("ASR %", lambda row: with_interval(row.asr_top1, row.asr_top1_low, row.asr_top1_high)),
+    _Column("ASR clean victim", lambda row: percent(row.asr_clean_victim_top1)),
+    _Column("Lift", lambda row: percent(row.lift_top1)),
+    _Column("R-Acc", lambda row: percent(row.r_acc), min_width=116),
+    _Column("Cost", _cost, min_width=96),
+    _Column("Seeds", lambda row: str(row.num_seeds), min_width=116),
+    _Column("Status", _status, is_number=False),
+)
+
+
+def _block(row: BoardRow) -> tuple[str, str | None, str, str, str, str]:
+    """What one heading of the table speaks of."""
+    return row.attack, row.rate_text, row.track, row.regime, row.model, row.target
+
+
+def rate_words(row: BoardRow) -> str:
+    """The rate as people say it: ``rate 1 % (41 rows)``; targeted attacks have counts only."""
+    rows = "" if row.count is None else f" ({row.count} rows)"
+    return f"targeted{rows}" if row.rate is None else f"rate {100 * row.rate:.4g} %{rows}"
+
+
+def completeness_words(board: Board) -> str:
+    """One line: how much of the grid stands behind the board."""
+    state = board.completeness
+    parts = [f"{state.ok} ok"] + [
+        f"{getattr(state, status)} {words}"
+        for status, words in STATUS_WORDS.items()
+        if status != Status.OK and getattr(state, status)
+    ]
+    head = "Complete" if state.is_complete else "INCOMPLETE"
+    tail = f"; {state.unplanned} cells not in this grid left out" if state.unplanned else ""
+    return f"{head}: {state.planned} planned cells: {', '.join(parts)}{tail}."
+
+
+def trouble(board: Board) -> list[str]:
+    """What is not plainly ok and why: one line per attack, rate and reason."""
+    reasons: dict[tuple[str, str, str], list[str]] = {}
+    for row in board.lines:
+        lacking = row.num_cells - row.num_shown if row.num_shown else 0
+        if row.status == Status.OK and not row.num_shown:
+            reason = f"not measured on evaluation set {row.eval_set}"
+        elif lacking or (row.detail and row.status not in (Status.OK, Status.SKIPPED)):
+            shown = f"{row.num_shown} of {row.num_cells} cells shown; " if lacking else ""
+            reason = f"{shown}{_status(row)}" + (f": {row.detail}" if row.detail else "")
+        else:
+            continue
+        reasons.setdefault((row.attack, rate_words(row), reason), []).append(row.defense)
+    return [
+        f"{attack}, {rate}, {', '.join(defenses)}: {reason}"
+        for (attack, rate, reason), defenses in reasons.items()
+    ]
+
+
+def footer(board: Board) -> list[str]:
+    """The lines under every text form: what the numbers are and how complete they are."""
+    return [
+        f"Grid {board.grid.name or 'unnamed'}, hash {board.grid.hash or 'unknown'}, "
+        f"evaluation set {board.eval_set}.",
+        completeness_words(board),
+        *board.notes(),
+    ]
+
+
+def _sections(board: Board) -> list[tuple[str, list[BoardRow]]]:
+    """Titled groups of lines; empty ones are left out."""
+    sections = [
+        ("Defenses", board.rows),
+        ("Controls", board.controls),
+        (
+            "Invalid victims (the attack did not pass its gate; not part of the board)",
+            board.invalid,
+        ),
+    ]
+    return [(title, rows) for title, rows in sections if rows]
+
+
+def _table(board: Board, width: int, color: bool) -> str:
+    """Blocks of lines under one heading per attack and rate, all in the same columns.
+
+    The layout is ours, since widths are shared by all blocks; rich wraps the prose and colours.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    columns = [column for column in COLUMNS if column.min_width <= width <= column.max_width]
+    texts = {id(row): [column.cell(row) for column in columns] for row in board.lines}
+    sizes = _sizes(columns, list(texts.values()), width)
+    told_apart = [len(set(values)) > 1 for values in zip(*map(_block, board.lines), strict=True)]
+    output = io.StringIO()
+    console = Console(file=output, width=width, force_terminal=color, legacy_windows=False)
+    for title, section in _sections(board):
+        text = Text(no_wrap=True, overflow="crop")
+        text.append(f"{title}\n", "bold underline")
+        headings = [column.heading for column in columns]
+        text.append(_laid_out(headings, columns, sizes, at_bottom=True), "bold")
+        for _, group in groupby(section, _block):
+            rows = list(group)
+            text.append(f"{_heading(rows[0], told_apart)}\n", "bold cyan")
+            for row in rows:
+                style = "" if row.status == Status.OK else "dim" if row.num_shown else "red"
+                text.append(_laid_out(texts[id(row)], columns, sizes), style)
+        console.print(text)
+    if not board.lines:
+        console.print("No cell has ended yet.")
+    for line in trouble(board):
+        console.print(Text(f"! {line}", style="red"))
+    for line in board.warnings:
+        console.print(Text(f"! {line}", style="yellow"))
+    for line in footer(board):
+        console.print(Text(line, style="dim"))
+    return "\n".join(line.rstrip() for line in output.getvalue().splitlines()) + "\n"
+
+
+def _laid_out(
+    texts: Sequence[str], columns: Sequence[_Column], sizes: Sequence[int], at_bottom: bool = False
+) -> str:
+    """One line of the table, or several where a text is wider than its column."""
+    wrapped = [
+        [text] if len(text) <= size else textwrap.wrap(text, size)
+        for text, size in zip(texts, sizes, strict=True)
+    ]
+    height = max(map(len, wrapped))
+    for part in wrapped:
+        empty = [""] * (height - len(part))
+        part[:] = empty + part if at_bottom else part + empty
+    lines = []
+    for parts in zip(*wrapped, strict=True):
+        padded = (
+            part.rjust(size) if column.is_number else part.ljust(size)
+            for part, column, size in zip(parts, columns, sizes, strict=True)
+        )
+        lines.append("  " + " ".join(padded) + "\n")
+    return "".join(lines)
+
+
+def _heading(row: BoardRow, told_apart: Sequence[bool]) -> str:
+    """Attack and rate, and whatever else differs between the blocks of this board."""
+    others = zip(_block(row)[2:], told_apart[2:], strict=True)
+    return ", ".join(
+        [f"{row.attack}, {rate_words(row)}", *(str(o) for o, differs in others if differs)]
+    )
+
+
+def _sizes(columns: Sequence[_Column], texts: Sequence[Sequence[str]], width: int) -> list[int]:
+    """Column widths: numbers in full, headings wrapped, and words share what is left."""
+    longest_word = [
+        max((len(part) for text in column for part in text.split()), default=0)
+        for column in zip(*texts, strict=True)
+    ] or [0] * len(columns)
+    longest = [max(map(len, column)) for column in zip(*texts, strict=True)] or [0] * len(columns)
+    sizes = []
+    for i, column in enumerate(columns):
+        heading = max(map(len, column.heading.split()))
+        sizes.append(max(heading, longest[i] if column.is_number else longest_word[i]))
+    spare = width - 3 - sum(sizes) - len(sizes)
+    for i, column in enumerate(columns):
+        if not column.is_number and spare > 0:
+            more = min(spare, max(0, longest[i] - sizes[i]))
+            sizes[i] += more
+            spare -= more
+    return sizes
+
+
+def _markdown(board: Board) -> str:
+    """One Markdown table per section, then the notes as a list."""
+    lines: list[str] = []
+    columns = [column for column in COLUMNS if column.max_width > 200]
+    head = ["Attack", "Rate %", *(column.heading for column in columns)]
+    rule = ["---", "---:", *("---:" if column.is_number else "---" for column in columns)]
+    for title, rows in _sections(board):
+        lines += [f"### {title}", "", _markdown_row(head), _markdown_row(rule)]
+        for row in rows:
+            rate = UNKNOWN if row.rate is None else f"{100 * row.rate:.4g}"
+            cells = [row.attack, rate, *(column.cell(row) for column in columns)]
+            lines.append(
+                _markdown_row([cell.replace("|", "\\|").replace("*", "\\*") for cell in cells])
+            )
+        lines.append("")
+    remarks = [*trouble(board), *board.warnings, *footer(board)]
+    return "\n".join([*lines, *(f"- {remark}" for remark in remarks)]) + "\n"
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("\n", " ") for cell in cells) + " |"
+
+
+def _csv(board: Board) -> str:
+    """Every line and every column; shares as 0 to 1, nothing measured as an empty field."""
+    output = io.StringIO()
+    names = [column.name for column in fields(BoardRow)]
+    writer = csv.DictWriter(output, names, lineterminator="\n")
+    writer.writeheader()
+    for row in board.lines:
+        writer.writerow({**asdict(row), "needs": " ".join(row.needs)})
+    return output.getvalue()
+
+
+def _json(board: Board) -> str:
+    """One object: grid, completeness, every line, notes and warnings; shares as 0 to 1."""
+    state = board.completeness
+    document = {
+        "grid": {"name": board.grid.name, "hash": board.grid.hash},
+        "eval_set": board.eval_set,
+        "completeness": {**state._asdict(), "complete": state.is_complete},
+        "rows": [asdict(row) for row in board.lines],
+        "notes": board.notes(),
+        "warnings": board.warnings,
+    }
+    return json.dumps(document, indent=1, allow_nan=False) + "\n"
+
+
+FORMATS: Mapping[str, Callable[[Board], str]] = {"md": _markdown, "csv": _csv, "json": _json}

@@ -1,0 +1,1 @@
+"""Benchmarks: each prints ratios and returns them; ``python -m benchmarks`` runs them all."""

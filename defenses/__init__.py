@@ -1,0 +1,20 @@
+"""Defenses, one file per paper. A new one is a file and a line in this table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+# name in a grid file -> module:class
+DEFENSES: Mapping[str, str] = {
+    "none": "defenses.controls:NoDefense",
+    "finetune": "defenses.finetune:Finetune",
+    "cleanclip": "defenses.cleanclip:CleanClip",
+    "roclip": "defenses.roclip:RoClip",
+    "clean_model": "defenses.controls:CleanModel",
+    "clean_training": "defenses.controls:CleanTraining",
+    "oracle_filter": "defenses.controls:OracleFilter",
+    "partial_oracle": "defenses.controls:PartialOracle",
+    "random_filter": "defenses.controls:RandomFilter",
+    "same_budget_finetune": "defenses.controls:SameBudgetFinetune",
+    "augment_only": "defenses.controls:AugmentOnly",
+}

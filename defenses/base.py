@@ -1,0 +1,206 @@
+"""What a defense is: declared needs, and a plan written with the lab's primitives.
+
+A defense is a frozen dataclass of its hyperparameters. It is handed a `Case`, which raises on
+anything the defense has not declared, and hands back a `Defended`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, ClassVar, NoReturn, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from victims.errors import Forbidden
+from victims.lab import DataRef, Lab, ModelRef
+from victims.models import Clip, Encoder
+from victims.recipe import Recipe
+
+
+class Phase(StrEnum):
+    """When a defense acts; controls are shown beside the defenses and never ranked with them."""
+
+    PRETRAINING = "pretraining"
+    FILTERING = "filtering"
+    FINETUNING = "finetuning"
+    INFERENCE = "inference"
+    CONTROL = "control"
+
+
+class Need(StrEnum):
+    """What a defense may be given. ``start`` is where the victim's own training began: the public
+    reference model in regime F, random weights in regime S. ``truth`` is for controls alone."""
+
+    SUSPECT_DATA = "suspect_data"
+    VICTIM = "victim"
+    CLEAN_DATA = "clean_data"
+    REFERENCE = "reference"
+    START = "start"
+    TRUTH = "truth"
+
+
+class Fidelity(StrEnum):
+    """How far the code can claim to be the paper's method; a column of the board."""
+
+    EXACT = "exact"
+    READING = "reading"
+    ADAPTED = "adapted"
+
+
+class Regime(StrEnum):
+    """F fine-tunes a public model on the suspect data, S trains from scratch on it."""
+
+    F = "F"
+    S = "S"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipes:
+    """The grid's two recipes, as this cell uses them (seeds included)."""
+
+    victim: Recipe
+    repair: Recipe
+
+
+class Case:
+    """What the defender is given. Asking for something undeclared raises.
+
+    Each need is a function closed over its value, so nothing undeclared hangs on this object.
+    """
+
+    __slots__ = ("_grants", "_owner", "_training", "granted")
+
+    def __init__(
+        self,
+        owner: str,
+        grants: Mapping[Need, Callable[[], Any]],
+        training: tuple[Recipes, int] | None,
+    ) -> None:
+        self._owner, self._grants, self._training = owner, dict(grants), training
+        self.granted = frozenset(grants)
+
+    @property
+    def recipes(self) -> Recipes:
+        """How to train, for a defense that was given something to train on."""
+        return self._trained()[0]
+
+    @property
+    def seed(self) -> int:
+        """The seed of whatever a defense draws."""
+        return self._trained()[1]
+
+    def _trained(self) -> tuple[Recipes, int]:
+        if self._training is None:
+            raise Forbidden(
+                f"{self._owner} asked for the recipes or the seed, and its `needs` give it nothing"
+                " to train: declare Need.START, or Need.VICTIM with clean or suspect data."
+            )
+        return self._training
+
+    def _ask(self, need: Need) -> Any:
+        if need not in self._grants:
+            _refuse(self._owner, need)
+        return self._grants[need]()
+
+    @property
+    def suspect_data(self) -> DataRef:
+        data: DataRef = self._ask(Need.SUSPECT_DATA)
+        return data
+
+    @property
+    def clean_data(self) -> DataRef:
+        data: DataRef = self._ask(Need.CLEAN_DATA)
+        return data
+
+    @property
+    def victim(self) -> ModelRef:
+        model: ModelRef = self._ask(Need.VICTIM)
+        return model
+
+    @property
+    def reference(self) -> ModelRef:
+        model: ModelRef = self._ask(Need.REFERENCE)
+        return model
+
+    @property
+    def start(self) -> ModelRef | None:
+        """Where the victim's training began: the reference, or None for random weights."""
+        model: ModelRef | None = self._ask(Need.START)
+        return model
+
+    @property
+    def truth(self) -> Truth:
+        truth: Truth = self._ask(Need.TRUTH)
+        return truth
+
+
+def _refuse(owner: str, need: Need) -> NoReturn:
+    raise Forbidden(
+        f"{owner} asked for {need}, which it does not declare. Add Need.{need.name} to its `needs`:"
+        " the board shows the needs, and a method is compared with others of the same needs."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """Which rows are poisoned, and the data as it was before. Controls alone receive it."""
+
+    poisoned: npt.NDArray[np.bool_]
+    restored: DataRef
+
+
+class Guard(Protocol):
+    """An inference-time wrapper: a frozen dataclass that turns a model into another encoder."""
+
+    def wrap(self, model: Clip) -> Encoder: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Defended:
+    """What a defense hands back. ``flagged`` marks the rows it held to be poisoned, if it judged;
+    ``suspicion`` ranks all rows, higher is more suspicious."""
+
+    model: ModelRef
+    guard: Guard | None = None
+    flagged: npt.NDArray[np.bool_] | None = None
+    suspicion: npt.NDArray[np.float32] | None = None
+
+
+class Defense(Protocol):
+    """A frozen dataclass. ``fidelity`` is one word, or a mapping by regime."""
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    paper: ClassVar[str]
+    phase: ClassVar[Phase]
+    needs: ClassVar[frozenset[Need]]
+    fidelity: ClassVar[Any]
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]]
+
+    def apply(self, lab: Lab, case: Case) -> Defended: ...
+
+
+def check_truth(defense: Defense | type[Defense]) -> None:
+    """Raise where something other than a control declares the truth among its needs."""
+    if Need.TRUTH in defense.needs and defense.phase != Phase.CONTROL:
+        raise Forbidden(
+            f"{defense.name} is a {defense.phase} defense and declares Need.TRUTH, which no"
+            " defender has. Remove it from its `needs`; only controls (phase control) may hold it."
+        )
+
+
+def resolved_needs(defense: Defense | type[Defense], regime: Regime) -> list[str]:
+    """The needs as the board shows them: in regime F the start weights are the reference."""
+    start = {Need.START: Need.REFERENCE} if regime is Regime.F else {}
+    shown = {start.get(need, need) for need in defense.needs}
+    if regime is Regime.S:
+        shown.discard(Need.START)
+    return [need.value for need in Need if need in shown]
+
+
+def fidelity_in(defense: Defense | type[Defense], regime: Regime) -> Fidelity:
+    declared = defense.fidelity
+    return Fidelity(declared if isinstance(declared, str) else declared[regime])

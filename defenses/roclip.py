@@ -1,0 +1,194 @@
+"""RoCLIP: every K-th epoch, match each picture with the nearest caption in a pool, not its own.
+
+Idea: break the pairing of a poisoned picture with its poisoned caption while training; strong
+    augmentation of both sides is always on.
+Reference: Yang, Gao, Mirzasoleiman, "Robust Contrastive Language-Image Pretraining against Data
+    Poisoning and Backdoor Attacks", NeurIPS 2023, arXiv 2303.06854 (v2; v1 is another algorithm).
+Symbols: K = ``every`` (None: never); P = ``pool_size`` (None: 2 % of the data, at least one
+    batch); N_i = the nearest caption.
+Where: step a, j*(i) = argmax_j cos(I_i, P_j) -> `PooledCaptions._nearest`; steps b, c,
+    L = 1/2 [CE(I, N) + CE(N, I)] -> `forward`; step d, the circular FIFO -> `push`.
+Differences: the pool starts empty and unfilled slots are masked, with the plain loss while there
+    is nothing in it (``pool_init: legacy`` starts from unnormalised noise, as released); the text
+    tower of a matching step has no gradient and does not move (``text_drift: true`` gives it the
+    zero gradient under which AdamW's momentum and decay still move it). In regime F it starts from
+    the public model instead of random weights, unlike the paper: fidelity ADAPTED there.
+Cost: one augmented view with gradient per suspect pair and epoch; replaces the victim's training.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from defenses.base import Case, Defended, Fidelity, Need, Phase, Regime
+from victims.augment import augment, policy_from
+from victims.batches import Batch
+from victims.distributed import gather
+from victims.draws import Draws
+from victims.errors import UsageError
+from victims.lab import Lab
+from victims.losses import clip_loss, similarity
+from victims.models import Clip
+from victims.recipe import Clock
+from victims.rewrite import EdaMode, eda_text
+from victims.training import Objective
+
+
+class PoolInit(StrEnum):
+    EMPTY = "empty"
+    LEGACY = "legacy"
+
+
+class Query(StrEnum):
+    IMAGE = "image"
+    CAPTION = "caption"
+
+
+class Augment(StrEnum):
+    BOTH = "both"
+    IMAGE = "image"
+    TEXT = "text"
+    NONE = "none"
+
+
+class PooledCaptions(Objective):
+    """The pool, its write pointer and its fill count are buffers: they survive a restart."""
+
+    pool_PD: Tensor
+    pointer: Tensor
+    filled: Tensor
+
+    def __init__(self, spec: PooledCaptionsSpec, width: int) -> None:
+        super().__init__()
+        self.spec = spec
+        legacy = spec.pool_init == PoolInit.LEGACY
+        start_PD = (
+            torch.randn(spec.pool_size, width) if legacy else torch.zeros(spec.pool_size, width)
+        )
+        filled = spec.pool_size if legacy else 0
+        self.register_buffer("pool_PD", start_PD)
+        self.register_buffer("pointer", torch.tensor(0))
+        self.register_buffer("filled", torch.tensor(filled))
+
+    def views(self, batch: Batch, draws: Draws) -> Mapping[str, Tensor]:
+        if self.spec.augment in (Augment.TEXT, Augment.NONE):
+            return {"image": batch.image}
+        policy = policy_from("simclr", crop_scale=self.spec.crop_scale)
+        return {"image": augment(policy, batch.image, draws)}
+
+    def matches(self, epoch: int) -> bool:
+        """Is this epoch (counted from 0) a matching one? Epochs of the paper count from 1."""
+        return self.spec.every is not None and (epoch + 1) % self.spec.every == 0
+
+    @torch.no_grad()
+    def push(self, text_GD: Tensor) -> None:
+        """Write a batch into the circular FIFO; what does not fit behind the pointer is dropped."""
+        start, size = int(self.pointer), len(self.pool_PD)
+        end = min(size, start + len(text_GD))
+        self.pool_PD[start:end] = text_GD[: end - start]
+        self.filled.fill_(max(int(self.filled), end))
+        self.pointer.fill_(0 if end == size else end)
+
+    def _nearest(self, query_BD: Tensor) -> Tensor:
+        """N_i: of the filled slots, the row most similar to each query, as it is stored."""
+        pool_FD = self.pool_PD[: int(self.filled)]
+        similar_BF = similarity(query_BD, F.normalize(pool_FD, dim=-1), 1.0)
+        return pool_FD[similar_BF.argmax(dim=-1)]
+
+    def forward(self, model: Clip, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        image_BD = model.encode_image(batch.views["image"])
+        tokens, matching = batch.texts["eda"], self.matches(clock.epoch)
+        remember = matching or self.spec.refresh_in_plain_epochs
+        if not matching or not int(self.filled):
+            text_BD = model.encode_text(tokens)
+            terms = {"clip": clip_loss(image_BD, text_BD, model.scale)}
+        else:
+            with torch.set_grad_enabled(self.spec.text_drift):
+                text_BD = model.encode_text(tokens)
+            by_image = self.spec.query == Query.IMAGE
+            nearest_BD = self._nearest((image_BD if by_image else text_BD).detach())
+            terms = {"matched": clip_loss(image_BD, nearest_BD, model.scale)}
+            if self.spec.text_drift:
+                terms["matched"] = terms["matched"] + 0 * text_BD.sum()
+        if remember:
+            self.push(gather(text_BD.detach()))
+        return terms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PooledCaptionsSpec:
+    name: ClassVar[str] = "pooled_captions"
+    version: ClassVar[int] = 1
+
+    every: int | None
+    pool_size: int
+    pool_init: PoolInit
+    refresh_in_plain_epochs: bool
+    crop_scale: tuple[float, float]
+    augment: Augment
+    query: Query
+    text_drift: bool
+
+    def build(self, model: Clip) -> Objective:
+        return PooledCaptions(self, int(model.net.text_projection.shape[-1]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoClip:
+    name: ClassVar[str] = "roclip"
+    version: ClassVar[int] = 1
+    paper: ClassVar[str] = "arXiv 2303.06854"
+    phase: ClassVar[Phase] = Phase.PRETRAINING
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.SUSPECT_DATA, Need.START})
+    fidelity: ClassVar[Mapping[Regime, Fidelity]] = {
+        Regime.S: Fidelity.EXACT,
+        Regime.F: Fidelity.ADAPTED,
+    }
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "augment_only": {"every": None},
+        "legacy_pool": {"pool_init": "legacy", "text_drift": True},
+    }
+
+    every: int | None = 2
+    pool_size: int | None = None
+    pool_init: PoolInit = PoolInit.EMPTY
+    refresh_in_plain_epochs: bool = False
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    augment: Augment = Augment.BOTH
+    eda: EdaMode = EdaMode.STATIC
+    synonyms: str = "lexicon"
+    query: Query = Query.IMAGE
+    text_drift: bool = False
+
+    def apply(self, lab: Lab, case: Case) -> Defended:
+        data, recipe = case.suspect_data, case.recipes.victim
+        if self.every is not None and self.every < 1:
+            raise UsageError(f"roclip: every must be at least 1 (or null), got {self.every}")
+        size = self.pool_size
+        if size is None:
+            size = max(recipe.batch_size, math.ceil(0.02 * len(data)))
+        if size < 1:
+            raise UsageError(f"roclip: pool_size must be at least 1 (or null), got {size}")
+        spec = PooledCaptionsSpec(
+            every=self.every,
+            # Without a matching epoch the pool is never read: keep it out of the identity.
+            pool_size=size if self.every is not None else 1,
+            pool_init=self.pool_init,
+            refresh_in_plain_epochs=self.refresh_in_plain_epochs,
+            crop_scale=self.crop_scale,
+            augment=self.augment,
+            query=self.query,
+            text_drift=self.text_drift,
+        )
+        plain_text = self.augment in (Augment.IMAGE, Augment.NONE)
+        mode = EdaMode.OFF if plain_text else self.eda
+        data = lab.with_text(data, eda=eda_text(mode, self.synonyms, recipe.seed))
+        return Defended(lab.train(spec, data, recipe, init=case.start))

@@ -1,0 +1,1 @@
+"""Documents and what generates their tables and pictures."""

@@ -1,0 +1,341 @@
+"""The command line. Every verb imports what it needs and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from victims.errors import GridError, UsageError, near
+
+if TYPE_CHECKING:
+    from grid.run import RunReport
+
+app = typer.Typer(
+    name="grid",
+    help="An evaluation grid for backdoor attacks and defenses on CLIP-style models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+GridArg = Annotated[str, typer.Argument(help="A preset's name or a YAML file.")]
+OutOpt = Annotated[Path | None, typer.Option("--out", help="Results directory; default runs/NAME.")]
+StoreOpt = Annotated[
+    str | None, typer.Option("--store", help="Artefact store, a path or URI; default runs/store.")
+]
+OnlyOpt = Annotated[
+    str | None, typer.Option("--only", help="Cells to take, e.g. 'defense=none rate<0.02'.")
+]
+JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+class ExecutorName(StrEnum):
+    RAY = "ray"
+    SERIAL = "serial"
+
+
+class Kind(StrEnum):
+    ATTACKS = "attacks"
+    DEFENSES = "defenses"
+    PRESETS = "presets"
+
+
+class Format(StrEnum):
+    TABLE = "table"
+    MD = "md"
+    CSV = "csv"
+    JSON = "json"
+
+
+ExecutorOpt = Annotated[
+    ExecutorName, typer.Option("--executor", help="serial runs in this process, without Ray.")
+]
+
+
+def home() -> Path:
+    """Where results go by default. A Ray job's working directory is temporary: not there."""
+    if "GRID_HOME" in os.environ:
+        return Path(os.environ["GRID_HOME"])
+    inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    return Path.home() / ".backdoor-grid" / "runs" if inside_job else Path("runs")
+
+
+def _places(name: str, out: Path | None, store: str | None) -> tuple[Path, str]:
+    return out or home() / name, store or str(home() / "store")
+
+
+def say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _run(
+    name: str,
+    out: Path | None,
+    store: str | None,
+    executor: ExecutorName,
+    only: str | None,
+    retry: bool,
+) -> None:
+    from grid.quick import exit_code, finished_run, remember
+    from grid.registry import grid_source
+
+    source = grid_source(name)
+    where, uri = _places(source.name, out, store)
+    done = None if only is not None or retry else finished_run(source, where)
+    if done is not None:
+        say(f"{source.name}: all {done.total()} cells are done in {where}; nothing to run")
+        code = exit_code(done)
+    else:
+        from grid.filters import parse_filter
+        from grid.gridfile import load_grid
+        from grid.run import run_grid
+
+        chosen = parse_filter(only) if only is not None else None
+        report = run_grid(
+            load_grid(name), where, uri, executor=executor.value, only=chosen, retry=retry, say=say
+        )
+        remember(source, where)
+        _tell(report, where, uri)
+        code = report.code
+    _board(where, "table")
+    if code:
+        raise typer.Exit(code)
+
+
+def _tell(report: RunReport, where: Path, uri: str) -> None:
+    counts = ", ".join(f"{n} {status}" for status, n in sorted(report.counts.items()))
+    say(f"{report.grid}: {report.cells} cells ({counts}) in {report.wall_seconds:.1f} s")
+    say(
+        f"{report.stages_run} stages ran; {report.victims_trained} of {report.victims} victims"
+        " were trained, each once, the others were found in the store"
+    )
+    if report.stages_run:
+        own = report.wall_seconds - report.ray_start_seconds
+        say(
+            f"{report.lanes} lanes: {own:.1f} s without Ray's start ({report.ray_start_seconds:.1f}"
+            f" s) against a lower bound of {report.lower_bound_seconds:.1f} s"
+        )
+    say(f"results: {where}    store: {uri}    board: grid leaderboard {where}")
+
+
+@app.command()
+def run(
+    grid: GridArg,
+    out: OutOpt = None,
+    store: StoreOpt = None,
+    executor: ExecutorOpt = ExecutorName.RAY,
+    only: OnlyOpt = None,
+) -> None:
+    """Run what is missing of a grid, then print its board. The same command resumes."""
+    _run(grid, out, store, executor, only, retry=False)
+
+
+@app.command()
+def retry(
+    grid: GridArg,
+    out: OutOpt = None,
+    store: StoreOpt = None,
+    executor: ExecutorOpt = ExecutorName.RAY,
+    only: OnlyOpt = None,
+) -> None:
+    """Run again the cells whose method failed, after its code was mended."""
+    _run(grid, out, store, executor, only, retry=True)
+
+
+@app.command()
+def plan(
+    grid: GridArg, out: OutOpt = None, store: StoreOpt = None, as_json: JsonOpt = False
+) -> None:
+    """Show what a run would do: cells, stages, reuse, estimated seconds. Runs nothing."""
+    from grid.quick import plan_summary
+    from grid.registry import grid_source
+
+    source = grid_source(grid)
+    where, uri = _places(source.name, out, store)
+    found = plan_summary(source, where, uri)
+    if as_json:
+        typer.echo(json.dumps(found, indent=1, sort_keys=True))
+        return
+    typer.echo(f"{found['grid']} ({found['hash']}): {found['cells']} cells")
+    shared = found["stages_without_sharing"] - found["stages"]
+    typer.echo(
+        f"{found['stages']} stages ({shared} more without sharing), {found['stages_finished']} of"
+        f" them finished, {found['stages_to_run']} to run"
+    )
+    typer.echo(f"{found['victims']} victims, {found['victims_to_train']} to train")
+    for kind, entry in found["kinds"].items():
+        typer.echo(
+            f"  {kind:10} {entry['stages']:6.0f} stages {entry['to_run']:6.0f} to run"
+            f" {entry['seconds']:9.1f} s of work"
+        )
+    typer.echo(
+        f"about {found['estimated_seconds']:.0f} s on {found['lanes']} lanes"
+        f" ({found['seconds_of_work']:.0f} s of work, longest chain"
+        f" {found['longest_chain_seconds']:.0f} s)"
+    )
+
+
+@app.command()
+def check(
+    grid: GridArg, out: OutOpt = None, store: StoreOpt = None, as_json: JsonOpt = False
+) -> None:
+    """Is the grid complete? Exit 3 and a list of what is missing and why if it is not."""
+    from grid.quick import completeness
+    from grid.registry import grid_source
+
+    source = grid_source(grid)
+    where, uri = _places(source.name, out, store)
+    found = completeness(source, where, uri)
+    if as_json:
+        typer.echo(json.dumps(found, indent=1, sort_keys=True))
+    else:
+        counts = ", ".join(f"{n} {status}" for status, n in sorted(found["counts"].items()))
+        typer.echo(f"{found['grid']}: {found['planned']} cells: {counts or 'none'}")
+        for cell in found["incomplete"]:
+            typer.echo(f"  {cell['label']}: {cell['status']}: {cell['why']}")
+        for cell in found["invalid"]:
+            typer.echo(f"  {cell['label']}: {cell['status']}: {cell['why']}")
+    if found["incomplete"]:
+        raise typer.Exit(3)
+    if found["invalid"]:
+        raise typer.Exit(4)
+
+
+@app.command()
+def explain(
+    cell: Annotated[str, typer.Argument(help="Its label: attack/rate/defense/s0.")],
+    grid: Annotated[str, typer.Option("--grid", help="The grid it is in.")] = "demo",
+    out: OutOpt = None,
+    store: StoreOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Trace a cell: its configuration, stages, keys, cost, log files and rows."""
+    from grid.explain import explain_cell, print_explanation
+    from grid.registry import grid_source
+
+    source = grid_source(grid)
+    where, uri = _places(source.name, out, store)
+    found = explain_cell(grid, cell, where, uri)
+    if as_json:
+        typer.echo(json.dumps(found, indent=1, sort_keys=True))
+    else:
+        typer.echo(print_explanation(found))
+
+
+@app.command()
+def leaderboard(
+    directory: Annotated[str, typer.Argument(help="A results directory, or a grid's name.")] = (
+        "demo"
+    ),
+    form: Annotated[Format, typer.Option("--format", help="table, md, csv or json.")] = (
+        Format.TABLE
+    ),
+    eval_set: Annotated[str, typer.Option("--set", help="report or shifted.")] = "report",
+) -> None:
+    """Print the board of a results directory, also while a run is still writing it."""
+    path = Path(directory)
+    _board(path if path.is_dir() else home() / directory, form.value, eval_set)
+
+
+def _board(where: Path, form: str, eval_set: str = "report") -> None:
+    import shutil
+
+    from analysis.board import load_board
+    from analysis.render import render
+
+    # A table needs 100 columns to say what it must; a narrower terminal wraps it.
+    width = max(100, shutil.get_terminal_size((140, 40)).columns)
+    board = load_board(where, eval_set)
+    typer.echo(render(board, form, width=width, color=sys.stdout.isatty()))
+
+
+@app.command()
+def ls(kind: Annotated[Kind, typer.Argument()], as_json: JsonOpt = False) -> None:
+    """List attacks, defenses or presets, with where each is defined."""
+    from grid.registry import describe, presets
+
+    if kind is Kind.PRESETS:
+        found = presets()
+        lines = [f"{name:12} {text}" for name, text in found.items()]
+        typer.echo(json.dumps(found, indent=1) if as_json else "\n".join(lines))
+        return
+    methods = describe("attacks" if kind is Kind.ATTACKS else "defenses")
+    if as_json:
+        rows = [{n: getattr(m, n) for n in m.__slots__} for m in methods]
+        typer.echo(json.dumps(rows, indent=1, default=str))
+        return
+    for method in methods:
+        by_regime = method.fidelity or {}
+        same = len(set(by_regime.values())) == 1
+        words = [word if same else f"{word} in {regime}" for regime, word in by_regime.items()]
+        facts = [method.phase, ", ".join(words[:1] if same else words), ", ".join(method.needs)]
+        typer.echo(f"{method.name:22}{'; '.join(fact for fact in facts if fact)}")
+        typer.echo(f"{'':22}{method.error or method.idea}")
+        typer.echo(f"{'':22}{method.distribution}: {method.origin or method.cls}")
+
+
+@app.command()
+def mock(
+    method: Annotated[str, typer.Argument(help="A method's name, or package.module:Class.")],
+) -> None:
+    """Run the contract tests on a method you are writing, on a tiny world, in seconds."""
+    from grid.kit import check_method
+
+    failed = check_method(method, typer.echo)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _known_commands() -> list[str]:
+    return [
+        command.name or command.callback.__name__
+        for command in app.registered_commands
+        if command.callback
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command ``grid``: errors in one message, exit codes as documented."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in _known_commands():
+        hint = near(arguments[0], _known_commands())
+        say(f"grid: no command called {arguments[0]!r}.{hint} Try grid --help.")
+        sys.exit(UsageError.code)
+    sys.exit(_guarded(lambda: app(arguments, standalone_mode=False)))
+
+
+# Typer brings its own copy of click, or uses the installed one: its errors tell which.
+BadCommand: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+
+INTERRUPTED = 130
+
+
+def _guarded(command: Callable[[], Any]) -> int:
+    try:
+        result = command()
+        if result == INTERRUPTED:  # newer Typer turns Ctrl-C into an exit code itself
+            raise KeyboardInterrupt
+        return result if isinstance(result, int) else 0
+    except GridError as error:
+        say(f"grid: {error}")
+        return error.code
+    except BadCommand as error:
+        error.show()
+        return UsageError.code
+    except (typer.Abort, KeyboardInterrupt):
+        say("grid: interrupted; the same command goes on where this one stopped")
+        return INTERRUPTED
+    except BrokenPipeError:
+        return 0
+
+
+if __name__ == "__main__":
+    main()

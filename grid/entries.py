@@ -1,0 +1,196 @@
+"""The lists of attacks and defenses of a grid file, and the recipes that their entries train with.
+
+Lists hold a method's name or ``name: {field: value}``. Beside a method's own fields stand ``as``
+(its label on the board), ``variant`` (a named set of values; explicit fields win) and, for
+defenses, ``recipe`` (changes to the grid's recipes for this entry alone). A control whose ``like``
+names another entry takes over that entry's changes. The undefended victim, ``none``, is always
+the reference of the gate: where a file does not list it, it is added at the front.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
+
+from defenses.base import Phase
+from grid.decode import decode
+from grid.nodes import Raw
+from grid.registry import Kind, Method, resolve, table
+from grid.spec import UNDEFENDED, AttackEntry, DefenseEntry, WorldData
+from victims.errors import GridError, near
+from victims.recipe import Recipe
+
+RESERVED = ("as", "variant", "recipe")
+# A name becomes a folder and a part of a cell's label: no separators, no spaces.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*")
+NAME_HELP = "letters, digits and . _ + = -, beginning with a letter or a digit"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipes:
+    """A file's ``recipes``. ``reference`` is needed in regime F alone."""
+
+    reference: Recipe | None = None
+    victim: Recipe
+    repair: Recipe
+
+
+class _Entry(NamedTuple):
+    """A method of a list, and the place and the text of its recipe overrides."""
+
+    label: str
+    method: Any
+    at: Raw
+    recipe: Raw | None
+
+
+def attack_entries(raw: Raw) -> tuple[AttackEntry, ...]:
+    methods = table("attacks")
+    entries = [_entry("attacks", item, methods) for item in elements(raw)]
+    _require_labels(entries)
+    return tuple(AttackEntry(label=entry.label, method=entry.method) for entry in entries)
+
+
+def defense_entries(raw: Raw, recipes: Recipes, data: WorldData) -> tuple[DefenseEntry, ...]:
+    methods = table("defenses")
+    entries = [_entry("defenses", item, methods) for item in elements(raw)]
+    if not any(entry.method.name == UNDEFENDED for entry in entries):
+        entries.insert(0, _entry("defenses", Raw.of(UNDEFENDED, raw.where), methods))
+    _require_labels(entries)
+    own = {entry.label: _overrides(entry, recipes.repair) for entry in entries}
+    found = []
+    for entry in entries:
+        values = {**_inherited(entry, entries, own), **own[entry.label]}
+        replaces_training = entry.method.phase in (Phase.PRETRAINING, Phase.FILTERING)
+        at = entry.recipe or entry.at
+        repair = replace(recipes.repair, **values)
+        victim = replace(recipes.victim, **values) if replaces_training else recipes.victim
+        if values:
+            used, split = (victim, "suspect") if replaces_training else (repair, "clean")
+            check_recipe(used, split, data, at if entry.recipe else at.only(()))
+        found.append(
+            DefenseEntry(
+                label=entry.label,
+                method=entry.method,
+                recipe=repair,
+                victim_recipe=victim,
+                overrides=values,
+            )
+        )
+    return tuple(found)
+
+
+def _overrides(entry: _Entry, base: Recipe) -> dict[str, Any]:
+    if entry.recipe is None:
+        return {}
+    decoded = decode(Recipe, entry.recipe, base=base)
+    return {name: getattr(decoded, name) for name in entry.recipe.items()}
+
+
+def _inherited(
+    entry: _Entry, entries: Sequence[_Entry], own: Mapping[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """The recipe overrides of the entry that a control imitates, by label or else by name."""
+    like = getattr(entry.method, "like", None)
+    if entry.method.phase is not Phase.CONTROL or like is None:
+        return {}
+    if like in own:
+        return own[like]
+    others = [own[other.label] for other in entries if other.method.name == like]
+    if any(values != others[0] for values in others):
+        raise entry.at.error(
+            f"like: {like} means several entries whose recipes differ. Leave one of them without"
+            " `as`: the control follows that one."
+        )
+    return others[0] if others else {}
+
+
+def _entry(kind: Kind, raw: Raw, methods: Mapping[str, Method]) -> _Entry:
+    """``name``, or ``name: {field: value}``."""
+    if isinstance(raw.node.data, Mapping):
+        items = raw.items()
+        if len(items) != 1:
+            raise raw.error(
+                f"expected one method per item, got {listed(items)}. Indent a method's fields"
+                " below its name."
+            )
+        name, given = next(iter(items.items()))
+    elif isinstance(raw.node.data, str):
+        name, given = raw.node.data, Raw.of({}, raw.where.at(raw.node.data))
+    else:
+        raise raw.error(f"expected a method of {', '.join(methods)}, got {raw.show()}")
+    cls: Any = resolve(kind, name, str(raw.where), methods)
+    if given.node.data is None:
+        given = Raw.of({}, given.where)
+    items = given.items()
+    names = [f.name for f in fields(cls) if f.init]
+    reserved = RESERVED if kind == "defenses" else RESERVED[:2]
+    clash = set(reserved) & set(names)
+    if clash:
+        raise GridError(f"{name}: a method cannot have a field called {clash.pop()!r}")
+    given.check_keys([*names, *reserved])
+    own = given.without(*reserved)
+    if "variant" in items:
+        own = own.over(_variant(cls, items["variant"]))
+    label = items["as"].node.text if "as" in items else name
+    if not NAME.fullmatch(label):
+        raise items["as"].error(f"{label!r} cannot be a label. Use {NAME_HELP}.")
+    return _Entry(label, decode(cls, own), given, items.get("recipe"))
+
+
+def _variant(cls: Any, raw: Raw) -> Mapping[str, Any]:
+    name, variants = raw.node.data, cls.variants
+    if not isinstance(name, str) or name not in variants:
+        every = ", ".join(variants) or "it has none"
+        guess = near(raw.node.text, variants)
+        raise raw.error(f"{cls.name} has no variant {raw.show()}.{guess} Known: {every}.")
+    found: Mapping[str, Any] = variants[name]
+    return found
+
+
+def _require_labels(entries: Sequence[_Entry]) -> None:
+    seen: dict[str, _Entry] = {}
+    for entry in entries:
+        if entry.label in seen:
+            first = seen[entry.label].at.where
+            raise entry.at.error(
+                f"the label {entry.label!r} is already that of line {first.line}. Give one of the"
+                f" two another with `as`, such as {{as: {entry.label}-2}}."
+            )
+        seen[entry.label] = entry
+
+
+def check_recipe(recipe: Recipe, split: str, data: WorldData, raw: Raw) -> None:
+    """A recipe fits its data; only the reference has a seed of its own."""
+    items = raw.items()
+    if split != "public" and "seed" in items:
+        raise items["seed"].error(
+            "the seed of a victim or of a defense comes from `seeds` and `defense_seeds`; leave"
+            " it out here"
+        )
+    require_seed(recipe.seed, items.get("seed", raw))
+    num_rows = getattr(data, split)
+    if recipe.batch_size > num_rows:
+        raise items.get("batch_size", raw).error(
+            f"a batch of {recipe.batch_size} is larger than its data, the {num_rows} rows of"
+            f" {split!r}"
+        )
+
+
+def require_seed(seed: int, raw: Raw) -> None:
+    if not 0 <= seed < 2**63:
+        raise raw.error(f"a seed is a whole number from 0 to 2^63 - 1, got {seed}")
+
+
+def elements(raw: Raw) -> list[Raw]:
+    """The items of a list that gives the grid its cells: at least one."""
+    found = raw.elements()
+    if not found:
+        raise raw.error("the list is empty, so the grid would have no cells")
+    return found
+
+
+def listed(items: Iterable[str]) -> str:
+    return ", ".join(items) or "nothing"

@@ -1,0 +1,232 @@
+"""A grid file's text to a `Grid`: what its keys mean, with a place for all that they cannot mean.
+
+The lists of methods are read in `grid.entries`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from decimal import Decimal
+from typing import Any
+
+from attacks.base import Track, poison_count
+from defenses.base import Regime
+from grid.decode import decode
+from grid.entries import (
+    NAME,
+    NAME_HELP,
+    Recipes,
+    attack_entries,
+    check_recipe,
+    defense_entries,
+    elements,
+    listed,
+    require_seed,
+)
+from grid.nodes import Raw, Where, parse
+from grid.registry import Source, grid_source
+from grid.spec import Evaluate, Execution, Gate, Grid, WorldData
+from victims.errors import UsageError, near, unknown
+from victims.measuring import check_classes, resolve_target
+from victims.models import EMBEDDED, ModelSpec
+from victims.world import World
+
+
+def load_grid(name_or_path: str) -> Grid:
+    """A grid file by its path, or a preset by its name."""
+    return decode_grid(grid_source(name_or_path))
+
+
+def decode_grid(source: Source) -> Grid:
+    """Read the text of a grid file; anything it cannot mean raises with its place."""
+    raw = parse(source.text, source.source)
+    file = decode(_File, raw)
+    places = raw.items()
+    name = source.name if file.name is None else file.name
+    if not NAME.fullmatch(name):
+        at = places.get("name", raw)
+        raise at.error(f"{name!r} cannot name a run's folder. Give `name`: {NAME_HELP}.")
+    data = _data(file.data)
+    recipes = decode(Recipes, file.recipes)
+    at_recipes = file.recipes.items()
+    if recipes.reference is None and file.regime is Regime.F:
+        raise file.recipes.error(
+            "missing key 'reference', the recipe of the public model that regime F starts from"
+        )
+    for stage, split in (("reference", "public"), ("victim", "suspect"), ("repair", "clean")):
+        recipe = getattr(recipes, stage)
+        if recipe is not None:
+            check_recipe(recipe, split, data, at_recipes[stage])
+    rates = _rates(file.rates, data.suspect)
+    defenses = defense_entries(file.defenses, recipes, data)
+    return Grid(
+        name=name,
+        description=file.description,
+        track=file.track,
+        regime=file.regime,
+        data=data,
+        model=_model(file.model, data),
+        targets=_targets(file, data.classes),
+        attacks=attack_entries(file.attacks),
+        rates=rates,
+        defenses=defenses,
+        seeds=_seeds(file.seeds),
+        defense_seeds=_seeds(file.defense_seeds),
+        reference=recipes.reference or recipes.victim,
+        victim=recipes.victim,
+        repair=recipes.repair,
+        gate=_gate(file.gate, rates),
+        evaluate=file.evaluate,
+        execution=file.execution,
+        source=source.source,
+        text=source.text,
+    )
+
+
+# What a file means by leaving a key out.
+_WORLD = Raw.of({"world": {}}, Where())
+_TINY = Raw.of("tiny", Where())
+_FIRST_SEED = Raw.of([0], Where())
+_EMPTY = Raw.of({}, Where())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _File:
+    """The keys of a grid file; `Raw` ones are decoded below."""
+
+    name: str | None = None
+    description: str = ""
+    track: Track = Track.MULTIMODAL
+    regime: Regime = Regime.F
+    data: Raw = _WORLD
+    model: Raw = _TINY
+    target: Raw | None = None
+    targets: Raw | None = None
+    attacks: Raw
+    rates: Raw
+    defenses: Raw
+    seeds: Raw
+    defense_seeds: Raw = _FIRST_SEED
+    recipes: Raw
+    gate: Raw = _EMPTY
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    execution: Execution = field(default_factory=Execution)
+
+
+def _data(raw: Raw) -> WorldData:
+    """``{world: {...}}``: the fields of the world and of its splits side by side."""
+    items = raw.items()
+    if len(items) != 1:
+        raise raw.error(f"expected one corpus kind, such as world: {{}}, got {listed(items)}")
+    kind, item = next(iter(items.items()))
+    if kind != "world":
+        raise unknown("corpus kind", kind, ["world"], str(raw.where))
+    if item.node.data is None:
+        return WorldData()
+    of_world = [f.name for f in fields(World)]
+    of_splits = [f.name for f in fields(WorldData) if f.name != "world"]
+    item.check_keys([*of_world, *of_splits])
+    world = decode(World, item.only(of_world))
+    require_seed(world.seed, item.items().get("seed", item))
+    return replace(decode(WorldData, item.only(of_splits)), world=world)
+
+
+def _model(raw: Raw, data: WorldData) -> ModelSpec:
+    """An architecture's name, or its fields; its size is the pictures'."""
+    if isinstance(raw.node.data, str):
+        raw = Raw.of({"arch": raw.node.data}, raw.where)
+    model = decode(ModelSpec, raw.over({"size": data.world.size}))
+    if model.size != data.world.size:
+        at = raw.items()["size"]
+        raise at.error(
+            f"{model.size} px, but the pictures of `data` have {data.world.size} px a side"
+        )
+    if model.arch not in EMBEDDED:
+        import open_clip  # slow to import, and needed for its list of names alone
+
+        every = [*EMBEDDED, *open_clip.list_models()]
+        if model.arch not in every:
+            raise (
+                raw.items()
+                .get("arch", raw)
+                .error(
+                    f"no architecture called {model.arch!r}.{near(model.arch, every)}"
+                    f" Known: {', '.join(EMBEDDED)} and those of open_clip.list_models()."
+                )
+            )
+    return model
+
+
+def _targets(file: _File, classes: Sequence[str]) -> tuple[int, ...]:
+    check_classes(classes)
+    if file.target and file.targets:
+        raise file.targets.error("give `target` (one class) or `targets` (a list), not both")
+    if file.targets is None:
+        return (_target(file.target, classes) if file.target else 0,)
+    given = elements(file.targets)
+    found = [_target(item, classes) for item in given]
+    _require_distinct(found, given)
+    return tuple(found)
+
+
+def _target(raw: Raw, classes: Sequence[str]) -> int:
+    value = raw.node.data
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise raw.error(f"expected a class name or its index, got {raw.show()}")
+    try:
+        return resolve_target(value, classes)
+    except UsageError as error:
+        raise raw.error(str(error).removeprefix("target: ")) from error
+
+
+def _rates(raw: Raw, num_rows: int) -> tuple[str, ...]:
+    given = elements(raw)
+    found = [_rate(item, num_rows) for item in given]
+    _require_distinct(found, given)
+    return tuple(found)
+
+
+def _rate(raw: Raw, num_rows: int) -> str:
+    """A share as exact decimal text, e.g. 1e-4 as 0.0001."""
+    value, text = raw.node.data, raw.node.text.replace("_", "")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 1:
+        raise raw.error(f"expected a share in 0..1 such as 0.01, got {raw.show()}")
+    try:
+        poison_count(text, num_rows)
+    except UsageError as error:
+        raise raw.error(str(error).removeprefix("rates: ")) from error
+    exact = Decimal(text)
+    return format(exact.normalize(), "f") if exact else "0"
+
+
+def _seeds(raw: Raw) -> tuple[int, ...]:
+    given = elements(raw) if isinstance(raw.node.data, tuple) else [raw]
+    found = []
+    for item in given:
+        if type(item.node.data) is not int:
+            raise item.error(f"expected a whole number or a list of them, got {item.show()}")
+        found.append(item.node.data)
+        require_seed(item.node.data, item)
+    _require_distinct(found, given)
+    return tuple(found)
+
+
+def _gate(raw: Raw, rates: Sequence[str]) -> Gate:
+    at = raw.items().get("rate")
+    if at is None or at.node.data is None:
+        return decode(Gate, raw)
+    # Numbers are compared as numbers: 0.010 is the rate 0.01.
+    by_value = {float(rate): rate for rate in rates if float(rate) > 0}
+    value = at.node.data
+    rate = by_value.get(float(value)) if type(value) in (int, float) else None  # type: ignore[arg-type]
+    if rate is None:
+        every = ", ".join(by_value.values())
+        raise at.error(f"{at.show()} is not a positive rate of this grid. Known: {every}.")
+    return replace(decode(Gate, raw.without("rate")), rate=rate)
+
+
+def _require_distinct(values: Sequence[Any], places: Sequence[Raw]) -> None:
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            raise places[index].error(f"{value} is given twice")

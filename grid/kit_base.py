@@ -1,0 +1,146 @@
+"""What the contract kit stands on: a tiny world, with its models, in a store of its own.
+
+A check is a function of a method and a `Kit`. It returns nothing, or raises `Broken` with what it
+found and what the contract expects.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attacks.base import Goal, Knowledge
+from grid.registry import resolve, table
+from grid.stages import Bench, CorpusStage, ModelStage, PoisonStage, Stage, TriggerStage
+from victims.corpora import Corpus, Reader, open_corpus
+from victims.embedded import WorldCorpus
+from victims.errors import GridError
+from victims.lab import Lab, Ledger
+from victims.models import ModelSpec
+from victims.recipe import Recipe, Runtime
+from victims.store import Store
+from victims.world import CLASSES, SPLITS, TEMPLATES, World
+
+ROWS = 256
+PICTURES = {32: ROWS, 64: 64, 224: 16}  # rows that attacks are shown, by pixels a side
+POISONED = 25
+# Not class 0, which is what code that forgets the target would mean.
+TARGET = CLASSES.index("fish")
+
+
+class Broken(GridError):
+    """A clause of the contract that a method does not keep."""
+
+
+def expect(holds: bool, found: str, expected: str) -> None:
+    """Raise `Broken` unless the clause holds."""
+    if not holds:
+        raise Broken(f"found {found}; expected {expected}")
+
+
+class Kit:
+    """A world of a few hundred pairs, its reference model and its victims, in ``root``."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.store = Store(root / "base")
+        self.goal = Goal(TARGET, CLASSES[TARGET], TEMPLATES)
+        self.runtime = Runtime()
+        # By trigger key, what another process made of it.
+        self.elsewhere: dict[str, str] = {}
+        # What clauses share: crafted triggers, and what a defense's run left or raised.
+        self.crafted: dict[Any, Any] = {}
+        self.runs: dict[Any, Any] = {}
+        self._held: dict[int, Corpus] = {}
+        self._copies = 0
+
+    # --- what attacks are shown
+
+    def held(self, size: int = 32, seed: int = 0) -> Knowledge:
+        """What an attacker holds: the pool of pictures of that size, the goal and a seed."""
+        if size not in self._held:
+            stage = self.corpus("suspect", size)
+            stage.run(self.bench(self.store))
+            self._held[size] = open_corpus(self.store, stage.key, Reader.TRAINING)
+        return Knowledge(corpus=self._held[size], goal=self.goal, seed=seed)
+
+    def pictures(self, size: int = 32) -> Tensor:
+        """Natural pictures, uint8 BCHW, that a stamp may keep."""
+        return torch.from_numpy(self.held(size).corpus.images_NCHW[:].copy())
+
+    def lab(self, size: int = 32, store: Store | None = None) -> Lab:
+        return self.bench(store or self.store).lab(ModelSpec(size=size))
+
+    def bench(self, store: Store) -> Bench:
+        return Bench(store, self.runtime, lambda line: None, Ledger())
+
+    def corpus(self, split: str, size: int = 32) -> CorpusStage:
+        rows = PICTURES[size] if split == "suspect" else ROWS // 2
+        return CorpusStage(WorldCorpus(world=World(size=size), split=split, num_rows=rows))
+
+    # --- what defenses are handed
+
+    @cached_property
+    def poisoned(self) -> PoisonStage:
+        """The pool under the first attack of the table."""
+        attack = resolve("attacks", next(iter(table("attacks"))))()
+        suspect = self.corpus("suspect")
+        trigger = TriggerStage(attack, self.goal, 0, suspect, ModelSpec())
+        return PoisonStage(trigger, POISONED, ROWS)
+
+    @cached_property
+    def reference(self) -> ModelStage:
+        public = self.corpus("public")
+        return ModelStage(ModelSpec(), recipe(epochs=1), ROWS // 2, public, None)
+
+    def victim(self, data: CorpusStage | PoisonStage, init: ModelStage | None) -> ModelStage:
+        # Two epochs, so that methods that act every other epoch do act.
+        return ModelStage(ModelSpec(), recipe(epochs=2), ROWS, data, init)
+
+    def victims(self) -> list[ModelStage]:
+        """Poisoned and clean from the reference (regime F), poisoned from nothing (regime S)."""
+        suspect, reference = self.corpus("suspect"), self.reference
+        found = [self.victim(self.poisoned, reference), self.victim(suspect, reference)]
+        return [*found, self.victim(self.poisoned, None)]
+
+    @cached_property
+    def ready(self) -> Store:
+        """The store with every split, the truth, the reference and the victims in it."""
+        bench = self.bench(self.store)
+        for split in SPLITS:
+            self.corpus(split).run(bench)
+        data: list[Stage] = [self.poisoned.trigger, self.poisoned]
+        for stage in (*data, self.reference, *self.victims()):
+            stage.run(bench)
+        return self.store
+
+    def fresh_store(self) -> WatchedStore:
+        """A copy of the ready store, as it was before any defense ran."""
+        self._copies += 1
+        copy = self.root / f"copy{self._copies}"
+        ignore = shutil.ignore_patterns("locks", "partial")
+        # Links are as good as copies: a store replaces files and never writes into one.
+        shutil.copytree(self.ready.root, copy, ignore=ignore, copy_function=os.link)
+        return WatchedStore(copy)
+
+
+class WatchedStore(Store):
+    """A store that remembers which artefacts were read."""
+
+    def __init__(self, uri: Path) -> None:
+        self.read: set[str] = set()
+        super().__init__(uri)
+
+    def get(self, key: str) -> Any:
+        self.read.add(key)
+        return super().get(key)
+
+
+def recipe(epochs: int) -> Recipe:
+    return Recipe(epochs=epochs, batch_size=64, lr=3e-3, text_lr_ratio=0.2, warmup_steps=2)

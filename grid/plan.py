@@ -1,0 +1,425 @@
+"""From a grid to a plan: cells, the stages they need, shared prefixes merged, finished ones known.
+
+Nothing runs here. A plan says what exists, what must be made, in which order it can be made, what
+it is expected to cost, and which cells wait for a victim to pass its gate.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import uuid
+from collections.abc import Collection, Container, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from attacks.base import Goal, poison_count
+from defenses.base import Need, Recipes, Regime, fidelity_in, resolved_needs
+from defenses.controls import CleanModel, NoDefense
+from grid.spec import Cell, DefenseEntry, Grid
+from grid.stages import (
+    CorpusStage,
+    DefendStage,
+    MeasureStage,
+    ModelStage,
+    PoisonStage,
+    Stage,
+    TriggerStage,
+)
+from victims.corpora import Reader
+from victims.draws import derive
+from victims.keys import Key, content_key
+from victims.store import Store
+
+# Seconds per unit of work before anything was measured on a machine; replaced by its history.
+DEFAULT_RATE = {"corpus": 0.1, "measure": 0.25, "plain_clip": 0.5, "trigger": 0.1, "poisoned": 0.1}
+DEFAULT_DEFENSE_RATE = 0.8
+
+Group = tuple[str, str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class CellPlan:
+    """A cell and the measurements that its rows are made from."""
+
+    cell: Cell
+    key: Key
+    measure: MeasureStage
+    clean_victim: MeasureStage
+    init_model: MeasureStage | None
+    group: Group
+    gated: bool
+
+    @property
+    def stages(self) -> list[MeasureStage]:
+        return [self.measure, self.clean_victim, *([self.init_model] if self.init_model else [])]
+
+
+@dataclass(frozen=True, slots=True)
+class GateCheck:
+    """Tuning-split measurements of one attack at one rate: victims, clean twins, start weights."""
+
+    group: Group
+    victims: tuple[MeasureStage, ...]
+    clean: tuple[MeasureStage, ...]
+    init: tuple[MeasureStage, ...]
+    is_reference: bool
+
+    @property
+    def stages(self) -> list[MeasureStage]:
+        return [*self.victims, *self.clean, *self.init]
+
+
+@dataclass(slots=True)
+class Plan:
+    grid: Grid
+    cells: list[CellPlan]
+    refused: list[tuple[Cell, str]]
+    gates: dict[Group, GateCheck]
+    stages: dict[Key, Stage] = field(default_factory=dict)
+
+    def add(self, stage: Stage) -> None:
+        """The stage and everything it is made from."""
+        if stage.key in self.stages:
+            return
+        self.stages[stage.key] = stage
+        for parent in parents(stage):
+            self.add(parent)
+
+    def missing(self, wanted: Iterable[Stage], done: set[Key]) -> dict[Key, Stage]:
+        """What must run so that every wanted stage exists, inputs first."""
+        needed: dict[Key, Stage] = {}
+
+        def visit(stage: Stage) -> None:
+            if stage.key in done or stage.key in needed:
+                return
+            for parent in parents(stage):
+                visit(parent)
+            needed[stage.key] = stage
+
+        for stage in wanted:
+            visit(stage)
+        return needed
+
+    def everything(self, settled: Container[str] = ()) -> list[Stage]:
+        """The measurements of every cell that is not settled, and of its gate."""
+        wanted = [cell for cell in self.cells if cell.key not in settled]
+        groups = dict.fromkeys(cell.group for cell in wanted if cell.group in self.gates)
+        gates = [stage for group in groups for stage in self.gates[group].stages]
+        return [*gates, *(stage for cell in wanted for stage in cell.stages)]
+
+    def num_victims(self) -> int:
+        """Distinct victims: poisoned or clean models that cells are attacked on."""
+        return len({cell.measure.defended.victim.key for cell in self.cells})
+
+
+def parents(stage: Stage) -> list[Stage]:
+    """The stages whose artefacts a stage reads."""
+    if isinstance(stage, ModelStage):
+        init: list[Stage] = [stage.init] if stage.init else []
+        return [stage.data, *init]
+    if isinstance(stage, TriggerStage):
+        return [stage.corpus]
+    if isinstance(stage, PoisonStage):
+        return [stage.trigger]
+    if isinstance(stage, DefendStage):
+        needs, found = stage.defense.needs, list[Stage]()
+        if Need.VICTIM in needs:
+            found.append(stage.victim)
+        if Need.SUSPECT_DATA in needs:
+            found.append(stage.victim.data)
+        if Need.CLEAN_DATA in needs:
+            found.append(stage.clean)
+        if stage.reference and needs & {Need.REFERENCE, Need.START}:
+            found.append(stage.reference)
+        if Need.TRUTH in needs:
+            found.append(stage.suspect)
+        return found
+    if isinstance(stage, MeasureStage):
+        truth: list[Stage] = [stage.truth] if stage.truth else []
+        return [stage.defended, stage.trigger, *stage.sets, *truth]
+    return []
+
+
+class Builder:
+    """Stages of one grid, each built once, so that shared prefixes are the same objects."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
+        self.corpora = {
+            split: CorpusStage(grid.data.corpus(split))
+            for split in ("public", "suspect", "clean", "tuning", *grid.evaluate.sets)
+        }
+        self.reference = None
+        if grid.regime is Regime.F:
+            self.reference = ModelStage(
+                grid.model, grid.reference, grid.data.public, self.corpora["public"], None
+            )
+        self._memo: dict[Any, Any] = {}
+
+    def _once(self, name: tuple[Any, ...], make: Any) -> Any:
+        if name not in self._memo:
+            self._memo[name] = make()
+        return self._memo[name]
+
+    def trigger(self, cell: Cell) -> TriggerStage:
+        classes, templates = self.grid.data.classes, self.grid.data.templates
+        goal = Goal(cell.target, classes[cell.target], tuple(templates))
+        attack, seed = cell.attack.method, cell.seed
+        stage: TriggerStage = self._once(
+            ("trigger", cell.attack.label, seed, cell.target),
+            lambda: TriggerStage(attack, goal, seed, self.corpora["suspect"], self.grid.model),
+        )
+        return stage
+
+    def victim(self, cell: Cell, rate: str) -> ModelStage:
+        rows = self.grid.data.suspect
+        count = poison_count(rate, rows)
+        # A clean victim is the same for every attack and target.
+        name = ("victim", cell.seed, count and (cell.attack.label, cell.target), count)
+
+        def make() -> ModelStage:
+            data: CorpusStage | PoisonStage = self.corpora["suspect"]
+            if count:
+                data = PoisonStage(self.trigger(cell), count, rows)
+            recipe = replace(self.grid.victim, seed=cell.seed)
+            return ModelStage(self.grid.model, recipe, rows, data, self.reference)
+
+        stage: ModelStage = self._once(name, make)
+        return stage
+
+    def defended(self, cell: Cell, rate: str, entry: DefenseEntry | None) -> DefendStage:
+        victim = self.victim(cell, rate)
+        nested = cell.defense_seed
+        name = ("defended", victim.key, entry and entry.label, nested)
+
+        def make() -> DefendStage:
+            seed = cell.seed if nested == 0 else derive(cell.seed, "defense", nested)
+            repair = entry.recipe if entry else self.grid.repair
+            retrain = entry.victim_recipe if entry else self.grid.victim
+            recipes = Recipes(victim=replace(retrain, seed=seed), repair=replace(repair, seed=seed))
+            return DefendStage(
+                entry.method if entry else NoDefense(),
+                recipes,
+                seed,
+                victim,
+                self.corpora["clean"],
+                self.corpora["suspect"],
+                self.reference,
+            )
+
+        stage: DefendStage = self._once(name, make)
+        return stage
+
+    def measure(self, cell: Cell, rate: str, entry: DefenseEntry | None) -> MeasureStage:
+        return self.measurement(cell, self.defended(cell, rate, entry), Reader.REPORTING)
+
+    def gate(self, cell: Cell, rate: str) -> MeasureStage:
+        return self.measurement(cell, self.defended(cell, rate, None), Reader.TUNING)
+
+    def init(self, cell: Cell, reader: Reader) -> MeasureStage | None:
+        if self.reference is None:
+            return None
+        plain = self.defended(cell, "0", None)
+        name = ("init", plain.key)
+        stage = self._once(name, lambda: replace(plain, defense=CleanModel()))
+        return self.measurement(cell, stage, reader)
+
+    def measurement(self, cell: Cell, defended: DefendStage, reader: Reader) -> MeasureStage:
+        splits = ("tuning",) if reader is Reader.TUNING else self.grid.evaluate.sets
+        trigger = self.trigger(cell)
+        stage: MeasureStage = self._once(
+            ("measure", defended.key, trigger.key, reader),
+            lambda: MeasureStage(
+                defended,
+                trigger,
+                tuple(self.corpora[s] for s in splits),
+                self.grid.evaluate.ks,
+                reader,
+            ),
+        )
+        return stage
+
+
+def make_plan(grid: Grid) -> Plan:
+    """Every cell with its stages and its gate; impossible cells apart, with their reasons."""
+    build = Builder(grid)
+    plan = Plan(grid, [], [], {})
+    members: dict[Group, dict[int, Cell]] = {}
+    for cell in grid.cells():
+        if cell.not_applicable is None:
+            group = (cell.attack.label, cell.rate, cell.target)
+            members.setdefault(group, {})[cell.seed] = cell
+    for group, cells in members.items():
+        if float(group[1]) == 0:
+            continue
+        plan.gates[group] = GateCheck(
+            group,
+            tuple(build.gate(cell, cell.rate) for cell in cells.values()),
+            tuple(build.gate(cell, "0") for cell in cells.values()),
+            tuple(m for cell in cells.values() if (m := build.init(cell, Reader.TUNING))),
+            is_reference=group[1] == grid.gate_rate,
+        )
+    for cell in grid.cells():
+        reason = cell.not_applicable or _impossible(grid, cell)
+        if reason is not None:
+            plan.refused.append((cell, reason))
+            continue
+        plan.cells.append(_plan_cell(build, plan, cell))
+    for stage in plan.everything():
+        plan.add(stage)
+    return plan
+
+
+def _plan_cell(build: Builder, plan: Plan, cell: Cell) -> CellPlan:
+    grid, group = build.grid, (cell.attack.label, cell.rate, cell.target)
+    undefended = isinstance(cell.defense.method, NoDefense)
+    measure = build.measure(cell, cell.rate, None if undefended else cell.defense)
+    clean, init = build.measure(cell, "0", None), build.init(cell, Reader.REPORTING)
+    gate = plan.gates.get(group)
+    checks = [m.key for m in gate.stages] if gate else []
+    others = [clean.key, *([init.key] if init else [])]
+    needs = cell.defense.method.needs
+    about = {
+        "attack": cell.attack.label,
+        "defense": cell.defense.label,
+        "rate": cell.rate,
+        "seeds": [cell.seed, cell.defense_seed],
+        "gate": replace(grid.gate, rate=grid.gate_rate),
+    }
+    return CellPlan(
+        cell=cell,
+        key=content_key("cell", about, [measure.key, *others, *checks]),
+        measure=measure,
+        clean_victim=clean,
+        init_model=init,
+        group=group,
+        gated=bool(
+            gate
+            and gate.is_reference
+            and not undefended
+            and needs & {Need.VICTIM, Need.SUSPECT_DATA}
+        ),
+    )
+
+
+def _impossible(grid: Grid, cell: Cell) -> str | None:
+    if grid.regime is Regime.S and Need.REFERENCE in cell.defense.method.needs:
+        return f"{cell.defense.label} needs a reference model; regime S has none"
+    return None
+
+
+def finished(store: Store, plan: Plan) -> set[Key]:
+    """Which of the plan's stages the store holds, by one listing per kind."""
+    kinds = {key.rsplit("-", 1)[0] for key in plan.stages}
+    return {key for kind in kinds for key in store.keys(kind)} & set(plan.stages)
+
+
+class History:
+    """Measured seconds per unit of work, by family of stage, kept beside the store."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.rates: dict[str, float] = {}
+        # It only estimates: what cannot be read is as good as not there.
+        with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
+            found = json.loads(path.read_text()) if path else {}
+            rates = {str(name): float(rate) for name, rate in found.items()}
+            self.rates = {n: r for n, r in rates.items() if math.isfinite(r) and r >= 0}
+
+    def seconds(self, stage: Stage) -> float:
+        family = stage.family
+        default = DEFAULT_RATE.get(family.split(":")[0], DEFAULT_DEFENSE_RATE)
+        return self.rates.get(family, default) * stage.work
+
+    def record(self, stage: Stage, seconds: float) -> None:
+        rate = seconds / max(stage.work, 1e-6)
+        old = self.rates.get(stage.family)
+        self.rates[stage.family] = rate if old is None else 0.7 * old + 0.3 * rate
+
+    def save(self) -> None:
+        """Replace the file; another driver may do the same at the same time."""
+        if self.path is None:
+            return
+        scratch = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:8]}")
+        with contextlib.suppress(OSError):
+            scratch.write_text(json.dumps(self.rates, sort_keys=True, indent=1))
+            scratch.replace(self.path)
+        with contextlib.suppress(OSError):
+            scratch.unlink(missing_ok=True)
+
+
+def summary(
+    plan: Plan, done: set[Key], history: History, lanes: int, settled: Collection[str] = ()
+) -> dict[str, Any]:
+    """What `grid plan` prints; ``settled`` cells have their rows."""
+    todo = plan.missing(plan.everything(settled), done)
+    seconds = {key: history.seconds(stage) for key, stage in todo.items()}
+    longest = longest_chain(todo, seconds)
+    total = sum(seconds.values())
+    by_kind: dict[str, dict[str, float]] = {}
+    for key, stage in plan.stages.items():
+        entry = by_kind.setdefault(stage.kind, {"stages": 0, "to_run": 0, "seconds": 0.0})
+        entry["stages"] += 1
+        if key in todo:
+            entry["to_run"] += 1
+            entry["seconds"] += seconds[key]
+    # A reused stage is one that no cell has to run again because another cell already needs it.
+    own = [plan.missing(cell.stages, set()) for cell in plan.cells]
+    shared = sum(len(stages) for stages in own) - len({key for stages in own for key in stages})
+    return {
+        "grid": plan.grid.name,
+        "hash": plan.grid.identity_hash,
+        "cells": len(plan.cells) + len(plan.refused),
+        "not_applicable": len(plan.refused),
+        "stages": len(plan.stages),
+        "stages_without_sharing": len(plan.stages) + shared,
+        "stages_finished": len(set(plan.stages) & done),
+        "stages_to_run": len(todo),
+        "victims": plan.num_victims(),
+        "victims_to_train": sum(
+            1 for key in {c.measure.defended.victim.key for c in plan.cells} if key in todo
+        ),
+        "kinds": by_kind,
+        "seconds_of_work": total,
+        "longest_chain_seconds": max(longest.values(), default=0.0),
+        "lanes": lanes,
+        "estimated_seconds": max(max(longest.values(), default=0.0), total / max(1, lanes)),
+    }
+
+
+def chain(plan: Plan, cell: CellPlan) -> dict[Key, Stage]:
+    """Every stage that a cell's rows rest on, its gate's included, inputs first."""
+    gate = plan.gates.get(cell.group)
+    return plan.missing([*(gate.stages if gate else []), *cell.stages], set())
+
+
+def longest_chain(todo: Mapping[Key, Stage], seconds: Mapping[Key, float]) -> dict[Key, float]:
+    """Per stage: its own seconds and the longest chain of stages that wait for it."""
+    behind: dict[Key, float] = dict.fromkeys(todo, 0.0)
+    for key in reversed(list(todo)):
+        through = behind[key] + seconds[key]
+        for parent in parents(todo[key]):
+            if parent.key in behind:
+                behind[parent.key] = max(behind[parent.key], through)
+    return {key: behind[key] + seconds[key] for key in todo}
+
+
+def describe_cell(cell: Cell, regime: Regime) -> dict[str, Any]:
+    """The identity columns of a cell's rows."""
+    defense = cell.defense.method
+    return {
+        "attack": cell.attack.label,
+        "rate": float(cell.rate),
+        "rate_text": cell.rate,
+        "defense": cell.defense.label,
+        "needs": resolved_needs(defense, regime),
+        "fidelity": fidelity_in(defense, regime).value,
+        "phase": defense.phase.value,
+        # The undefended victim stands among the defenses: every one of them is read against it.
+        "is_control": defense.phase.value == "control" and not isinstance(defense, NoDefense),
+        "victim_seed": cell.seed,
+        "defense_seed": cell.defense_seed,
+    }

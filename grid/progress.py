@@ -1,0 +1,51 @@
+"""Progress of a run: a live line on a terminal, otherwise one line per minute."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+class Progress:
+    """Counts, rate and time to go."""
+
+    def __init__(self, num_cells: int, say: Callable[[str], None]) -> None:
+        self.num_cells, self.say = num_cells, say
+        self.started = self.said = time.monotonic()
+        self._status: Any = None
+        if sys.stderr.isatty():
+            from rich.console import Console
+
+            self._status = Console(stderr=True).status("starting")
+            self._status.start()
+
+    def update(
+        self, cells_left: int, stages_left: int, running: Sequence[str], *, waiting: int = 0
+    ) -> None:
+        """Say where the run is; ``waiting`` counts stages that another run is making."""
+        now = time.monotonic()
+        if self._status is None and now - self.said < 60:
+            return
+        closed, elapsed = self.num_cells - cells_left, now - self.started
+        rate = 3600 * closed / elapsed if elapsed > 1 and closed else 0.0
+        to_go = f", about {cells_left / rate * 60:.0f} min to go" if rate else ""
+        names = ", ".join(
+            f"{name} x{count}" if count > 1 else name for name, count in Counter(running).items()
+        )
+        line = (
+            f"{closed}/{self.num_cells} cells, {stages_left} stages left, {rate:.0f} cells/h"
+            f"{to_go}; running: {names or 'nothing'}"
+            + (f"; another run of this store makes {waiting} more" if waiting else "")
+        )
+        if self._status is not None:
+            self._status.update(line)
+        else:
+            self.said = now
+            self.say(line)
+
+    def close(self) -> None:
+        if self._status is not None:
+            self._status.stop()

@@ -1,0 +1,192 @@
+"""Answers about a grid that need no torch: remembered plans, keyed by the grid's text and the code.
+
+A plan is a function of the grid file and of our code. After a run it is kept as ``plan.json`` in
+the results directory under the digest of both, so that asking about a finished grid, or running it
+again, compares a list of cell keys with the rows on disk and imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from grid.registry import Source, code_digest
+from grid.schema import KIND_KEY, SCHEMA_VERSION, VERSION_KEY, Status
+from victims.errors import UsageError
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
+SETTLED = {
+    Status.OK,
+    Status.INERT,
+    Status.INVALID_VICTIM,
+    Status.SKIPPED,
+    Status.NOT_APPLICABLE,
+    Status.FAILED_METHOD,
+}
+
+
+def outcomes_in(out: Path) -> dict[str, tuple[str, str]]:
+    """Cell key -> newest (status, detail) in the rows of a results directory."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    newest: dict[str, tuple[Any, str, str]] = {}
+    names = ["cell", "metric", "status", "detail", "written_at"]
+    for file in files_in(out, "rows"):
+        with contextlib.suppress(OSError, pa.ArrowException):
+            table = file.read(columns=names)
+            table = table.filter(pc.equal(table["metric"], "cell"))
+            for cell, _, status, detail, written in zip(
+                *(table[name].to_pylist() for name in names), strict=True
+            ):
+                if cell not in newest or written >= newest[cell][0]:
+                    newest[cell] = (written, status, detail or "")
+    return {cell: (status, detail) for cell, (_, status, detail) in newest.items()}
+
+
+def files_in(out: Path, kind: str) -> Iterator[pq.ParquetFile]:
+    """Our files of a kind in a results directory; a newer version's are refused.
+
+    A board names files that are not whole or not ours; here they only mean that what they may
+    have held is computed again.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for path in sorted((out / kind).glob("[!.]*.parquet")):
+        try:
+            file = pq.ParquetFile(path)
+        except (OSError, pa.ArrowException):
+            continue
+        marks = file.schema_arrow.metadata or {}
+        version = marks.get(VERSION_KEY.encode(), b"").decode(errors="replace")
+        if not version.isdigit() or marks.get(KIND_KEY.encode()) != kind.encode():
+            continue
+        if int(version) > SCHEMA_VERSION:
+            raise UsageError(
+                f"{path} was written by a newer version of this tool (results schema {version},"
+                f" this version reads up to {SCHEMA_VERSION}). Upgrade, or give another --out."
+            )
+        yield file
+
+
+def _digest(source: Source) -> str:
+    text = hashlib.sha256(source.text.encode()).hexdigest()
+    return hashlib.sha256(f"{text}{code_digest()}".encode()).hexdigest()
+
+
+def remember(source: Source, out: Path) -> None:
+    """Keep which cells the plan that just ran has."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        cells = json.loads((out / "grid.json").read_text())["cells"]
+        body = {"digest": _digest(source), "cells": [cell["cell"] for cell in cells]}
+        (out / "plan.json").write_text(json.dumps(body))
+
+
+def _remembered(source: Source, out: Path) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = json.loads((out / "plan.json").read_text())
+        return found if found["digest"] == _digest(source) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def finished_run(source: Source, out: Path) -> Counter[str] | None:
+    """Cells by status if the same plan has run here and every cell is settled."""
+    plan = _remembered(source, out)
+    if plan is None:
+        return None
+    status = outcomes_in(out)
+    if not all(cell in status and status[cell][0] in SETTLED for cell in plan["cells"]):
+        return None
+    return Counter(status[cell][0] for cell in plan["cells"])
+
+
+def exit_code(counts: Mapping[str, int]) -> int:
+    """0 complete, 3 incomplete, 4 complete with a victim that failed its gate."""
+    incomplete = (Status.MISSING, Status.FAILED_METHOD, Status.FAILED_INFRASTRUCTURE)
+    if any(counts.get(status.value) for status in incomplete):
+        return 3
+    return 4 if counts.get(Status.INVALID_VICTIM.value) else 0
+
+
+def plan_summary(source: Source, out: Path, store_uri: str) -> dict[str, Any]:
+    """What a run would do. Of a finished grid, without planning."""
+    plan = _remembered(source, out)
+    is_finished = plan is not None and finished_run(source, out) is not None
+    if plan is not None and is_finished and plan.get("store") == store_uri and "summary" in plan:
+        found: dict[str, Any] = plan["summary"]
+        return found
+    from grid.gridfile import load_grid
+    from grid.plan import History, finished, make_plan, summary
+    from victims.store import Store
+
+    grid = load_grid(source.source.removeprefix("preset "))
+    made = make_plan(grid)
+    history, done = History(None), set()
+    root = Path(store_uri)
+    if "://" in store_uri or (root / "store.json").exists():
+        store = Store(store_uri)
+        done = finished(store, made)
+        history = History(Path(store.root, "history.json") if store.local else None)
+    settled = {cell for cell, (status, _) in outcomes_in(out).items() if status in SETTLED}
+    lanes = grid.execution.lanes or os.cpu_count() or 1
+    found = summary(made, done, history, lanes, settled)
+    if plan is not None and is_finished:
+        with contextlib.suppress(OSError):
+            body = {**plan, "summary": found, "store": store_uri}
+            (out / "plan.json").write_text(json.dumps(body))
+    return found
+
+
+def completeness(source: Source, out: Path, store_uri: str) -> dict[str, Any]:
+    """Planned cells against rows: what is missing, what failed and why, what was invalid."""
+    cells = _planned(source, out)
+    status = outcomes_in(out)
+    counts: Counter[str] = Counter()
+    incomplete, invalid = [], []
+    for cell in cells:
+        state, why = status.get(cell["cell"], (Status.MISSING.value, "not run yet"))
+        counts[state] += 1
+        entry = {"label": label_of(cell), "cell": cell["cell"], "status": state, "why": why}
+        failed = state in (Status.FAILED_METHOD, Status.FAILED_INFRASTRUCTURE)
+        if state == Status.MISSING or failed:
+            incomplete.append(entry)
+        elif state == Status.INVALID_VICTIM:
+            invalid.append(entry)
+    return {
+        "grid": source.name,
+        "planned": len(cells),
+        "counts": dict(counts),
+        "complete": not incomplete,
+        "incomplete": incomplete,
+        "invalid": invalid,
+    }
+
+
+def _planned(source: Source, out: Path) -> list[dict[str, Any]]:
+    if _remembered(source, out) is not None:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            cells: list[dict[str, Any]] = json.loads((out / "grid.json").read_text())["cells"]
+            return cells
+    from grid.gridfile import load_grid
+    from grid.plan import make_plan
+    from grid.results import planned_cells
+
+    return planned_cells(make_plan(load_grid(source.source.removeprefix("preset "))))
+
+
+def label_of(cell: Mapping[str, Any]) -> str:
+    """A name for people from a cell's columns; `grid explain` understands it."""
+    seeds = f"s{cell['victim_seed']}" + (
+        f"/d{cell['defense_seed']}" if cell["defense_seed"] else ""
+    )
+    return f"{cell['attack']}/{cell['rate_text']}/{cell['defense']}/{seeds}"

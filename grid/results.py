@@ -1,0 +1,284 @@
+"""From measurements to rows: what a run writes for every cell, whatever became of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from grid.plan import CellPlan, GateCheck, Plan, describe_cell
+from grid.schema import Status
+from grid.spec import Cell, Gate
+from grid.stages import MeasureStage, ModelStage
+from victims.keys import canonical, content_key
+from victims.recipe import Runtime
+from victims.store import Store
+
+PACKAGES = ("backdoor-grid", "torch", "open_clip_torch", "ray", "numpy", "duckdb", "pyarrow")
+
+
+@cache
+def versions() -> str:
+    """What is installed, as JSON."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return json.dumps(found, sort_keys=True)
+
+
+@cache
+def commit() -> str:
+    """The commit of this project's checkout, else its version."""
+    here = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--exclude=*"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        found = ""
+    return found or f"v{version('backdoor-grid')}"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a small file in one step."""
+    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        scratch.write_text(text, encoding="utf-8")
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def read_measure(store: Store, stage: MeasureStage) -> dict[str, Any]:
+    """The metrics of a measurement, per evaluation set."""
+    found: dict[str, Any] = json.loads(store.need(stage.key).path("metrics.json").read_text())
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the tuning split says about the victims of one attack at one rate."""
+
+    status: Status
+    detail: str
+    asr: float
+    lift: float
+    clean_loss: float
+
+    @property
+    def passes(self) -> bool:
+        return self.status is not Status.INVALID_VICTIM
+
+
+def judge(store: Store, check: GateCheck, gate: Gate) -> Verdict:
+    """The validity gate at the reference rate, the inert rule at the others; means over seeds."""
+    found = [_tuning(store, stage) for stage in check.victims]
+    clean = [_tuning(store, stage) for stage in check.clean]
+    asr = fmean(f["asr_top1"]["value"] for f in found)
+    lift = asr - fmean(c["asr_top1"]["value"] for c in clean)
+    loss = fmean(c["clean_top1"]["value"] for c in clean) - fmean(
+        f["clean_top1"]["value"] for f in found
+    )
+    start = [_tuning(store, stage)["clean_top1"]["value"] for stage in check.init]
+    fallen = fmean(start) - fmean(f["clean_top1"]["value"] for f in found) if start else 0.0
+    changed = min(
+        read_measure(store, stage)["sets"]["tuning"]["changed_share"] for stage in check.victims
+    )
+    numbers = (
+        f"tuning split: ASR {asr:.1%}, lift {100 * lift:.1f} points, clean loss"
+        f" {100 * loss:.1f} points"
+    )
+    if not check.is_reference:
+        inert = lift < gate.inert_lift
+        detail = f"{numbers}; inert below a lift of {100 * gate.inert_lift:.0f}" if inert else ""
+        return Verdict(Status.INERT if inert else Status.OK, detail, asr, lift, loss)
+    attack = check.victims[0].trigger.attack
+    wants = gate.thresholds(attack.group)
+    faults = []
+    if asr < wants.asr:
+        faults.append(f"ASR must be at least {wants.asr:.0%}")
+    if lift < wants.lift:
+        faults.append(f"lift must be at least {100 * wants.lift:.0f} points")
+    if loss > wants.clean_loss:
+        faults.append(f"clean loss must be at most {100 * wants.clean_loss:.0f} points")
+    if fallen > gate.init_loss:
+        faults.append(
+            f"clean accuracy may fall at most {100 * gate.init_loss:.0f} points below the init"
+            f" model's, it falls {100 * fallen:.1f}"
+        )
+    if changed < 0.99:
+        faults.append(f"the stamp must change 99 % of pictures, it changes {changed:.1%}")
+    status = Status.INVALID_VICTIM if faults else Status.OK
+    return Verdict(status, f"{numbers}; {'; '.join(faults)}" if faults else "", asr, lift, loss)
+
+
+def _tuning(store: Store, stage: MeasureStage) -> dict[str, Any]:
+    metrics: dict[str, Any] = read_measure(store, stage)["sets"]["tuning"]["metrics"]
+    return metrics
+
+
+def identity(plan: Plan, planned: CellPlan) -> dict[str, Any]:
+    """The columns that say which cell it is."""
+    stage, grid = planned.measure, plan.grid
+    poisoned = stage.defended.poisoned
+    return {
+        "cell": planned.key,
+        "track": grid.track.value,
+        "regime": grid.regime.value,
+        "count": poisoned.count if poisoned else 0,
+        "model": f"{grid.model.arch}-{grid.model.size}",
+        "target": stage.trigger.goal.label,
+        **describe_cell(planned.cell, grid.regime),
+    }
+
+
+def refused_identity(plan: Plan, cell: Cell, reason: str) -> dict[str, Any]:
+    """The same for a cell that cannot be: it has no stages."""
+    grid = plan.grid
+    about = [cell.attack.method, cell.defense.method, cell.label, grid.identity_hash, reason]
+    return {
+        "cell": content_key("cell", about),
+        "track": grid.track.value,
+        "regime": grid.regime.value,
+        "model": f"{grid.model.arch}-{grid.model.size}",
+        "target": grid.data.classes[cell.target],
+        **describe_cell(cell, grid.regime),
+    }
+
+
+def planned_cells(plan: Plan) -> list[dict[str, Any]]:
+    """Every cell of the plan in file order, the impossible ones last."""
+    possible = [identity(plan, cell) for cell in plan.cells]
+    return [*possible, *(refused_identity(plan, *refused) for refused in plan.refused)]
+
+
+class RowMaker:
+    """Rows of one grid's cells."""
+
+    def __init__(self, plan: Plan, store: Store, runtime: Runtime, first_cells: set[str]) -> None:
+        self.plan, self.store, self.runtime = plan, store, runtime
+        self.first_cells = first_cells
+
+    def _common(self, cell: Cell) -> dict[str, Any]:
+        grid = self.plan.grid
+        return {
+            "grid": grid.name,
+            "grid_hash": grid.identity_hash,
+            "attack_params": _params(cell.attack.method),
+            "defense_params": _params(cell.defense.method, dict(cell.defense.overrides)),
+            "cover_count": 0,
+            "num_rows": grid.data.suspect,
+            "threads": self.runtime.threads,
+            "commit": commit(),
+            "versions": versions(),
+        }
+
+    def outcome(
+        self, planned: CellPlan, status: Status, detail: str, attempts: int, reused: bool
+    ) -> dict[str, Any]:
+        """The one row of a cell that carries its status."""
+        stage = planned.measure
+        return {
+            **self._common(planned.cell),
+            **identity(self.plan, planned),
+            "added_later": bool(self.first_cells) and planned.key not in self.first_cells,
+            "eval_set": "",
+            "metric": "cell",
+            "status": status.value,
+            "detail": detail or None,
+            "attempts": attempts,
+            "reused": reused,
+            "victim_key": stage.defended.victim.key,
+            "data_key": stage.defended.victim.data.key,
+            "trigger_key": stage.trigger.key,
+            "defended_key": stage.defended.key,
+            "measure_key": stage.key,
+        }
+
+    def refused(self, cell: Cell, reason: str) -> dict[str, Any]:
+        return {
+            **self._common(cell),
+            **refused_identity(self.plan, cell, reason),
+            "added_later": False,
+            "eval_set": "",
+            "metric": "cell",
+            "status": Status.NOT_APPLICABLE.value,
+            "detail": reason,
+        }
+
+    def measured(
+        self, planned: CellPlan, verdict: Verdict | None, attempts: int, reused: bool
+    ) -> list[dict[str, Any]]:
+        """Every row of a cell that was measured: its outcome and one row per set and metric."""
+        status = Status.OK
+        if verdict is not None and (verdict.passes or planned.gated is False):
+            status = verdict.status
+        detail = verdict.detail if verdict else ""
+        outcome = self.outcome(planned, status, detail, attempts, reused)
+        outcome |= self._cost(planned)
+        own = read_measure(self.store, planned.measure)
+        clean = read_measure(self.store, planned.clean_victim)["sets"]
+        init = read_measure(self.store, planned.init_model)["sets"] if planned.init_model else {}
+        preprocess = self.store.need(planned.measure.key).meta["preprocess_digest"]
+        rows = [outcome]
+        for name, found in own["sets"].items():
+            outcome["corpus_digest"] = self._digest(planned)
+            common = {
+                **outcome,
+                "eval_set": name,
+                "eval_digest": found["corpus_digest"],
+                "templates_digest": found["templates_digest"],
+                "preprocess_digest": preprocess,
+            }
+            for metric, share in found["metrics"].items():
+                beside = {"clean_victim": clean[name]["metrics"][metric]["value"]}
+                if init:
+                    beside["init_model"] = init[name]["metrics"][metric]["value"]
+                rows.append({**common, **share, **beside, "metric": metric})
+        for metric, share in own["detection"].items():
+            rows.append({**outcome, **share, "eval_set": "suspect", "metric": f"found_{metric}"})
+        return rows
+
+    def _digest(self, planned: CellPlan) -> str:
+        return str(self.store.need(planned.measure.defended.suspect.key).meta["digest"])
+
+    def _cost(self, planned: CellPlan) -> dict[str, Any]:
+        defended = planned.measure.defended
+        meta = self.store.need(defended.key).meta
+        cost = meta["cost"]
+        victim = self._train_cost(defended.victim)
+        seconds, spent = cost.get("train_seconds", 0.0), victim.get("train_seconds", 0.0)
+        return {
+            "cost_seconds": seconds,
+            "victim_seconds": spent or None,
+            "relative_cost": seconds / spent if spent else None,
+            "pair_views": int(cost.get("images_backward", 0)),
+            "wall_seconds": seconds,
+            "device": meta.get("device"),
+        }
+
+    def _train_cost(self, stage: ModelStage) -> Mapping[str, float]:
+        cost: Mapping[str, float] = self.store.need(stage.key).meta["cost"]
+        return cost
+
+
+def _params(method: Any, overrides: Mapping[str, Any] | None = None) -> str:
+    found = canonical(method)["fields"]
+    if overrides:
+        found = {**found, "recipe": canonical(overrides)}
+    return json.dumps(found, sort_keys=True)

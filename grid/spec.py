@@ -1,0 +1,297 @@
+"""A grid: attacks x rates x defenses x seeds, and everything that determines their results.
+
+These are the types that a grid file is decoded to (`grid.gridfile` reads one) and its squares.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from decimal import Decimal
+from typing import Any, Literal
+
+from attacks.base import GateGroup, Track
+from defenses.base import Regime
+from victims.embedded import WorldCorpus
+from victims.errors import unknown
+from victims.keys import digest
+from victims.models import ModelSpec
+from victims.recipe import Recipe
+from victims.world import CLASSES, TEMPLATES, World
+
+UNDEFENDED = "none"
+STAGE_KINDS = (
+    "corpus",
+    "reference",
+    "trigger",
+    "poisoned",
+    "model",
+    "gate",
+    "defended",
+    "measure",
+)
+
+
+def _at_least(spec: Any, low: float, *names: str) -> None:
+    for name in names:
+        if getattr(spec, name) < low:
+            raise ValueError(f"{name} must be at least {low:g}, got {getattr(spec, name)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorldData:
+    """The embedded world and how many rows of each split the grid uses."""
+
+    world: World = field(default_factory=World)
+    public: int = 10_000
+    suspect: int = 10_000
+    clean: int = 2_000
+    tuning: int = 2_000
+    report: int = 2_000
+    shifted: int = 2_000
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "public", "suspect", "clean", "tuning", "report", "shifted")
+
+    def corpus(self, split: str) -> WorldCorpus:
+        return WorldCorpus(world=self.world, split=split, num_rows=getattr(self, split))
+
+    @property
+    def classes(self) -> Sequence[str]:
+        return CLASSES
+
+    @property
+    def templates(self) -> Sequence[str]:
+        return TEMPLATES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thresholds:
+    """What a victim must show: ASR as a share; its lift over the clean victim and the accuracy
+    lost, which are differences of shares."""
+
+    asr: float
+    lift: float
+    clean_loss: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.asr <= 1:
+            raise ValueError(f"asr is a share in 0..1, got {self.asr}")
+        for name in ("lift", "clean_loss"):
+            if not -1 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a difference in -1..1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """When a victim counts as attacked. ``rate`` is where it is judged; None, the largest.
+
+    ``init_loss`` is the clean accuracy a victim may lose against the weights it started from.
+    """
+
+    rate: str | None = None
+    strong: Thresholds = Thresholds(asr=0.90, lift=0.80, clean_loss=0.02)
+    medium: Thresholds = Thresholds(asr=0.80, lift=0.70, clean_loss=0.02)
+    weak: Thresholds = Thresholds(asr=0.50, lift=0.45, clean_loss=0.02)
+    inert_lift: float = 0.20
+    init_loss: float = 0.03
+
+    def __post_init__(self) -> None:
+        for name in ("inert_lift", "init_loss"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share in 0..1, got {getattr(self, name)}")
+
+    def thresholds(self, group: GateGroup) -> Thresholds:
+        by_group = {
+            GateGroup.STRONG: self.strong,
+            GateGroup.MEDIUM: self.medium,
+            GateGroup.WEAK: self.weak,
+        }
+        return by_group[group]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluate:
+    """Evaluation sets of the board, and the k of its top-k metrics."""
+
+    sets: tuple[Literal["report", "shifted"], ...] = ("report", "shifted")
+    ks: tuple[int, ...] = (1, 3, 5, 10)
+
+    def __post_init__(self) -> None:
+        _distinct("sets", self.sets)
+        _distinct("ks", self.ks)
+        if min(self.ks) < 1 or 1 not in self.ks:
+            raise ValueError(f"ks are positive and hold 1, which the gate reads; got {self.ks}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """What one stage asks of the cluster; None is no limit."""
+
+    cpus: float = 1
+    gpus: float = 0
+    workers: int = 1
+    memory_gb: float | None = None
+    limit_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "cpus", "gpus")
+        _at_least(self, 1, "workers")
+        for name in ("memory_gb", "limit_seconds"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """How a grid is run. Nothing here changes a result or a key.
+
+    ``wait_seconds``: how long to wait for resources that no node has now.
+    """
+
+    lanes: int | None = None
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    threads: int = 1
+    checkpoint_seconds: float = 30
+    keep_optimizer: bool = False
+    wait_seconds: float = 300
+    resources: Mapping[str, Resources] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.lanes is not None:
+            _at_least(self, 1, "lanes")
+        _at_least(self, 1, "threads")
+        _at_least(self, 0, "checkpoint_seconds", "wait_seconds")
+        for kind in self.resources:
+            if kind not in (*STAGE_KINDS, "default"):
+                raise unknown("stage kind", kind, (*STAGE_KINDS, "default"), "resources")
+
+    def resources_for(self, kind: str) -> Resources:
+        return self.resources.get(kind) or self.resources.get("default") or Resources()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttackEntry:
+    label: str
+    method: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DefenseEntry:
+    """A defense and the recipes it trains with. ``victim_recipe`` differs from the grid's only for
+    defenses that replace the victim's own training."""
+
+    label: str
+    method: Any
+    recipe: Recipe
+    victim_recipe: Recipe
+    # How a file wrote its recipes, which are what counts.
+    overrides: Mapping[str, Any] = field(default_factory=dict, metadata={"keyed": False})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One square of the grid. ``not_applicable`` says why a square can hold no result."""
+
+    label: str
+    attack: AttackEntry
+    rate: str
+    defense: DefenseEntry
+    seed: int
+    defense_seed: int
+    target: int
+    not_applicable: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """A decoded grid file. ``reference`` has a meaning in regime F alone."""
+
+    name: str
+    description: str = ""
+    track: Track = Track.MULTIMODAL
+    regime: Regime = Regime.F
+    data: WorldData
+    model: ModelSpec
+    targets: tuple[int, ...] = (0,)
+    attacks: tuple[AttackEntry, ...]
+    rates: tuple[str, ...]
+    defenses: tuple[DefenseEntry, ...]
+    seeds: tuple[int, ...]
+    defense_seeds: tuple[int, ...] = (0,)
+    reference: Recipe
+    victim: Recipe
+    repair: Recipe
+    gate: Gate = field(default_factory=Gate)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    execution: Execution = field(default_factory=Execution)
+    source: str = ""
+    text: str = ""
+
+    @property
+    def gate_rate(self) -> str:
+        """The rate at which victims are judged."""
+        return self.gate.rate or max(self.rates, key=Decimal)
+
+    @property
+    def identity_hash(self) -> str:
+        """12 hex digits over all that can change a number on the board."""
+        apart = {"name", "description", "execution", "source", "text"}
+        kept = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
+        kept["gate"] = replace(self.gate, rate=self.gate_rate)
+        if self.regime is Regime.S:
+            del kept["reference"]
+        return digest(["grid", kept])[:12]
+
+    def cells(self) -> list[Cell]:
+        """Every square, in the order of the file."""
+        axes = itertools.product(
+            self.attacks, self.rates, self.targets, self.seeds, self.defenses, self.defense_seeds
+        )
+        return [self._cell(*square) for square in axes]
+
+    def _cell(
+        self,
+        attack: AttackEntry,
+        rate: str,
+        target: int,
+        seed: int,
+        defense: DefenseEntry,
+        defense_seed: int,
+    ) -> Cell:
+        label = f"{attack.label}/{rate}/{defense.label}/s{seed}"
+        if len(self.targets) > 1:
+            label += f"/t{target}"
+        if len(self.defense_seeds) > 1:
+            label += f"/d{defense_seed}"
+        lacking = [e for e in (attack, defense) if self.track not in tracks(e.method)]
+        reason = None
+        if lacking:
+            method = lacking[0].method
+            names = ", ".join(sorted(tracks(method)))
+            reason = f"{method.name} is defined on track {names}, the grid's is {self.track}"
+        return Cell(
+            label=label,
+            attack=attack,
+            rate=rate,
+            defense=defense,
+            seed=seed,
+            defense_seed=defense_seed,
+            target=target,
+            not_applicable=reason,
+        )
+
+
+def tracks(method: Any) -> frozenset[Track]:
+    """The tracks a method declares; a defense that says nothing defends CLIPs."""
+    declared: frozenset[Track] = getattr(method, "tracks", frozenset({Track.MULTIMODAL}))
+    return declared
+
+
+def _distinct(name: str, values: Sequence[Any]) -> None:
+    if not values:
+        raise ValueError(f"{name} is empty")
+    if len(set(values)) < len(values):
+        raise ValueError(f"{name} holds a value twice: {', '.join(map(str, values))}")

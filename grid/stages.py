@@ -1,0 +1,458 @@
+"""Stages: the steps of a plan, each a frozen dataclass that knows its key and how to run.
+
+CORPUS -> TRIGGER -> POISONED -> victim MODEL -> GATE, and -> DEFENDED -> MEASURE. A stage reads
+its inputs from the store by key and leaves one artefact there; running it twice is harmless.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attacks.base import (
+    Attack,
+    Goal,
+    Knowledge,
+    Poison,
+    Trigger,
+    poison,
+    poisoned_key,
+    poisoned_view,
+    trigger_key,
+)
+from defenses.base import Case, Defended, Defense, Need, Recipes, Truth, check_truth
+from victims.corpora import CorpusSpec, Reader, corpus_key, open_corpus, write_corpus
+from victims.keys import Key, content_key
+from victims.lab import DataRef, Lab, Ledger, ModelRef, memo, model_key
+from victims.measuring import (
+    PROTOCOL_VERSION,
+    Share,
+    changed_share,
+    detection,
+    metrics,
+    outcomes,
+    templates_digest,
+    text_head,
+)
+from victims.models import ModelSpec, preprocess_digest
+from victims.recipe import Recipe, Runtime
+from victims.store import Store
+from victims.training import PlainClipSpec
+
+
+@dataclass(slots=True)
+class Bench:
+    """What a stage runs on: the store, a runtime, and a place for its log lines."""
+
+    store: Store
+    runtime: Runtime
+    report: Callable[[str], None]
+    ledger: Ledger
+
+    def lab(self, model: ModelSpec) -> Lab:
+        lab = Lab(self.store, model, self.runtime, self.report)
+        lab.ledger = self.ledger
+        return lab
+
+    def memo(self, key: Key, make: Callable[[Path], Mapping[str, Any]]) -> None:
+        memo(self.store, key, make, collective=True, ledger=self.ledger)
+
+
+class Stage(Protocol):
+    """A step of the plan. ``kind`` chooses resources, ``family`` and ``work`` estimate seconds."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def key(self) -> Key: ...
+
+    @property
+    def inputs(self) -> Sequence[Key]: ...
+
+    @property
+    def family(self) -> str: ...
+
+    @property
+    def work(self) -> float: ...
+
+    def run(self, bench: Bench) -> None: ...
+
+
+@dataclass(frozen=True)
+class CorpusStage:
+    kind: ClassVar[str] = "corpus"
+    spec: CorpusSpec
+
+    @cached_property
+    def key(self) -> Key:
+        return corpus_key(self.spec)
+
+    inputs: ClassVar[Sequence[Key]] = ()
+    family: ClassVar[str] = "corpus"
+
+    @property
+    def work(self) -> float:
+        return self.spec.num_rows / 1000
+
+    def run(self, bench: Bench) -> None:
+        def make(scratch: Path) -> dict[str, Any]:
+            return write_corpus(scratch, self.spec)
+
+        memo(bench.store, self.key, make, collective=False, ledger=bench.ledger)
+
+
+@dataclass(frozen=True)
+class ModelStage:
+    """A plain CLIP fit on a corpus or on poisoned data: the reference, or a victim."""
+
+    kind: ClassVar[str] = "model"
+    model: ModelSpec
+    recipe: Recipe
+    num_rows: int
+    data: CorpusStage | PoisonStage
+    init: ModelStage | None
+
+    @cached_property
+    def key(self) -> Key:
+        init = self.init.key if self.init else None
+        return model_key(PlainClipSpec(), self.recipe, self.data.key, init, self.model)
+
+    @property
+    def inputs(self) -> Sequence[Key]:
+        own = [self.data.key, *([self.init.key] if self.init else [])]
+        return [*own, *(self.data.inputs if isinstance(self.data, PoisonStage) else [])]
+
+    family: ClassVar[str] = "plain_clip"
+
+    @property
+    def work(self) -> float:
+        return self.recipe.epochs * self.num_rows / 1000
+
+    def run(self, bench: Bench) -> None:
+        lab = bench.lab(self.model)
+        init = ModelRef(self.init.key) if self.init else None
+        lab.train(PlainClipSpec(), data_ref(lab, self.data), self.recipe, init=init)
+
+
+@dataclass(frozen=True)
+class TriggerStage:
+    kind: ClassVar[str] = "trigger"
+    attack: Attack
+    goal: Goal
+    seed: int
+    corpus: CorpusStage
+    model: ModelSpec
+
+    @cached_property
+    def key(self) -> Key:
+        model = self.model
+        inputs = [self.corpus.key]
+        return trigger_key(self.attack, self.goal, self.seed, model.size, model.arch, inputs)
+
+    @property
+    def inputs(self) -> Sequence[Key]:
+        return [self.corpus.key]
+
+    @property
+    def family(self) -> str:
+        return f"trigger:{self.attack.name}"
+
+    work: ClassVar[float] = 1.0
+
+    def held(self, store: Store) -> Knowledge:
+        corpus = open_corpus(store, self.corpus.key, Reader.TRAINING)
+        return Knowledge(corpus=corpus, goal=self.goal, seed=self.seed)
+
+    def run(self, bench: Bench) -> None:
+        def make(scratch: Path) -> dict[str, Any]:
+            held = self.held(bench.store)
+            trigger = self.attack.craft(bench.lab(self.model), held, self.model.size)
+            return save_trigger(trigger, scratch)
+
+        bench.memo(self.key, make)
+
+
+def save_trigger(trigger: Trigger, folder: Path) -> dict[str, Any]:
+    """A trigger's tensors as safetensors, its plain values as the artefact's meta."""
+    from safetensors.torch import save_file
+
+    fields = getattr(trigger, "__dataclass_fields__", None)
+    if fields is None:
+        raise TypeError(f"a trigger is a frozen dataclass, not a {type(trigger).__name__}")
+    values = {name: getattr(trigger, name) for name in fields}
+    tensors = {n: v.contiguous() for n, v in values.items() if isinstance(v, Tensor)}
+    save_file(tensors, folder / "trigger.safetensors")
+    return {"values": {n: v for n, v in values.items() if n not in tensors}}
+
+
+def load_trigger(store: Store, key: str, attack: Attack) -> Trigger:
+    """The trigger, as the class that its attack declares."""
+    from safetensors.torch import load_file
+
+    artefact = store.need(key)
+    tensors = load_file(artefact.path("trigger.safetensors"))
+    trigger: Trigger = attack.trigger(**artefact.meta["values"], **tensors)
+    return trigger
+
+
+@dataclass(frozen=True)
+class PoisonStage:
+    """Edits and, apart from them, the truth."""
+
+    kind: ClassVar[str] = "poisoned"
+    trigger: TriggerStage
+    count: int
+    num_rows: int
+
+    @cached_property
+    def key(self) -> Key:
+        t = self.trigger
+        return poisoned_key(t.attack, t.goal, self.count, t.seed, t.corpus.key, t.key)
+
+    @cached_property
+    def truth_key(self) -> Key:
+        return content_key("truth", {}, [self.key])
+
+    @property
+    def inputs(self) -> Sequence[Key]:
+        return [self.trigger.corpus.key, self.trigger.key]
+
+    @property
+    def family(self) -> str:
+        return f"poisoned:{self.trigger.attack.name}"
+
+    work: ClassVar[float] = 1.0
+
+    def run(self, bench: Bench) -> None:
+        import pyarrow as pa
+        import pyarrow.feather as feather
+
+        held = self.trigger.held(bench.store)
+        found = poison(self.trigger.attack, held, self.count)
+
+        def write_truth(scratch: Path) -> dict[str, Any]:
+            np.save(scratch / "roles.npy", found.roles(len(held.corpus)))
+            return {}
+
+        def write_edits(scratch: Path) -> dict[str, Any]:
+            table = pa.table({"row": found.rows, "caption": pa.array(found.captions, pa.string())})
+            feather.write_feather(table, scratch / "edits.arrow", compression="uncompressed")
+            return {"count": len(found.rows)}
+
+        bench.memo(self.truth_key, write_truth)
+        bench.memo(self.key, write_edits)
+
+
+def data_ref(lab: Lab, data: CorpusStage | PoisonStage) -> DataRef:
+    """A handle on training data; only the lab knows what is behind it."""
+    import pyarrow.feather as feather
+
+    if isinstance(data, CorpusStage):
+        corpus = open_corpus(lab.store, data.key, Reader.TRAINING)
+        return DataRef(data.key, len(corpus))
+    corpus = open_corpus(lab.store, data.trigger.corpus.key, Reader.TRAINING)
+    table = feather.read_table(lab.store.need(data.key).path("edits.arrow"))
+    edits = Poison(table["row"].to_numpy(), table["caption"].to_pylist())
+    trigger = load_trigger(lab.store, data.trigger.key, data.trigger.attack)
+    return lab.put(poisoned_view(data.key, corpus, edits, trigger))
+
+
+@dataclass(frozen=True)
+class DefendStage:
+    """One defense on one victim. Its key holds what the defense needs, and nothing else."""
+
+    kind: ClassVar[str] = "defended"
+    defense: Defense
+    recipes: Recipes
+    seed: int
+    victim: ModelStage
+    clean: CorpusStage
+    suspect: CorpusStage
+    reference: ModelStage | None
+
+    @property
+    def trains_like_victim(self) -> bool:
+        return Need.START in self.defense.needs
+
+    @property
+    def repairs(self) -> bool:
+        data = {Need.CLEAN_DATA, Need.SUSPECT_DATA}
+        return Need.VICTIM in self.defense.needs and bool(data & self.defense.needs)
+
+    @property
+    def trains(self) -> bool:
+        """Whether the recipes and the seed can matter: only then are they handed over and keyed."""
+        return self.trains_like_victim or self.repairs
+
+    @property
+    def poisoned(self) -> PoisonStage | None:
+        return self.victim.data if isinstance(self.victim.data, PoisonStage) else None
+
+    @cached_property
+    def key(self) -> Key:
+        params: dict[str, Any] = {"defense": self.defense}
+        if self.trains:
+            params |= {"recipes": self.recipes, "model": self.victim.model, "seed": self.seed}
+        return content_key("defended", params, self.inputs)
+
+    @cached_property
+    def inputs(self) -> Sequence[Key]:
+        needs, found = self.defense.needs, list[Key]()
+        if Need.VICTIM in needs:
+            found.append(self.victim.key)
+        if Need.SUSPECT_DATA in needs:
+            found.append(self.victim.data.key)
+            found.extend(self.poisoned.inputs if self.poisoned else [])
+        if Need.CLEAN_DATA in needs:
+            found.append(self.clean.key)
+        if self.reference and needs & {Need.REFERENCE, Need.START}:
+            found.append(self.reference.key)
+        if Need.TRUTH in needs:
+            found.append(self.suspect.key)
+        return found
+
+    @property
+    def family(self) -> str:
+        return f"defended:{self.defense.name}"
+
+    @property
+    def work(self) -> float:
+        if self.trains_like_victim:
+            return self.recipes.victim.epochs * self.victim.num_rows / 1000
+        if self.repairs:
+            return self.recipes.repair.epochs * self.clean.spec.num_rows / 1000
+        return 0.01
+
+    def case(self, lab: Lab) -> Case:
+        grants: dict[Need, Callable[[], Any]] = {
+            Need.VICTIM: lambda: ModelRef(self.victim.key),
+            Need.SUSPECT_DATA: lambda: data_ref(lab, self.victim.data),
+            Need.CLEAN_DATA: lambda: data_ref(lab, self.clean),
+            Need.REFERENCE: self._reference,
+            Need.START: lambda: ModelRef(self.reference.key) if self.reference else None,
+            Need.TRUTH: lambda: self._truth(lab),
+        }
+        check_truth(self.defense)
+        granted = {need: give for need, give in grants.items() if need in self.defense.needs}
+        training = (self.recipes, self.seed) if self.trains else None
+        return Case(self.defense.name, granted, training)
+
+    def _reference(self) -> ModelRef:
+        assert self.reference is not None, "cells without a reference are not applicable"
+        return ModelRef(self.reference.key)
+
+    def _truth(self, lab: Lab) -> Truth:
+        num_rows = self.victim.num_rows
+        roles = np.zeros(num_rows, dtype=np.int8)
+        if self.poisoned is not None:
+            path = lab.store.need(self.poisoned.truth_key).path("roles.npy")
+            roles = np.load(path, allow_pickle=False)
+        return Truth(roles != 0, DataRef(self.suspect.key, num_rows))
+
+    def run(self, bench: Bench) -> None:
+        def make(scratch: Path) -> dict[str, Any]:
+            lab = bench.lab(self.victim.model)
+            done = self.defense.apply(lab, self.case(lab))
+            _save_judgement(done, scratch)
+            device = bench.runtime.device
+            return {"model_key": done.model.key, "cost": lab.ledger.total(), "device": device}
+
+        bench.memo(self.key, make)
+
+
+def _save_judgement(done: Defended, folder: Path) -> None:
+    if done.guard is not None:
+        raise NotImplementedError("no defense of this version returns a guard")
+    if done.flagged is not None:
+        np.save(folder / "flagged.npy", done.flagged)
+    if done.suspicion is not None:
+        np.save(folder / "suspicion.npy", done.suspicion)
+
+
+@dataclass(frozen=True)
+class MeasureStage:
+    """Clean accuracy and attack success of one model on some evaluation sets, in one pass each."""
+
+    defended: DefendStage
+    trigger: TriggerStage
+    sets: tuple[CorpusStage, ...]
+    ks: tuple[int, ...]
+    reader: Reader
+
+    @property
+    def kind(self) -> str:
+        return "gate" if self.reader is Reader.TUNING else "measure"
+
+    @property
+    def truth(self) -> PoisonStage | None:
+        judges = Need.SUSPECT_DATA in self.defended.defense.needs
+        return self.defended.poisoned if judges else None
+
+    @cached_property
+    def key(self) -> Key:
+        params = {"protocol": PROTOCOL_VERSION, "ks": self.ks, "goal": self.trigger.goal}
+        truth = [self.truth.truth_key] if self.truth else []
+        return content_key(self.kind, params, [*self.inputs, *truth])
+
+    @cached_property
+    def inputs(self) -> Sequence[Key]:
+        return [self.defended.key, self.trigger.key, *(s.key for s in self.sets)]
+
+    family: ClassVar[str] = "measure"
+
+    @property
+    def work(self) -> float:
+        return sum(s.spec.num_rows for s in self.sets) / 1000
+
+    def run(self, bench: Bench) -> None:
+        bench.memo(self.key, lambda scratch: self._measure(bench, scratch))
+
+    def _measure(self, bench: Bench, scratch: Path) -> dict[str, Any]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        defended = bench.store.need(self.defended.key)
+        model = bench.lab(self.defended.victim.model).load(ModelRef(defended.meta["model_key"]))
+        trigger = load_trigger(bench.store, self.trigger.key, self.trigger.attack)
+        device, target = torch.device(bench.runtime.device), self.trigger.goal.target
+        found: dict[str, Any] = {}
+        tables: list[pa.Table] = []
+        head = None
+        for stage in self.sets:
+            corpus = open_corpus(bench.store, stage.key, self.reader)
+            if head is None:
+                head = text_head(model, model.tokenizer, corpus.classes, corpus.templates, device)
+            seen = outcomes(model, head, corpus, trigger, target, device)
+            shares = metrics(seen, target, len(corpus.classes), self.ks)
+            found[corpus.split] = {
+                "metrics": {name: share.as_dict() for name, share in shares.items()},
+                "changed_share": changed_share(corpus, trigger),
+                "corpus_digest": corpus.digest,
+                "templates_digest": templates_digest(corpus.templates),
+            }
+            columns = {name: pa.array(column) for name, column in seen.columns().items()}
+            split = pa.array([corpus.split] * len(corpus)).dictionary_encode()
+            tables.append(pa.table({"eval_set": split, **columns}))
+        pq.write_table(pa.concat_tables(tables), scratch / "samples.parquet")
+        body = {"sets": found, "detection": self._detection(bench)}
+        (scratch / "metrics.json").write_text(json.dumps(body, sort_keys=True))
+        return {"preprocess_digest": preprocess_digest(model)}
+
+    def _detection(self, bench: Bench) -> dict[str, Any]:
+        artefact = bench.store.need(self.defended.key)
+        if self.truth is None or "flagged.npy" not in artefact.files:
+            return {}
+        flagged = np.load(artefact.path("flagged.npy"), allow_pickle=False)
+        path = bench.store.need(self.truth.truth_key).path("roles.npy")
+        poisoned = np.load(path, allow_pickle=False) != 0
+        shares: Mapping[str, Share] = detection(None, flagged, poisoned)
+        return {name: share.as_dict() for name, share in shares.items()}

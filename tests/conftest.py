@@ -1,0 +1,38 @@
+"""What all tests share: one thread, and one small store with the embedded world in it."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Ray reads these once, when it is imported: no test may import it before they are set.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_AUTH_TOKEN", "0123456789abcdef" * 4)
+
+import pytest
+import torch
+
+from victims.corpora import CorpusSpec, build_corpus
+from victims.embedded import WorldCorpus
+from victims.store import Store
+from victims.world import World
+
+torch.set_num_threads(1)
+
+ROWS = {"public": 512, "suspect": 512, "clean": 256, "tuning": 128, "report": 128, "shifted": 128}
+
+
+def corpus_spec(split: str, num_rows: int | None = None, size: int = 32) -> WorldCorpus:
+    """A split of the world at test size."""
+    return WorldCorpus(world=World(size=size), split=split, num_rows=num_rows or ROWS[split])
+
+
+@pytest.fixture(scope="session")
+def small_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store that holds every split at test size. Tests may add to it and remove nothing."""
+    store = Store(tmp_path_factory.mktemp("store"))
+    for split in ROWS:
+        spec: CorpusSpec = corpus_spec(split)
+        build_corpus(store, spec)
+    return store

@@ -1,0 +1,1 @@
+"""One attack and one defense, as a third party would write them."""

@@ -1,0 +1,171 @@
+"""Every benchmark runs at a tiny size and gives the figures that it promises."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import benchmarks.__main__ as command
+from benchmarks import board, overhead, plan, training
+from benchmarks.common import (
+    Figure,
+    Figures,
+    Process,
+    Seconds,
+    Session,
+    interleaved,
+    lines,
+    median,
+    ratio,
+)
+from grid.cli import main as grid_main
+from tests.grids import write_grid_file
+
+
+def in_process(*arguments: str, expect: tuple[int, ...] = (0,)) -> Process:
+    """The command ``grid`` without the seconds that another process needs for its imports."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as ended,
+    ):
+        grid_main(arguments)
+    code = ended.value.code or 0
+    assert code in expect, err.getvalue()
+    return Process(Seconds(0.1, 0.1), int(code), out.getvalue(), err.getvalue())
+
+
+def with_aims(figures: Figures) -> set[str]:
+    assert all(np.isfinite(figure.value) for figure in figures.values())
+    return {what for what, figure in figures.items() if figure.aim}
+
+
+def test_an_aim_is_a_bound_that_a_figure_keeps_or_misses() -> None:
+    fast, slow = (Figure(value=v, unit="x", at_least=2.2) for v in (2.2, 2.19))
+    assert (fast.reached, slow.reached, fast.aim) == (True, False, ">= 2.2")
+    soon, late = (Figure(value=v, unit="s", at_most=5) for v in (5.0, 5.1))
+    assert (soon.reached, late.reached, soon.aim) == (True, False, "<= 5")
+    assert Figure(value=1, unit="s").reached is None
+    shown = lines("name", {"fast": fast, "slow": slow})
+    assert shown[1].endswith("ok")
+    assert shown[2].endswith("MISSED")
+
+
+def test_a_ratio_compares_neighbours_and_shows_their_median() -> None:
+    slow = [Seconds(9, 2), Seconds(9, 30), Seconds(9, 8)]
+    fast = [Seconds(3, 1), Seconds(3, 10), Seconds(1, 4)]
+    assert ratio(slow, fast) == 2  # of 2, 3 and 2, whatever a loaded round took
+    assert ratio(slow, fast, "wall") == 3
+    assert (median(slow), median(slow, "wall")) == (8, 9)
+
+
+def test_contenders_take_turns_and_the_first_round_does_not_count() -> None:
+    seen: list[str] = []
+    found = interleaved({n: lambda n=n: lambda: seen.append(n) for n in ("a", "b")}, 2)  # type: ignore[misc]
+    assert "".join(seen) == "baabba"
+    assert {name: len(seconds) for name, seconds in found.items()} == {"a": 2, "b": 2}
+
+
+def test_training_names_its_ratios() -> None:
+    found = training.main(num_rows=64, epochs=1, rounds=1, pairs=2)
+    assert with_aims(found) == {"ours / open_clip_train", "ours / bare step"}
+    assert {f"{name} samples/s" for name in ("ours", "theirs", "lean", "decoded", "bare")} <= set(
+        found
+    )
+
+
+def test_open_clip_train_reads_the_same_pairs() -> None:
+    with training.arena(64, 1) as place:
+        rows = [line.split("\t") for line in place.table.read_text().splitlines()]
+        assert rows[0] == ["filepath", "title"]
+        assert [caption for _, caption in rows[1:]] == list(place.corpus.captions)
+        for row in (0, 63):
+            image_HWC = np.asarray(Image.open(rows[1 + row][0]))
+            assert np.array_equal(image_HWC.transpose(2, 0, 1), place.corpus.images_NCHW[row])
+
+
+def test_overhead_names_its_ratio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overhead, "grid", in_process)
+    found = overhead.main(name=str(write_grid_file(tmp_path)), executor="serial")
+    assert with_aims(found) == {"the same command again"}
+    assert found["stages run"].value > 5
+    assert found["wall / lower bound"].value >= 1
+    assert found["wall / lower bound"].value == pytest.approx(
+        found["wall without Ray's start"].value / found["lower bound"].value
+    )
+
+
+def test_plan_counts_the_cells_it_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "grid", in_process)
+    found = plan.main(attacks=2, rates=2, seeds=1, defenses=3, calls=1)
+    assert found["cells"].value == 12
+    assert found["rows"].value == 12 * 27
+    assert with_aims(found) == {"grid run, finished"}
+
+
+def test_a_grid_that_is_not_finished_is_no_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unfinished(*arguments: str, expect: tuple[int, ...] = (0,)) -> Process:
+        return Process(Seconds(1, 1), 0, "", "all stages ran")
+
+    monkeypatch.setattr(plan, "grid", unfinished)
+    file = tmp_path / "some.yaml"
+    file.write_text(plan.grid_text(1, 1, 1, 2))
+    with pytest.raises(RuntimeError, match="did not find the grid finished"):
+        plan._again(file, tmp_path, "run")
+
+
+def test_board_reads_what_was_made_up_for_it() -> None:
+    found = board.main(num_cells=30, calls=1)
+    assert found["heavy modules imported"].value == 0
+    assert found["rows, many rows"].value == 4 * found["rows, many cells"].value == 4 * 30 * 27
+    assert with_aims(found) == {
+        "heavy modules imported",
+        "grid leaderboard, a small grid",
+        "board in process, many cells",
+        "board in process, many rows",
+    }
+
+
+def test_a_benchmark_that_breaks_is_named_and_the_others_run(tmp_path: Path) -> None:
+    def broken() -> Figures:
+        raise KeyError("nothing")
+
+    session = Session()
+    session.run("broken", broken)
+    session.run("fine", lambda: {"some": Figure(value=3.0, unit="x", at_least=2)})
+    session.write(tmp_path / "runs" / "found.json")
+    body = json.loads((tmp_path / "runs" / "found.json").read_text())
+    assert body["failures"] == {"broken": "KeyError: 'nothing'"}
+    assert body["figures"]["fine"]["some"] == {
+        "value": 3.0,
+        "unit": "x",
+        "aim": ">= 2",
+        "ok": True,
+    }
+    assert {"processor", "cores", "versions", "commit"} <= set(body["machine"])
+
+
+def test_the_command_runs_what_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("benchmarks.augment.main", lambda: {"a/s": 5.0, "a over loop": 2.0})
+    path = tmp_path / "found.json"
+    assert command.main(["augment", "--json", str(path)]) == 0
+    found = json.loads(path.read_text())["figures"]
+    assert {what: f["unit"] for what, f in found["augment"].items()} == {
+        "a/s": "/s",
+        "a over loop": "x",
+    }
+    assert "augment (load " in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        command.main(["speed"])
+    assert "no benchmark called 'speed'" in capsys.readouterr().err

@@ -1,0 +1,281 @@
+"""Stages on a real Ray: placement, warm workers, limits, worker groups, interruption.
+
+One cluster of three nodes serves the file: a head without CPUs, a node with a CPU, and one with
+two CPUs and two GPUs that are declared and do not exist.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from grid.cluster import RayExecutor, _first_to_end, _rank, _RankEnded, start_executor
+from grid.plan import make_plan
+from grid.run import Driver
+from grid.spec import Execution, Resources
+from grid.stages import Stage
+from grid.work import Ended, Outcome
+from tests.grids import TINY, call, numbers, records, run_serial, tiny_grid, write_grid_file
+from tests.processes import command, wait_for
+from tests.stages import Note
+from victims.errors import GridError, UsageError
+from victims.recipe import Runtime
+from victims.store import Store
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """The address of the cluster."""
+    from ray.cluster_utils import Cluster
+
+    head = {"num_cpus": 0, "num_gpus": 0, "include_dashboard": False}
+    made = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        made.add_node(num_cpus=1, num_gpus=0)
+        made.add_node(num_cpus=2, num_gpus=2)
+        yield made.address
+    finally:
+        made.shutdown()  # type: ignore[no-untyped-call]
+
+
+Start = Callable[..., RayExecutor]
+
+
+@pytest.fixture
+def start(cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+    """Executors on the cluster, closed at the end."""
+    monkeypatch.setenv("RAY_ADDRESS", cluster)
+    (tmp_path / "logs").mkdir()
+    started: list[RayExecutor] = []
+
+    def begin(store: Path | None = None, **options: Any) -> RayExecutor:
+        uri, logs = str(store or tmp_path / "store"), str(tmp_path / "logs")
+        executor = RayExecutor(Execution(**options), uri, Runtime(), logs)
+        started.append(executor)
+        return executor
+
+    yield begin
+    for executor in started:
+        executor.close()
+
+
+def finish(executor: RayExecutor, stages: Sequence[Stage], seconds: float = 90) -> list[Outcome]:
+    """Submit them all and wait for their outcomes, in the order of the stages."""
+    for stage in stages:
+        executor.submit(stage)
+    found: dict[str, Outcome] = {}
+    end = time.monotonic() + seconds
+    while executor.running:
+        assert time.monotonic() < end, "the stages do not end"
+        found |= {outcome.key: outcome for outcome in executor.poll(0.5)}
+    return [found[stage.key] for stage in stages]
+
+
+def note(folder: Path, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
+    return found
+
+
+def test_stages_run_on_nodes_that_hold_them_in_warm_workers(start: Start, tmp_path: Path) -> None:
+    executor = start(resources={"gate": Resources(gpus=1)})
+    assert not executor.owns_cluster
+    assert executor.lanes == 3
+    nodes = {n["NodeID"]: n["Resources"] for n in executor._ray.nodes() if n["Alive"]}
+    first = [Note(f"a{i}", str(tmp_path), seconds=1.0) for i in range(3)]
+    outcomes = finish(executor, first)
+    assert {o.ended for o in outcomes} == {Ended.OK}
+    ran = [note(tmp_path, s.name) for s in first]
+    # Three sleepers at once fill both worker nodes; none goes to the head, which has no CPU.
+    assert sorted(nodes[r["node"]]["CPU"] for r in ran) == [1, 2, 2]
+    assert len({r["pid"] for r in ran}) == 3
+    assert {r["device"] for r in ran} == {"cpu"}
+    # Later stages find a process that has everything imported.
+    second = [Note(f"b{i}", str(tmp_path)) for i in range(4)]
+    finish(executor, second)
+    assert {note(tmp_path, s.name)["pid"] for s in second} <= {r["pid"] for r in ran}
+    # A stage that wants a GPU goes where there is one, and is told which.
+    on_gpu = Note("c", str(tmp_path), kind="gate")
+    (outcome,) = finish(executor, [on_gpu])
+    assert outcome.ended is Ended.OK
+    found = note(tmp_path, "c")
+    assert nodes[found["node"]]["GPU"] == 2
+    assert len(found["gpus"]) == 1
+    # An error in a stage's own code is the method's, with its place in the log.
+    (failed,) = finish(executor, [Note("d", str(tmp_path), error="no tea left")])
+    assert (failed.ended, failed.message) == (Ended.METHOD, "ValueError: no tea left")
+
+
+def test_a_stage_past_its_limit_is_stopped_and_a_waiting_one_is_not(
+    start: Start, tmp_path: Path
+) -> None:
+    """The limit counts from the attempt's own first line, not from the line of an earlier one."""
+    limit = {"gate": Resources(gpus=2, limit_seconds=3)}
+    executor = start(resources=limit)
+    stuck = Note("stuck", str(tmp_path), seconds=300, kind="gate")
+    queued = Note("queued", str(tmp_path), kind="gate")
+    old = f"2020-01-01T00:00:00 {queued.key} (note) on cpu, process 1 of host\n  x (y) on z\n"
+    (tmp_path / "logs" / f"{queued.key}.log").write_text(old)
+    began = time.monotonic()
+    ended, after = finish(executor, [stuck, queued])
+    assert ended.ended is Ended.METHOD
+    assert "stopped after its limit of 3 s" in ended.message
+    assert "execution.resources.gate.limit_seconds" in ended.message
+    assert after.ended is Ended.OK
+    assert time.monotonic() - began < 60
+
+
+WANTS: list[tuple[Resources, str]] = [
+    (Resources(cpus=3), "3 CPUs and 0 GPUs, and no node has them"),
+    (Resources(gpus=3), "1 CPUs and 3 GPUs, and no node has them"),
+    (Resources(cpus=2, gpus=0.5, memory_gb=1e6), "1e+06 GiB, and no node has them"),
+    (Resources(workers=4), "4 workers of 1 CPUs and 0 GPUs each, and the cluster holds 3 of them"),
+    (Resources(workers=3, gpus=1), "the cluster holds 2 of them"),
+]
+
+
+def test_what_no_node_holds_is_said_at_once(start: Start, tmp_path: Path) -> None:
+    stage = Note("a", str(tmp_path), kind="model")
+    executor = start()
+    assert executor.check([stage]) is None
+    for wants, says in WANTS:
+        executor.execution = Execution(resources={"model": wants})
+        said = executor.check([stage])
+        assert said is not None
+        assert says in said
+        assert "execution.resources.model" in said
+        executor.execution = Execution(resources={"gate": wants})
+        assert executor.check([stage]) is None
+    executor.execution = Execution(resources={"model": Resources(workers=3)})
+    assert executor.check([stage]) is None
+    executor.execution = Execution(device="cuda")
+    with pytest.raises(UsageError, match=r"execution\.resources\.model .*gpus: 1"):
+        executor.check([stage])
+
+
+def test_a_shared_cluster_is_waited_for(cluster: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", cluster)
+    grid = tiny_grid(
+        tmp_path,
+        execution={**TINY["execution"], "wait_seconds": 3, "resources": {"model": {"gpus": 4}}},
+    )
+    said: list[str] = []
+    driver = Driver(grid, tmp_path / "out", Store(tmp_path / "store"), say=said.append)
+    began = time.monotonic()
+    with pytest.raises(GridError, match=r"ask for 1 CPUs and 4 GPUs.*waited \d s of 3"):
+        driver.run()
+    assert 3 <= time.monotonic() - began < 30
+    assert said[0].startswith("waiting for resources: stages of kind 'model' ask for")
+    assert "Giving up after 3 s" in said[0]
+    assert records(tmp_path / "out", "rows") == []
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished serial run of the tiny grid."""
+    folder = tmp_path_factory.mktemp("calm")
+    run_serial(tiny_grid(folder), folder / "out", folder / "store")
+    return folder
+
+
+def weights(store: Path, key: str) -> torch.Tensor:
+    """Every weight of a model in one vector."""
+    found = load_file(Store(store).need(key).path("weights.safetensors"))
+    return torch.cat([found[name].flatten().double() for name in sorted(found)])
+
+
+def test_two_workers_train_the_model_that_one_trains(start: Start, calm: Path) -> None:
+    grid = tiny_grid(calm)
+    cell = next(c for c in make_plan(grid).cells if c.cell.rate == "0.1")
+    victim = cell.measure.defended.victim
+    assert victim.init is not None
+    start_weights, alone = (weights(calm / "store", key) for key in (victim.init.key, victim.key))
+    Store(calm / "store").discard(victim.key, "to be trained again")
+    executor = start(calm / "store", resources={"model": Resources(workers=2)})
+    (outcome,) = finish(executor, [victim])
+    assert (outcome.ended, outcome.made) == (Ended.OK, (victim.key,)), outcome.message
+    together = weights(calm / "store", victim.key)
+    # Relative to how far the fit went. Single weights may differ: where the gradient is zero but
+    # for rounding, AdamW makes a step of its sign.
+    assert (together - alone).norm() < 0.02 * (alone - start_weights).norm()
+
+
+def test_what_a_failing_rank_said_arrives(tmp_path: Path) -> None:
+    """Ranks that fail raise, so that no other waits for them; the first to end says why."""
+    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+
+    failures = []
+    for name in ("first", "second"):
+        stage = Note(name, str(tmp_path), error=f"no tea in the {name} cup", needs_ray=False)
+        config = {"stage": stage, "store": str(tmp_path / "s"), "runtime": Runtime(), "logs": ""}
+        with pytest.raises(_RankEnded) as ended:
+            _rank(config)
+        text = "".join(traceback.format_exception(ended.value))
+        failures.append(UserExceptionWithTraceback(ended.value, text))
+    found = _first_to_end([RuntimeError("the peer hung up"), *reversed(failures)])
+    assert found is not None
+    assert found["message"] == "ValueError: no tea in the first cup"
+    assert Ended(found["ended"]) is Ended.METHOD
+    assert _first_to_end([RuntimeError("the machine is gone")]) is None
+
+
+def test_a_backend_that_fails_gives_back_what_it_reserved(start: Start, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("NCCL starts on this machine")
+    executor = start(resources={"model": Resources(workers=2, gpus=1)})
+    (outcome,) = finish(executor, [Note("a", str(tmp_path), kind="model")])
+    assert outcome.ended is Ended.INFRASTRUCTURE
+    assert "nccl" in outcome.message.lower(), outcome.message
+    wait_for(lambda: executor._ray.available_resources().get("GPU", 0) == 2, 15)
+
+
+def test_an_address_without_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(GridError, match=r"no Ray cluster answers at RAY_ADDRESS=127\.0\.0\.1:1"):
+        start_executor("ray", Execution(), str(tmp_path), Runtime(), "")
+
+
+# Clusters of our own.
+
+
+def test_a_gpu_that_is_not_there_is_refused_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    file = write_grid_file(
+        tmp_path, execution={**TINY["execution"], "resources": {"model": {"gpus": 8}}}
+    )
+    began = time.monotonic()
+    done = call(capsys, "run", file, "--out", tmp_path / "out", "--store", tmp_path / "store")
+    assert done.code == 1
+    assert time.monotonic() - began < 60
+    assert "stages of kind 'model' ask for 1 CPUs and 8 GPUs, and no node has them" in done.err
+    assert "execution.resources.model" in done.err
+    assert records(tmp_path / "out", "rows") == []
+
+
+def test_ctrl_c_stops_everything_and_the_same_command_goes_on(calm: Path, tmp_path: Path) -> None:
+    file = write_grid_file(tmp_path, execution={**TINY["execution"], "lanes": 1})
+    out = tmp_path / "out"
+    words = ("run", file, "--out", out, "--store", tmp_path / "store")
+    with command(tmp_path / "log.txt", *words) as running:
+        wait_for(lambda: any((out / "logs").glob("model-*.log")))
+        running.send(signal.SIGINT)
+        assert running.wait() == 130, running.said
+        assert "the same command goes on" in running.said
+        assert "Traceback" not in running.said
+        running.leaves_nothing()
+    report = run_serial(tiny_grid(tmp_path), out, tmp_path / "store")
+    assert report.code == 0
+    # Finished by hand on the serial executor: the numbers are those of a calm serial run.
+    assert numbers(out) == numbers(calm / "out")

@@ -1,0 +1,108 @@
+"""From a view to batches on the model's device, and scores of every row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from victims.corpora import Rows, View
+from victims.models import Clip, Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """This rank's share of a global batch.
+
+    ``image`` is uint8 BCHW with triggers already in it, ``tokens`` BT cut after the longest
+    caption, ``texts`` the tokens of alternative captions, ``columns`` the annotations, ``views``
+    what the objective's own hook made. Nothing tells which rows are poisoned.
+    """
+
+    rows: Tensor
+    image: Tensor
+    tokens: Tensor
+    texts: Mapping[str, Tensor] = field(default_factory=dict)
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+    views: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+class Scorer(Protocol):
+    """A frozen dataclass, so that its parameters key the scores it makes."""
+
+    def __call__(self, model: Clip, batch: Batch) -> Tensor: ...
+
+
+Scan = Callable[[Scorer], np.ndarray]
+
+
+class Loader:
+    """Batches of a view, as tensors on the device, each rank its own rows of each batch."""
+
+    def __init__(self, view: View, model: Clip, device: torch.device) -> None:
+        self.view, self.model, self.device = view, model, device
+        self._read = view.reader(device)
+        self.tokens_NT = model.tokenizer(view.captions())
+        self.lengths_N = caption_lengths(self.tokens_NT)
+        self._texts: dict[str, tuple[Tokens, Rows]] = {}
+        self._columns = {
+            n: torch.from_numpy(np.ascontiguousarray(c)) for n, c in view.columns.items()
+        }
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Draw the alternative captions: once, or anew for the views that ask for it."""
+        for name, text in self.view.texts.items():
+            if name not in self._texts or text.per_epoch:
+                captions = text.rewrite(self.view.captions(), epoch if text.per_epoch else 0)
+                tokens_NT = self.model.tokenizer(captions)
+                self._texts[name] = (tokens_NT, caption_lengths(tokens_NT))
+
+    def __call__(self, positions: Rows) -> Batch:
+        return Batch(
+            rows=torch.from_numpy(positions).to(self.device),
+            image=self._read(positions),
+            tokens=self._cut(self.tokens_NT, self.lengths_N, positions),
+            texts={n: self._cut(*pair, positions) for n, pair in self._texts.items()},
+            columns={n: c[positions].to(self.device) for n, c in self._columns.items()},
+        )
+
+    def _cut(self, tokens_NT: Tokens, lengths_N: Rows, positions: Rows) -> Tensor:
+        cut = tokens_NT[positions, : int(lengths_N[positions].max())]
+        return torch.from_numpy(cut).to(self.device, dtype=torch.long)
+
+
+def caption_lengths(tokens_NT: Tokens) -> Rows:
+    """Tokens of each caption up to its last one that is no padding.
+
+    Not the number of ids other than 0: byte-pair tables give that id to ``!``, too.
+    """
+    last: Rows = tokens_NT.shape[1] - (tokens_NT[:, ::-1] != 0).argmax(1)
+    return last
+
+
+@torch.no_grad()
+def score_rows(model: Clip, view: View, scorer: Scorer, batch_size: int = 256) -> np.ndarray:
+    """``scorer`` on every row of a view, in order, in eval mode."""
+    was_training = model.training
+    model.eval()
+    loader = Loader(view, model, model.mean_C.device)
+    loader.begin_epoch(0)
+    starts = range(0, len(view), batch_size)
+    spans = [np.arange(s, min(s + batch_size, len(view)), dtype=np.int64) for s in starts]
+    parts = [scorer(model, loader(positions)).float().cpu() for positions in spans]
+    model.train(was_training)
+    return torch.cat(parts).numpy() if parts else np.zeros(0, dtype=np.float32)
+
+
+def cat_tokens(first_BT: Tensor, second_BU: Tensor) -> Tensor:
+    """Two batches of tokens as one, padded to the longer."""
+    width = max(first_BT.shape[1], second_BU.shape[1])
+    return torch.cat([F.pad(t, (0, width - t.shape[1])) for t in (first_BT, second_BU)])

@@ -1,0 +1,41 @@
+"""Errors for the person who reads them: where, what was found, what is allowed, what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class GridError(Exception):
+    """Something the user can act on. Printed without a traceback; the exit code is ``code``."""
+
+    code = 1
+
+
+class UsageError(GridError):
+    """The command or the grid file asks for something that cannot be meant."""
+
+    code = 2
+
+
+class MethodFailure(GridError):
+    """A method failed on its own terms (a loss that is not finite, say): an outcome."""
+
+
+class Forbidden(GridError):
+    """Code reached for what it must not see: undeclared needs, the truth, the report split."""
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """`` Did you mean 'x'?`` when something known is close to ``name``, else nothing."""
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {match[0]!r}?" if match else ""
+
+
+def unknown(what: str, name: str, known: Iterable[str], where: str = "") -> UsageError:
+    """The error for a name that is not in a table."""
+    table = sorted(known)
+    place = f"{where}: " if where else ""
+    return UsageError(
+        f"{place}no {what} called {name!r}.{near(name, table)} Known: {', '.join(table)}."
+    )

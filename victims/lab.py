@@ -1,0 +1,296 @@
+"""The workbench given to attacks and defenses: training and scoring, memoised by content.
+
+A defense is straight-line code over these primitives; after a restart what was done is found by
+its key and skipped. What a primitive hands back is a reference; weights and pictures stay in the
+store until they are used, and a `DataRef` cannot be asked which of its rows are poisoned.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from victims import corpora
+from victims.batches import Scorer, score_rows
+from victims.checkpoints import save_moments
+from victims.corpora import Reader, Rows, TextView, View
+from victims.distributed import agreed, barrier, rank
+from victims.draws import derive
+from victims.errors import GridError
+from victims.keys import Key, content_key
+from victims.models import Clip, ModelSpec, fresh, load_weights, save_weights
+from victims.recipe import OptimizerState, Recipe, Runtime
+from victims.store import Artefact, Busy, Damaged, Store
+from victims.training import Fit, ObjectiveSpec
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """A trained model by key."""
+
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class DataRef:
+    """Data by key: a handle with a length and nothing else."""
+
+    key: Key
+    num_rows: int
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+
+class TensorSpec(Protocol):
+    """A frozen dataclass that crafts tensors by whatever private loop its paper needs."""
+
+    def craft(self, model: Clip, view: View) -> Mapping[str, Tensor]: ...
+
+
+@dataclass(slots=True)
+class Ledger:
+    """What the primitives used by one stage cost, whether they ran now or were found."""
+
+    costs: dict[str, dict[str, float]] = field(default_factory=dict)
+    made: list[str] = field(default_factory=list)
+
+    def total(self) -> dict[str, float]:
+        names = sorted({name for cost in self.costs.values() for name in cost})
+        return {n: sum(cost.get(n, 0.0) for cost in self.costs.values()) for n in names}
+
+
+def model_key(
+    spec: ObjectiveSpec, recipe: Recipe, data: str, init: str | None, model: ModelSpec
+) -> Key:
+    """Key of the model that `Lab.train` makes; known before anything runs."""
+    start = {"init": init} if init else {"fresh": model}
+    return content_key("model", {"objective": spec, "recipe": recipe, "start": start}, [data])
+
+
+class _Partial:
+    """Mid-fit checkpoints of one key."""
+
+    def __init__(self, store: Store, key: str) -> None:
+        self.store, self.key = store, key
+
+    def load(self) -> Path | None:
+        return self.store.load_partial(self.key, "fit.safetensors")
+
+    def save(self, write: Callable[[Path], None]) -> None:
+        self.store.save_partial(self.key, "fit.safetensors", write)
+
+
+class Lab:
+    """Primitives over a store. One lab serves one stage."""
+
+    def __init__(
+        self,
+        store: Store,
+        model: ModelSpec,
+        runtime: Runtime,
+        report: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.store, self.model, self.runtime = store, model, runtime
+        self.ledger = Ledger()
+        self._report = report
+        self._views: dict[str, View] = {}
+
+    # --- data
+
+    def put(self, view: View) -> DataRef:
+        """Take a view in hand; everyone else holds its reference."""
+        self._views[view.key] = view
+        return DataRef(view.key, len(view))
+
+    def _view(self, ref: DataRef) -> View:
+        if ref.key not in self._views:
+            corpus = corpora.open_corpus(self.store, ref.key, Reader.TRAINING)
+            self._views[ref.key] = corpora.whole(corpus)
+        return self._views[ref.key]
+
+    def captions(self, data: DataRef) -> list[str]:
+        """The captions a defender can read, in row order."""
+        return self._view(data).captions()
+
+    def subset(self, data: DataRef, rows: Rows) -> DataRef:
+        """The named rows only, in the order given. Keeping every row keeps the key."""
+        named = np.asarray(rows)
+        if named.size and not np.issubdtype(named.dtype, np.integer):
+            raise GridError(
+                f"subset: rows are given by number, got {named.dtype}; np.flatnonzero turns a mask"
+                " into numbers"
+            )
+        return self.put(corpora.subset(self._view(data), named.astype(np.int64)))
+
+    def annotate(self, data: DataRef, **columns: npt.NDArray[Any]) -> DataRef:
+        """The same rows with per-row values, which objectives read from ``batch.columns``."""
+        return self.put(corpora.annotate(self._view(data), columns))
+
+    def with_text(self, data: DataRef, **texts: TextView) -> DataRef:
+        """The same rows with alternative captions, which objectives read from ``batch.texts``."""
+        return self.put(corpora.with_text(self._view(data), texts))
+
+    # --- models
+
+    def load(self, ref: ModelRef) -> Clip:
+        """The weights, in eval mode on the device."""
+        artefact = self.store.need(ref.key)
+        spec = ModelSpec(**artefact.meta["model"])
+        if spec != self.model:
+            raise GridError(f"{ref.key} is a {spec}, this grid's model is a {self.model}")
+        model = load_weights(Clip(spec), artefact.path("weights.safetensors"), ref.key)
+        return model.to(self.runtime.device).eval()
+
+    def train(
+        self,
+        spec: ObjectiveSpec,
+        data: DataRef,
+        recipe: Recipe,
+        *,
+        init: ModelRef | None = None,
+    ) -> ModelRef:
+        """Fit ``spec`` on ``data``, from ``init`` or from random weights."""
+        key = model_key(spec, recipe, data.key, init.key if init else None, self.model)
+
+        def make(scratch: Path) -> dict[str, Any]:
+            model = self.load(init) if init else fresh(self.model, recipe.seed)
+            carried = None
+            if recipe.optimizer_state == OptimizerState.CARRY:
+                carried = self._carried(init)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(derive(recipe.seed, "objective"))
+                objective = spec.build(model)
+                fit = Fit(
+                    model,
+                    self._view(data),
+                    objective,
+                    recipe,
+                    runtime=self.runtime,
+                    checkpoints=_Partial(self.store, key),
+                    optimizer_state=carried,
+                    on_epoch=self._epoch_line(key, recipe),
+                )
+                done = fit()
+            if rank() == 0:
+                save_weights(model, scratch / "weights.safetensors")
+                (scratch / "curves.json").write_text(json.dumps(done.curves))
+                if self.runtime.keep_optimizer:
+                    save_moments(fit.optimizer, scratch / "optimizer.safetensors")
+            return {"model": asdict(self.model), "cost": done.cost}
+
+        self._memo(key, make, collective=True)
+        return ModelRef(key)
+
+    def _carried(self, init: ModelRef | None) -> Path:
+        if init is None or "optimizer.safetensors" not in self.store.need(init.key).files:
+            raise GridError(
+                "optimizer_state: carry needs the optimizer state of the initial weights, which was"
+                " not stored. Put `keep_optimizer: true` under `runtime` in the grid file and train"
+                " the victims again into a new --store."
+            )
+        return self.store.need(init.key).path("optimizer.safetensors")
+
+    def _epoch_line(self, key: str, recipe: Recipe) -> Callable[[Mapping[str, float]], None]:
+        def line(record: Mapping[str, float]) -> None:
+            shown = " ".join(f"{n}={v:.4g}" for n, v in record.items() if n != "epoch")
+            self._report(f"{key} epoch {int(record['epoch']) + 1}/{recipe.epochs} {shown}")
+
+        return line
+
+    # --- scores and tensors
+
+    def score(self, scorer: Scorer, data: DataRef, model: ModelRef) -> npt.NDArray[np.float32]:
+        """``scorer`` on every row of ``data``, in row order."""
+        key = content_key("score", scorer, [data.key, model.key])
+
+        def make(scratch: Path) -> dict[str, Any]:
+            loaded = self.load(model)
+            np.save(scratch / "values.npy", score_rows(loaded, self._view(data), scorer))
+            return {"cost": {"images_forward": float(loaded.meter.images_forward)}}
+
+        path = self._memo(key, make).path("values.npy")
+        values: npt.NDArray[np.float32] = np.load(path, allow_pickle=False)
+        return values
+
+    def tensor(self, spec: TensorSpec, data: DataRef, model: ModelRef) -> dict[str, Tensor]:
+        """Any other crafted artefact: a patch, a mask, the output of a generator."""
+        from safetensors.torch import load_file, save_file
+
+        key = content_key("tensor", spec, [data.key, model.key])
+
+        def make(scratch: Path) -> dict[str, Any]:
+            loaded = self.load(model)
+            crafted = spec.craft(loaded, self._view(data))
+            # Copies: views of one memory are an error in a file.
+            tensors = {n: t.detach().cpu().contiguous().clone() for n, t in crafted.items()}
+            save_file(tensors, scratch / "tensors.safetensors")
+            meter = loaded.meter
+            return {
+                "cost": {
+                    "images_forward": float(meter.images_forward),
+                    "images_backward": float(meter.images_backward),
+                }
+            }
+
+        tensors: dict[str, Tensor] = load_file(self._memo(key, make).path("tensors.safetensors"))
+        return tensors
+
+    def _memo(
+        self, key: Key, make: Callable[[Path], Mapping[str, Any]], *, collective: bool = False
+    ) -> Artefact:
+        artefact = memo(self.store, key, make, collective=collective, ledger=self.ledger)
+        self.ledger.costs[key] = dict(artefact.meta.get("cost", {}))
+        return artefact
+
+
+def memo(
+    store: Store,
+    key: Key,
+    make: Callable[[Path], Mapping[str, Any]],
+    *,
+    collective: bool,
+    ledger: Ledger,
+) -> Artefact:
+    """The artefact, made at most once: by rank 0, and by all ranks together if ``collective``.
+
+    Whether to make it, and that nobody else is making it, is rank 0's finding; all ranks follow.
+    """
+    with contextlib.ExitStack() as held:
+        state = agreed(_look(store, key, held) if rank() == 0 else 0)
+        if state == _BUSY:
+            raise Busy(key)
+        if state == _OURS:
+            if rank() == 0:
+                store.make(key, make)
+                ledger.made.append(key)
+                store.drop_partial(key)
+            elif collective:
+                with tempfile.TemporaryDirectory() as elsewhere:
+                    make(Path(elsewhere))
+            barrier()
+    return store.need(key)
+
+
+_FOUND, _OURS, _BUSY = 1, 2, 3
+
+
+def _look(store: Store, key: Key, held: contextlib.ExitStack) -> int:
+    with contextlib.suppress(Damaged):
+        if store.get(key) is not None:
+            return _FOUND
+    try:
+        held.enter_context(store.claim(key))
+    except Busy:
+        return _BUSY
+    return _FOUND if key in store else _OURS

@@ -1,0 +1,228 @@
+"""Measuring: clean accuracy and attack success, correct by construction.
+
+The target class is left out of every attack metric; clean and triggered pictures share geometry,
+since a stamp acts on the very bytes that clean accuracy is measured on; every outcome is kept.
+Shapes: B batch, K classes, P templates, D embedding, T tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from victims.batches import caption_lengths
+from victims.corpora import Corpus, Stamper
+from victims.errors import MethodFailure, UsageError, near
+from victims.keys import digest
+from victims.models import Encoder, Tokenizer
+
+Ints = npt.NDArray[np.int32]
+
+# Version of the protocol's metrics: a change of meaning here changes the key of every measurement.
+PROTOCOL_VERSION = 1
+Z = 1.959963984540054
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A share with what it was counted from and its Wilson interval."""
+
+    successes: int
+    n: int
+
+    @property
+    def value(self) -> float:
+        return self.successes / self.n
+
+    def as_dict(self) -> dict[str, float | int]:
+        low, high = wilson(self.successes, self.n)
+        return {
+            "value": self.value,
+            "successes": self.successes,
+            "n": self.n,
+            "low": low,
+            "high": high,
+        }
+
+
+def wilson(successes: int, n: int, z: float = Z) -> tuple[float, float]:
+    """Wilson score interval of a share."""
+    p, zz = successes / n, z * z / n
+    centre = p + zz / 2
+    half = z * math.sqrt(p * (1 - p) / n + zz / (4 * n))
+    low, high = (centre - half) / (1 + zz), (centre + half) / (1 + zz)
+    return (0.0 if successes == 0 else low), (1.0 if successes == n else high)
+
+
+def check_classes(classes: Sequence[str]) -> None:
+    """Class names must be unique: equal names are equal text weights, and ties go unseen."""
+    seen: dict[str, int] = {}
+    for index, name in enumerate(classes):
+        if name in seen:
+            raise UsageError(
+                f"class names must be unique: {name!r} is class {seen[name]} and class {index}."
+                " Give one of them another name."
+            )
+        seen[name] = index
+
+
+def resolve_target(target: int | str, classes: Sequence[str]) -> int:
+    """An index, or the exact name of one class. Substrings never match."""
+    if isinstance(target, str):
+        hits = [index for index, name in enumerate(classes) if name == target]
+        if len(hits) == 1:
+            return hits[0]
+        if len(hits) > 1:
+            raise UsageError(f"target: {target!r} names the classes {hits}; give an index")
+        raise UsageError(
+            f"target: no class called {target!r}.{near(target, classes)}"
+            f" Give an exact name or an index in 0..{len(classes) - 1}."
+        )
+    if not 0 <= target < len(classes):
+        raise UsageError(f"target: class {target} is outside 0..{len(classes) - 1}")
+    return target
+
+
+def templates_digest(templates: Sequence[str]) -> str:
+    """Digest of the prompts: the templates filled with X, in order."""
+    return digest([template.format("X") for template in templates])[:16]
+
+
+@torch.no_grad()
+def text_head(
+    encoder: Encoder,
+    tokenizer: Tokenizer,
+    classes: Sequence[str],
+    templates: Sequence[str],
+    device: torch.device,
+    batch_size: int = 1024,
+) -> Tensor:
+    """Zero-shot classifier, KD: per class the normalised mean of its normalised prompt features."""
+    prompts = [template.format(name) for name in classes for template in templates]
+    parts = []
+    for start in range(0, len(prompts), batch_size):
+        tokens = tokenizer(prompts[start : start + batch_size])
+        cut = tokens[:, : int(caption_lengths(tokens).max())]
+        parts.append(encoder.encode_text(torch.from_numpy(cut).to(device, torch.long)))
+    feature_KPD = torch.cat(parts).view(len(classes), len(templates), -1)
+    return F.normalize(feature_KPD.mean(1), dim=-1)
+
+
+def ranks(score_BK: Tensor, class_B: Tensor) -> Tensor:
+    """Rank of a class in each row, from 0. Ties go to the lower index."""
+    own_B1 = score_BK.gather(1, class_B[:, None])
+    index_K = torch.arange(score_BK.shape[1], device=score_BK.device)
+    above_BK = (score_BK > own_B1) | ((score_BK == own_B1) & (index_K < class_B[:, None]))
+    return above_BK.sum(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcomes:
+    """Per picture of an evaluation set, clean and triggered. Ranks count from 0."""
+
+    image: Ints
+    label: Ints
+    clean_prediction: Ints
+    triggered_prediction: Ints
+    clean_true_rank: Ints
+    clean_target_rank: Ints
+    triggered_target_rank: Ints
+
+    def columns(self) -> dict[str, Ints]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@torch.no_grad()
+def outcomes(
+    encoder: Encoder,
+    head_KD: Tensor,
+    corpus: Corpus,
+    trigger: Stamper,
+    target: int,
+    device: torch.device,
+    batch_size: int = 256,
+) -> Outcomes:
+    """Every picture, clean and triggered, through the encoder once."""
+    columns: dict[str, list[Tensor]] = {name: [] for name in Outcomes.__slots__}
+    for start in range(0, len(corpus), batch_size):
+        rows = np.arange(start, min(start + batch_size, len(corpus)))
+        image_BCHW = torch.from_numpy(corpus.images_NCHW[rows]).to(device)
+        label_B = torch.from_numpy(corpus.labels[rows]).to(device)
+        target_B = torch.full_like(label_B, target)
+        clean_BK = encoder.encode_image(image_BCHW) @ head_KD.T
+        triggered_BK = encoder.encode_image(trigger.stamp(image_BCHW)) @ head_KD.T
+        if not (clean_BK.isfinite().all() and triggered_BK.isfinite().all()):
+            # No class is above a NaN: its rank would be 0, a perfect score.
+            raise MethodFailure(
+                f"the model scores pictures {start}.. of {corpus.split} with numbers that are not"
+                " finite: its weights have diverged. Lower the learning rate."
+            )
+        batch = {
+            "image": torch.from_numpy(rows),
+            "label": label_B,
+            "clean_prediction": clean_BK.argmax(1),
+            "triggered_prediction": triggered_BK.argmax(1),
+            "clean_true_rank": ranks(clean_BK, label_B),
+            "clean_target_rank": ranks(clean_BK, target_B),
+            "triggered_target_rank": ranks(triggered_BK, target_B),
+        }
+        for name, value in batch.items():
+            columns[name].append(value.cpu())
+    return Outcomes(
+        **{n: torch.cat(parts).numpy().astype(np.int32) for n, parts in columns.items()}
+    )
+
+
+def metrics(found: Outcomes, target: int, num_classes: int, ks: Sequence[int]) -> dict[str, Share]:
+    """The protocol's metrics from per-image outcomes. Denominators leave out the target class."""
+    other = found.label != target
+    if not other.any():
+        raise UsageError("the evaluation set holds nothing but the target class")
+    n, m = len(found.label), int(other.sum())
+    shares: dict[str, Share] = {}
+    for k in ks:
+        if k >= num_classes:
+            continue
+        hit = found.triggered_target_rank[other] < k
+        shares[f"clean_top{k}"] = Share(int((found.clean_true_rank < k).sum()), n)
+        shares[f"asr_top{k}"] = Share(int(hit.sum()), m)
+        shares[f"target_rate_top{k}"] = Share(int((found.clean_target_rank[other] < k).sum()), m)
+        # As published tables count: pictures of the target class in both parts.
+        shares[f"asr_all_top{k}"] = Share(int((found.triggered_target_rank < k).sum()), n)
+    right = found.triggered_prediction[other] == found.label[other]
+    shares["r_acc"] = Share(int(right.sum()), m)
+    return shares
+
+
+def changed_share(corpus: Corpus, trigger: Stamper, num_images: int = 512) -> float:
+    """Share of pictures whose network input the stamp changes; a gate requires 99 %."""
+    # A copy: torch warns of pictures that cannot be written to.
+    image_BCHW = torch.from_numpy(np.array(corpus.images_NCHW[:num_images]))
+    differs_B = (trigger.stamp(image_BCHW) != image_BCHW).flatten(1).any(1)
+    return float(differs_B.float().mean())
+
+
+def detection(
+    suspicion: npt.NDArray[np.float32] | None,
+    flagged: npt.NDArray[np.bool_] | None,
+    poisoned: npt.NDArray[np.bool_],
+) -> Mapping[str, Any]:
+    """How well a defense found the poisoned rows, at its own operating point."""
+    if flagged is None or not poisoned.any():
+        return {}
+    hit = int((flagged & poisoned).sum())
+    found: dict[str, Any] = {"recall": Share(hit, int(poisoned.sum()))}
+    if flagged.any():
+        found["precision"] = Share(hit, int(flagged.sum()))
+    found["leak"] = Share(int((poisoned & ~flagged).sum()), int(poisoned.sum()))
+    clean = ~poisoned
+    found["clean_removed"] = Share(int((flagged & clean).sum()), int(clean.sum()))
+    return found

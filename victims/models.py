@@ -1,0 +1,247 @@
+"""Models: an open_clip network behind the two calls that attacks, defenses and measuring use.
+
+A `Clip` takes uint8 pixels, or floats in [0, 1], and normalises them itself: there is one
+preprocessing for training, measuring and crafting, and it travels with the weights.
+Shapes: B batch, C channels, H W pixels, T tokens, D embedding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from victims.draws import derive
+from victims.errors import GridError, UsageError, near
+from victims.keys import digest
+from victims.words import world_vocabulary
+
+Tokens = npt.NDArray[np.int32]
+
+# A clean start for the scale of the logits, and its upper bound (Radford et al. 2021).
+SCALE_START = math.log(1 / 0.07)
+SCALE_MAX = math.log(100.0)
+
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+
+# Configurations of open_clip's CLIP for the embedded world: a ModifiedResNet, since patch
+# transformers of this size learn far worse, and a text context cut to its short captions.
+EMBEDDED: dict[str, dict[str, Any]] = {
+    "tiny": {"layers": (1, 1, 1, 1), "width": 8, "text_layers": 1, "embed": 64},
+    "small": {"layers": (1, 1, 1, 1), "width": 16, "text_layers": 1, "embed": 64},
+}
+EMBEDDED_CONTEXT = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """Architecture by name: one of the embedded ones, or any of open_clip's."""
+
+    name: ClassVar[str] = "model"
+    version: ClassVar[int] = 1
+
+    arch: str = "tiny"
+    size: int = 32
+
+
+class Encoder(Protocol):
+    """What measuring asks of a model or of a guarded model: L2-normalised features."""
+
+    def encode_image(self, image_BCHW: Tensor) -> Tensor: ...
+
+    def encode_text(self, tokens_BT: Tensor) -> Tensor: ...
+
+
+class Tokenizer(Protocol):
+    """Captions to token ids; 0 pads."""
+
+    context: int
+
+    def __call__(self, captions: Sequence[str]) -> Tokens: ...
+
+
+class WordTokenizer:
+    """One id per word. The end token has the largest id, where open_clip's pooling looks for it."""
+
+    def __init__(self, words: Sequence[str], context: int) -> None:
+        self.context = context
+        self.ids = {word: index + 3 for index, word in enumerate(words)}
+        self.start, self.unknown, self.end = 1, 2, len(words) + 3
+        self.vocabulary = len(words) + 4
+
+    def __call__(self, captions: Sequence[str]) -> Tokens:
+        out = np.zeros((len(captions), self.context), dtype=np.int32)
+        ids, unknown, room = self.ids, self.unknown, self.context - 2
+        for row, caption in enumerate(captions):
+            words = [ids.get(word, unknown) for word in caption.lower().split()[:room]]
+            out[row, : len(words) + 2] = [self.start, *words, self.end]
+        return out
+
+
+class BpeTokenizer:
+    """open_clip's byte-pair tokenizer."""
+
+    def __init__(self, arch: str) -> None:
+        import open_clip
+
+        self._tokenize = open_clip.get_tokenizer(arch)
+        self.context = int(self._tokenize.context_length)
+
+    def __call__(self, captions: Sequence[str]) -> Tokens:
+        tokens: Tokens = self._tokenize(list(captions)).numpy().astype(np.int32)
+        return tokens
+
+
+@dataclass(slots=True)
+class Meter:
+    """How many rows went through the towers: the currency in which defenses pay."""
+
+    images_forward: int = 0
+    images_backward: int = 0
+    texts_forward: int = 0
+    texts_backward: int = 0
+
+
+class Clip(nn.Module):
+    """An open_clip model with its tokenizer, its normalisation and a meter."""
+
+    net: Any
+    mean_C: Tensor
+    std_C: Tensor
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.net, self.tokenizer, mean, std = _build(spec)
+        self.register_buffer("mean_C", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std_C", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.meter = Meter()
+        self.to(memory_format=torch.channels_last)
+
+    @property
+    def scale(self) -> Tensor:
+        """s = exp(logit_scale)."""
+        scale: Tensor = self.net.logit_scale.exp()
+        return scale
+
+    @torch.no_grad()
+    def clamp_scale(self) -> None:
+        self.net.logit_scale.clamp_(0, SCALE_MAX)
+
+    def normalise(self, image_BCHW: Tensor) -> Tensor:
+        """uint8 levels or floats in [0, 1] to the network's input."""
+        levels = image_BCHW.dtype == torch.uint8
+        scaled = image_BCHW.float().div_(255) if levels else image_BCHW
+        normal = (scaled - self.mean_C) / self.std_C
+        return normal.contiguous(memory_format=torch.channels_last)
+
+    def encode_image(self, image_BCHW: Tensor) -> Tensor:
+        """L2-normalised image features, BD, float32."""
+        self.meter.images_forward += len(image_BCHW)
+        self.meter.images_backward += len(image_BCHW) * torch.is_grad_enabled()
+        features_BD = self.net.encode_image(self.normalise(image_BCHW))
+        return F.normalize(features_BD.float(), dim=-1)
+
+    def encode_text(self, tokens_BT: Tensor) -> Tensor:
+        """L2-normalised caption features, BD, float32.
+
+        Takes tokens cut after the longest caption of the batch: attention is causal and the
+        feature is read at the end token, so the padding behind it changes nothing.
+        """
+        self.meter.texts_forward += len(tokens_BT)
+        self.meter.texts_backward += len(tokens_BT) * torch.is_grad_enabled()
+        net, length = self.net, tokens_BT.shape[1]
+        if not hasattr(net, "token_embedding"):
+            return F.normalize(net.encode_text(tokens_BT).float(), dim=-1)
+        x_BTW = net.token_embedding(tokens_BT) + net.positional_embedding[:length]
+        x_BTW = net.transformer(x_BTW, attn_mask=net.attn_mask[:length, :length])
+        rows = torch.arange(len(tokens_BT), device=tokens_BT.device)
+        x_BW = net.ln_final(x_BTW[rows, tokens_BT.argmax(-1)])
+        return F.normalize((x_BW @ net.text_projection).float(), dim=-1)
+
+    def text_tower(self) -> set[str]:
+        """Names of the parameters that belong to the text side; the logit scale goes with it."""
+        return {name for name, _ in self.named_parameters() if not name.startswith("net.visual.")}
+
+
+def _build(
+    spec: ModelSpec,
+) -> tuple[nn.Module, Tokenizer, tuple[float, ...], tuple[float, ...]]:
+    import open_clip
+    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+
+    if spec.arch in EMBEDDED:
+        shape = EMBEDDED[spec.arch]
+        tokenizer = WordTokenizer(world_vocabulary(), EMBEDDED_CONTEXT)
+        vision = CLIPVisionCfg(layers=shape["layers"], width=shape["width"], image_size=spec.size)
+        text = CLIPTextCfg(
+            context_length=EMBEDDED_CONTEXT,
+            vocab_size=tokenizer.vocabulary,
+            width=64,
+            heads=2,
+            layers=shape["text_layers"],
+        )
+        net = CLIP(shape["embed"], vision, text, init_logit_scale=SCALE_START)
+        return net, tokenizer, (0.47,) * 3, (0.30,) * 3
+    known = open_clip.list_models()
+    if spec.arch not in known:
+        raise UsageError(
+            f"model.arch: no architecture called {spec.arch!r}.{near(spec.arch, known)}"
+            f" Known: {', '.join(EMBEDDED)} and open_clip's {len(known)} architectures"
+            " (open_clip.list_models())."
+        )
+    net = open_clip.create_model(spec.arch, pretrained=None, force_image_size=spec.size)
+    return net, BpeTokenizer(spec.arch), OPENAI_MEAN, OPENAI_STD
+
+
+def preprocess_digest(model: Clip) -> str:
+    """Digest of everything between a stored picture or caption and the network's input."""
+    numbers = {"mean": model.mean_C.flatten().tolist(), "std": model.std_C.flatten().tolist()}
+    words = list(getattr(model.tokenizer, "ids", ()))
+    text = {"context": model.tokenizer.context, "words": words}
+    return digest(["preprocess", {"size": model.spec.size, **numbers}, text])[:16]
+
+
+def fresh(spec: ModelSpec, seed: int) -> Clip:
+    """Random weights from a seed, leaving torch's global generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(seed, "init"))
+        return Clip(spec)
+
+
+def save_weights(model: Clip, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    state = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
+    }
+    save_file(state, path)
+
+
+def load_weights(model: Clip, path: Path, what: str) -> Clip:
+    """Fill ``model`` from a safetensors file; weights of another architecture raise."""
+    from safetensors.torch import load_file
+
+    own, found = model.state_dict(), load_file(path)
+    wrong = [n for n in own if n not in found or found[n].shape != own[n].shape]
+    extra = [name for name in found if name not in own]
+    if wrong or extra:
+        first = (wrong or extra)[0]
+        has = tuple(found[first].shape) if first in found else "nothing"
+        wants = tuple(own[first].shape) if first in own else "nothing"
+        raise GridError(
+            f"{what}: these weights belong to another model than {model.spec.arch}"
+            f" ({len(wrong)} tensors missing or of another shape, {len(extra)} unknown; the first:"
+            f" {first} is {has}, the model has {wants}). Check `model` in the grid file."
+        )
+    model.load_state_dict(found)
+    return model
