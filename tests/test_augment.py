@@ -104,6 +104,9 @@ def test_channels_last_changes_nothing() -> None:
         assert torch.equal(augment(name, image, draws(8)), augment(name, other, draws(8)))
 
 
+WARPS = ("ShearX", "ShearY", "Rotate")
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", OPS)
 def test_op_equals_torchvision(name: str, size: int) -> None:
@@ -119,9 +122,13 @@ def test_op_equals_torchvision(name: str, size: int) -> None:
             ]
         )
         assert ours.dtype == torch.uint8
-        # torchvision's own two implementations of AutoContrast differ by a level.
-        levels = (ours.short() - theirs.short()).abs().max()
-        assert levels <= (1 if name == "AutoContrast" else 0)
+        levels_NCHW = (ours.short() - theirs.short()).abs()
+        if name in WARPS:
+            # Nearest pixels: where a point lies halfway, the processor's last bit decides.
+            assert (levels_NCHW > 0).float().mean() <= 3e-3
+        else:
+            # torchvision's own two implementations of AutoContrast differ by a level.
+            assert levels_NCHW.max() <= (1 if name == "AutoContrast" else 0)
 
 
 def test_policy_and_magnitudes_are_torchvisions() -> None:

@@ -14,10 +14,12 @@ from grid.gridfile import load_grid
 from grid.plan import make_plan
 from tests.grids import RECIPE, TINY, numbers, outcomes, records, run_serial, write_grid_file
 from tests.processes import command, wait_for, worker_of
+from victims.checkpoints import read_state
 from victims.keys import Key
+from victims.store import Store
 
 # A victim's fit of some seconds, with several checkpoints on the way.
-EPOCHS = 12
+EPOCHS = 24
 LONG: dict[str, Any] = {
     "data": {"world": {**TINY["data"]["world"], "suspect": 256}},
     "recipes": {**TINY["recipes"], "victim": {**RECIPE, "epochs": EPOCHS}},
@@ -45,14 +47,15 @@ def test_kills_in_the_middle_change_no_number(tmp_path: Path) -> None:
     )
     logs = {key: out / "logs" / f"{key}.log" for key in (clean, poisoned)}
 
-    def is_under_way(key: Key, epoch: int) -> bool:
+    def is_saved(key: Key, epochs: int) -> bool:
+        """Whether the newest mid-fit checkpoint lies behind so many whole epochs."""
         saved = store / "partial" / key / "fit.safetensors"
-        done = epochs_of(logs[key])
-        return saved.exists() and len(done) > epoch
+        found = read_state(saved) if saved.exists() else None
+        return found is not None and found[0]["epoch"] >= epochs
 
     with command(tmp_path / "first.txt", *words) as first:
         # A worker dies; the driver gives the fit to another one.
-        wait_for(lambda: is_under_way(clean, 1))
+        wait_for(lambda: is_saved(clean, 1))
         victim_of_ours = worker_of(logs[clean])
         first.look()
         assert victim_of_ours in first.family
@@ -65,6 +68,8 @@ def test_kills_in_the_middle_change_no_number(tmp_path: Path) -> None:
         first.wait()
         # Ray's agents wait a minute for a head that does not come back. They compute nothing.
         first.leaves_nothing(but="Agent")
+        # A worker trains on for a moment without its driver, and may come to the end.
+        left_behind = int(clean in Store(store))
 
     with command(tmp_path / "second.txt", *words) as second:
         assert second.wait() == 0, second.said
@@ -81,7 +86,7 @@ def test_kills_in_the_middle_change_no_number(tmp_path: Path) -> None:
     # The killed worker's attempt is on record, and the one that ended well.
     tried = Counter((a["key"], a["outcome"]) for a in records(out, "attempts"))
     assert tried[clean, "failed_infrastructure"] == 1
-    assert tried[clean, "ok"] == 1
+    assert tried[clean, "ok"] == 1 - left_behind
     # Nothing that was whole was made twice.
     made = Counter(row["key"] for row in records(out, "stages") if not row["reused"])
     assert set(made.values()) == {1}
