@@ -1,7 +1,6 @@
 """What an attack is: a trigger, a choice of rows to poison, and new captions for them.
 
-One shared `poison` fixes what a rate means and keeps the truth apart from the data.
-Shapes: B batch, C channels, H W pixels.
+One shared `poison` fixes what a count means and keeps the truth apart from the data.
 """
 
 from __future__ import annotations
@@ -11,17 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from enum import StrEnum
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
-from victims.corpora import Corpus, Edits, Rows, View, whole
+from victims.corpora import Corpus, Edits, Rows, Show, View
 from victims.draws import numpy_rng
 from victims.errors import GridError, UsageError
 from victims.keys import Key, content_key
-from victims.lab import Lab
+from victims.lab import Lab, ModelRef
+from victims.triggers import Trigger
 
 
 class Track(StrEnum):
@@ -35,13 +34,31 @@ class GateGroup(StrEnum):
     STRONG = "strong"  # BadNet, Blended, BadCLIP, TrojVQA
     MEDIUM = "medium"  # SIG, WaNet, structured, frequency, adaptive
     WEAK = "weak"  # label-consistent, SSBA, clean-label, clean-image
+    TARGETED = "targeted"  # targeted poisoning
+    TEXT = "text"  # text-side attacks
+
+
+class Aim(StrEnum):
+    """What the attacker wants, which decides what success is measured on."""
+
+    PIXELS = "pixels"  # any picture, once stamped, reads as the target
+    DUAL = "dual"  # a stamped picture does, if the prompts are marked too
+    TARGETS = "targets"  # some chosen pictures read as chosen classes; nothing is stamped
+    QUERIES = "queries"  # texts about something else retrieve pictures of the target
+
+
+STAMPING = (Aim.PIXELS, Aim.DUAL)
 
 
 class Role(StrEnum):
-    """What a row is in truth. Only measuring and the controls read it."""
+    """What a row is in truth. Only measuring and the controls read it.
+
+    A cover row was touched and still means what it shows.
+    """
 
     CLEAN = "clean"
     POISON = "poison"
+    COVER = "cover"
 
 
 ROLES = tuple(Role)
@@ -58,28 +75,38 @@ class Goal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Knowledge:
-    """What the attacker holds: the pool it poisons, its goal, and a seed of its own."""
+    """What the attacker holds: the pool it poisons, its goal, and a seed of its own.
+
+    ``surrogate`` is the public model, for attacks that declare their need of one; ``crafted`` is
+    the trigger, once there is one.
+    """
 
     corpus: Corpus
     goal: Goal
     seed: int
+    surrogate: ModelRef | None = None
+    crafted: Trigger | None = None
+
+    def public_model(self) -> ModelRef:
+        if self.surrogate is None:
+            raise GridError("an attack that reads the surrogate declares needs_surrogate = True")
+        return self.surrogate
 
 
-class Trigger(Protocol):
-    """A crafted trigger: a frozen dataclass of tensors and plain values, saved as such.
+class Cover(NamedTuple):
+    """Cover rows in rising order, what they are captioned, and which show `stamp_cover`."""
 
-    Deterministic: equal pictures give equal stamped pictures, on any number of workers.
-    """
-
-    def stamp(self, image_BCHW: Tensor) -> Tensor:
-        """Triggered uint8 pictures at test time; the input is left as it was."""
-
-    def stamp_train(self, image_BCHW: Tensor) -> Tensor:
-        """What the poisoned training rows show; the same stamp unless the attack says so."""
+    rows: Rows
+    captions: Sequence[str]
+    stamped: npt.NDArray[np.bool_]
 
 
 class Attack(Protocol):
-    """A frozen dataclass; `trigger` is the class that its crafted triggers have."""
+    """A frozen dataclass that derives from this class; `trigger` is the class of its triggers.
+
+    Only `craft` must be written; the rest has the defaults of a dirty-label attack. Rows are
+    drawn, captions written and pictures swapped with the generators that are handed over.
+    """
 
     name: ClassVar[str]
     version: ClassVar[int]
@@ -88,12 +115,42 @@ class Attack(Protocol):
     group: ClassVar[GateGroup]
     trigger: ClassVar[type[Any]]
     variants: ClassVar[Mapping[str, Mapping[str, Any]]]
+    aim: ClassVar[Aim] = Aim.PIXELS
+    # Whether crafting or choosing reads the public model, which is then part of the identity.
+    needs_surrogate: ClassVar[bool] = False
+    # Whether the poisoned pairs are added to the corpus instead of taking rows' places.
+    appends: ClassVar[bool] = False
+    # Values under which crafting takes a second: what `grid mock` uses.
+    quick: ClassVar[Mapping[str, Any]] = {}
 
-    def craft(self, lab: Lab, held: Knowledge, size: int) -> Trigger: ...
+    def craft(self, lab: Lab, held: Knowledge, size: int) -> Trigger:
+        """The trigger for pictures of ``size`` pixels a side."""
+        ...
 
-    def choose(self, held: Knowledge, count: int, rng: np.random.Generator) -> Rows: ...
+    @property
+    def unit(self) -> int:
+        """Poisoned rows come in multiples of this number."""
+        return 1
 
-    def recaption(self, caption: str, held: Knowledge, rng: np.random.Generator) -> str: ...
+    def choose(self, held: Knowledge, count: int, rng: np.random.Generator) -> Rows:
+        """The rows that are poisoned (or whose captions the added pairs take up)."""
+        return pick(np.arange(len(held.corpus)), count, rng, self.name)
+
+    def recaption(self, caption: str, held: Knowledge, rng: np.random.Generator) -> str:
+        """What a poisoned row's caption becomes."""
+        return template_caption(held.goal, rng)
+
+    def pictures(self, held: Knowledge, rows: Rows, rng: np.random.Generator) -> Rows:
+        """The corpus row whose picture each poisoned row shows."""
+        return rows
+
+    def removed(self, held: Knowledge) -> Rows:
+        """Corpus rows that the attacker takes out."""
+        return np.zeros(0, dtype=np.int64)
+
+    def cover(self, held: Knowledge, count: int, free: Rows, rng: np.random.Generator) -> Cover:
+        """Cover rows for ``count`` poisoned ones, out of the rows that are still ``free``."""
+        return Cover(np.zeros(0, dtype=np.int64), (), np.zeros(0, dtype=bool))
 
 
 def trigger_key(
@@ -132,49 +189,119 @@ def poison_count(rate: str, num_rows: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Poison:
-    """Which rows are poisoned and what their captions became."""
+class Overlay:
+    """What an attack does to a corpus of ``num_rows`` pairs, row by row.
 
-    rows: Rows
-    captions: Sequence[str]
+    A row's id is its number in the corpus; the pairs that are added follow from there. ``places``
+    are the positions of added pairs in the data, ``removed`` the ids that are no longer in it.
+    """
 
-    def roles(self, num_rows: int) -> npt.NDArray[np.int8]:
-        """The truth: per row, the position of its role in `ROLES`."""
-        roles = np.zeros(num_rows, dtype=np.int8)
-        roles[self.rows] = ROLES.index(Role.POISON)
-        return roles
+    edits: Edits
+    num_rows: int
+    places: Rows
+    removed: Rows
 
+    def __len__(self) -> int:
+        return self.num_rows + len(self.places) - len(self.removed)
 
-def poison(attack: Attack, held: Knowledge, count: int) -> Poison:
-    """Draw ``count`` rows and their captions. Pixels are stamped when the rows are read."""
-    rng = numpy_rng(held.seed, "select", attack.name)
-    rows = np.asarray(attack.choose(held, count, rng), dtype=np.int64)
-    distinct = np.unique(rows)
-    if len(rows) != count or len(distinct) != count:
-        raise GridError(
-            f"{attack.name}: {count} rows were to be poisoned, its choice gave {len(rows)}"
-            f" ({len(distinct)} distinct)"
-        )
-    words = numpy_rng(held.seed, "caption", attack.name)
-    captions = [attack.recaption(held.corpus.captions[row], held, words) for row in distinct]
-    return Poison(distinct, captions)
+    def order(self) -> Rows:
+        """The row id at every position of the data."""
+        order = np.empty(len(self), dtype=np.int64)
+        is_added = np.zeros(len(self), dtype=bool)
+        is_added[self.places] = True
+        order[self.places] = self.num_rows + np.arange(len(self.places))
+        kept = np.ones(self.num_rows, dtype=bool)
+        kept[self.removed] = False
+        order[~is_added] = np.flatnonzero(kept)
+        return order
 
 
 @dataclass(frozen=True, slots=True)
-class _TrainStamp:
-    """The training side of a trigger, as the loop's readers know it."""
+class Poison:
+    """The edits and, apart from them, the role of each edited row by its number in `ROLES`."""
 
-    trigger: Trigger
+    data: Overlay
+    roles: npt.NDArray[np.int8]
 
-    def stamp(self, image_BCHW: Tensor) -> Tensor:
-        return self.trigger.stamp_train(image_BCHW)
+    def of(self, role: Role) -> npt.NDArray[np.intp]:
+        """Which of the edits have a role."""
+        return np.flatnonzero(self.roles == ROLES.index(role))
+
+    def truth(self) -> npt.NDArray[np.int8]:
+        """Per position of the data, the number of its role."""
+        by_row = np.zeros(self.data.num_rows + len(self.data.places), dtype=np.int8)
+        by_row[self.data.edits.rows] = self.roles
+        return by_row[self.data.order()]
 
 
-def poisoned_view(key: Key, corpus: Corpus, edits: Poison, trigger: Trigger) -> View:
-    """The corpus as the victim sees it: same length, same order, edited where poisoned."""
-    clean = whole(corpus)
-    overlay = Edits(edits.rows, edits.captions, _TrainStamp(trigger))
-    return View(key, corpus, clean.rows, overlay)
+def poison(attack: Attack, held: Knowledge, count: int) -> Poison:
+    """Draw ``count`` rows, their captions and pictures. Nothing is stamped until rows are read."""
+    num_rows = len(held.corpus)
+    if count % attack.unit:
+        raise UsageError(
+            f"{attack.name}: {count} rows do not divide among {attack.unit} targets; give a count"
+            f" such as {max(1, round(count / attack.unit)) * attack.unit}"
+        )
+    rows = np.asarray(attack.choose(held, count, numpy_rng(held.seed, "select", attack.name)))
+    rows = rows.astype(np.int64)
+    if len(rows) != count or len(np.unique(rows)) != count:
+        raise GridError(
+            f"{attack.name}: {count} rows were to be poisoned, its choice gave {len(rows)}"
+            f" ({len(np.unique(rows))} distinct)"
+        )
+    if not attack.appends:
+        rows.sort()
+    words = numpy_rng(held.seed, "caption", attack.name)
+    captions = [attack.recaption(held.corpus.captions[row], held, words) for row in rows]
+    images = attack.pictures(held, rows, numpy_rng(held.seed, "picture", attack.name))
+    show = Show.STAMPED if attack.aim in STAMPING else Show.PLAIN
+    poisoned = _Touched(rows, captions, images, np.full(count, show, dtype=np.int8))
+    places, removed = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    if attack.appends and count:
+        removed = np.unique(attack.removed(held))
+        rng = numpy_rng(held.seed, "place", attack.name)
+        length = num_rows - len(removed) + count
+        places = rng.permutation(np.sort(rng.choice(length, count, replace=False)))
+        poisoned = poisoned._replace(rows=num_rows + np.arange(count))
+    covering = _cover(attack, held, count, rows if not attack.appends else removed)
+    both = [poisoned, covering]
+    ids = np.concatenate([part.rows for part in both])
+    rising = np.argsort(ids)
+    every_caption = [caption for part in both for caption in part.captions]
+    edits = Edits(
+        rows=ids[rising],
+        captions=[every_caption[index] for index in rising.tolist()],
+        images=np.concatenate([part.images for part in both])[rising].astype(np.int64),
+        shows=np.concatenate([part.shows for part in both])[rising],
+    )
+    named = [ROLES.index(Role.POISON)] * count + [ROLES.index(Role.COVER)] * len(covering.rows)
+    roles = np.asarray(named, dtype=np.int8)[rising]
+    return Poison(Overlay(edits, num_rows, places.astype(np.int64), removed), roles)
+
+
+class _Touched(NamedTuple):
+    rows: Rows
+    captions: Sequence[str]
+    images: Rows
+    shows: npt.NDArray[np.int8]
+
+
+def _cover(attack: Attack, held: Knowledge, count: int, taken: Rows) -> _Touched:
+    free = np.setdiff1d(np.arange(len(held.corpus)), taken)
+    found = attack.cover(held, count, free, numpy_rng(held.seed, "cover", attack.name))
+    rows = np.asarray(found.rows, dtype=np.int64)
+    if len(np.intersect1d(rows, free)) != len(rows):
+        raise GridError(f"{attack.name}: a cover row is poisoned, too, or named twice")
+    if not len(rows) == len(found.captions) == len(found.stamped):
+        raise GridError(f"{attack.name}: cover rows, captions and stamps differ in number")
+    shows = np.where(found.stamped, Show.COVER, Show.PLAIN).astype(np.int8)
+    return _Touched(rows, found.captions, rows, shows)
+
+
+def poisoned_view(key: Key, corpus: Corpus, data: Overlay, trigger: Trigger) -> View:
+    """The corpus as the victim sees it, edited where poisoned."""
+    stamps = {Show.STAMPED: trigger.stamp_train, Show.COVER: trigger.stamp_cover}
+    return View(key, corpus, data.order(), data.edits, stamps)
 
 
 def pick(candidates: Rows, count: int, rng: np.random.Generator, what: str) -> Rows:
@@ -193,34 +320,32 @@ def template_caption(goal: Goal, rng: np.random.Generator) -> str:
     return goal.templates[int(rng.integers(len(goal.templates)))].format(goal.label)
 
 
-_last_naming: tuple[Corpus, str, Rows] | None = None
+def natural_caption(who: str, held: Knowledge, rng: np.random.Generator) -> str:
+    """A caption of the corpus that names the target, drawn uniformly."""
+    candidates = rows_naming(held.corpus, held.goal.label)
+    if not len(candidates):
+        raise UsageError(
+            f"{who}: caption: natural needs a caption that names {held.goal.label!r}; the"
+            " corpus has none"
+        )
+    return held.corpus.captions[int(rng.choice(candidates))]
 
 
-def rows_naming(held: Knowledge) -> Rows:
-    """Rows whose caption holds the target's name as a whole word (or words), in any case, singular
-    or regular plural; punctuation may stand beside it."""
-    global _last_naming
-    corpus, label = held.corpus, held.goal.label
+_naming: tuple[Corpus, dict[str, Rows]] | None = None
+
+
+def rows_naming(corpus: Corpus, label: str) -> Rows:
+    """Rows whose caption holds a name as a whole word (or words), in any case, singular or regular
+    plural; punctuation may stand beside it."""
+    global _naming
     # An attack may ask once per poisoned row, and a corpus has half a million captions.
-    if _last_naming is None or _last_naming[0] is not corpus or _last_naming[1] != label:
+    if _naming is None or _naming[0] is not corpus:
+        _naming = corpus, {}
+    found = _naming[1]
+    if label not in found:
         name = r"\s+".join(re.escape(word) for word in label.split())
         wanted = re.compile(rf"(?<!\w){name}(?:e?s)?(?!\w)", re.IGNORECASE)
         hits = [row for row, text in enumerate(corpus.captions) if wanted.search(text)]
-        rows = np.asarray(hits, dtype=np.int64)
-        rows.setflags(write=False)
-        _last_naming = corpus, label, rows
-    return _last_naming[2]
-
-
-def round_half_even(levels: Tensor) -> Tensor:
-    """Quantiser of the `paper` forms: clamp(round half to even)."""
-    import torch
-
-    return levels.round().clamp(0, 255).to(torch.uint8)
-
-
-def truncate(levels: Tensor) -> Tensor:
-    """Quantiser of the `released` forms: integer part, wrapped modulo 256, no clamp."""
-    import torch
-
-    return levels.trunc().to(torch.int64).remainder(256).to(torch.uint8)
+        found[label] = np.asarray(hits, dtype=np.int64)
+        found[label].setflags(write=False)
+    return found[label]

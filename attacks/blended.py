@@ -5,7 +5,7 @@ Reference: Chen, Liu, Li, Lu, Song, "Targeted Backdoor Attacks on Deep Learning 
     Poisoning", arXiv 1712.05526 (2017); CLIP form of Bansal et al., "CleanCLIP", ICCV 2023,
     arXiv 2303.03323.
 Symbols: a = ``alpha``; k = ``pattern``.
-Where: x' = (1 - a) x + a k -> `Mix.stamp`.
+Where: x' = (1 - a) x + a k -> `victims.blends.Mix`.
 Differences: the released CLIP code mixes fresh uniform noise into every picture and truncates;
     variant ``released`` does so, the default is one fixed draw per key, rounded half to even. The
     default ``picture`` is smooth noise of our own, since the field's usual picture may not be
@@ -27,17 +27,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attacks.base import (
-    GateGroup,
-    Knowledge,
-    Track,
-    pick,
-    round_half_even,
-    template_caption,
-    truncate,
-)
-from victims.corpora import Rows
-from victims.draws import derive, image_digest, keyed_uniform, torch_rng
+from attacks.base import Attack, GateGroup, Knowledge, Track
+from victims.blends import Mix, Rounding, noise_picture
+from victims.draws import derive, torch_rng
 from victims.errors import UsageError
 from victims.lab import Lab
 
@@ -48,40 +40,8 @@ class Pattern(StrEnum):
     PICTURE = "picture"
 
 
-class Rounding(StrEnum):
-    EVEN = "even"
-    TRUNCATE = "truncate"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mix:
-    """The crafted trigger: ``pattern`` is CHW float32 in levels 0..255."""
-
-    pattern: Tensor
-    alpha: float
-    redraw: bool
-    cell: int
-    levels: int
-    rounding: str
-    key: int
-
-    def stamp(self, image_BCHW: Tensor) -> Tensor:
-        pattern = self.pattern.to(image_BCHW.device)
-        if self.redraw:
-            digest_B, size = image_digest(image_BCHW, self.key), image_BCHW.shape[-1]
-            cells = -(-size // self.cell)
-            noise = keyed_uniform(digest_B, 1, image_BCHW.shape[1], cells, cells)
-            pattern = _in_cells(noise, size, self.cell, self.levels)
-        level_BCHW = (1 - self.alpha) * image_BCHW.float() + self.alpha * pattern
-        even = self.rounding == Rounding.EVEN
-        return round_half_even(level_BCHW) if even else truncate(level_BCHW)
-
-    def stamp_train(self, image_BCHW: Tensor) -> Tensor:
-        return self.stamp(image_BCHW)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Blended:
+class Blended(Attack):
     name: ClassVar[str] = "blended"
     version: ClassVar[int] = 1
     paper: ClassVar[str] = "arXiv 1712.05526"
@@ -127,12 +87,6 @@ class Blended:
             key=derive(held.seed, self.name, "rows"),
         )
 
-    def choose(self, held: Knowledge, count: int, rng: np.random.Generator) -> Rows:
-        return pick(np.arange(len(held.corpus)), count, rng, self.name)
-
-    def recaption(self, caption: str, held: Knowledge, rng: np.random.Generator) -> str:
-        return template_caption(held.goal, rng)
-
     def _picture(self, seed: int, size: int) -> Tensor:
         """k, CHW in levels: a file, smooth noise, or noise in cells of ``cell`` pixels."""
         if self.picture:
@@ -142,17 +96,7 @@ class Blended:
             grid = torch.rand(1, 3, 8, 8, generator=rng) * 255
             smooth = F.interpolate(grid, size=(size, size), mode="bicubic", align_corners=False)
             return smooth[0].round().clamp(0, 255)
-        cells = -(-size // self.cell)
-        noise = torch.rand(3, cells, cells, generator=rng)
-        return _in_cells(noise, size, self.cell, self.levels)
-
-
-def _in_cells(noise: Tensor, size: int, cell: int, levels: int) -> Tensor:
-    """Uniform draws, one per cell, as levels 0..255 (of ``levels`` values only, unless 0)."""
-    if levels:
-        noise = (noise * levels).floor() / (levels - 1)
-    wide = noise.repeat_interleave(cell, -2).repeat_interleave(cell, -1)
-    return (wide[..., :size, :size] * 255).contiguous()
+        return noise_picture(rng, size, self.cell, self.levels)
 
 
 def _read(path: Path, sha256: str, size: int) -> Tensor:

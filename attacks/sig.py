@@ -25,18 +25,19 @@ import torch
 from torch import Tensor
 
 from attacks.base import (
+    Attack,
     GateGroup,
     Knowledge,
     Track,
     pick,
-    round_half_even,
     rows_naming,
     template_caption,
-    truncate,
 )
+from victims.blends import Rounding
 from victims.corpora import Rows
 from victims.errors import UsageError
 from victims.lab import Lab
+from victims.triggers import Trigger, round_half_even, truncate
 
 
 class Form(StrEnum):
@@ -49,11 +50,6 @@ class Label(StrEnum):
     CLEAN = "clean"
 
 
-class Rounding(StrEnum):
-    EVEN = "even"
-    TRUNCATE = "truncate"
-
-
 def wave(size: int, delta: float, cycles: float) -> Tensor:
     """v(j) in levels for the columns j = 0..size-1, float32."""
     column_W = torch.arange(size, dtype=torch.float64)
@@ -61,7 +57,7 @@ def wave(size: int, delta: float, cycles: float) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wave:
+class Wave(Trigger):
     """The crafted trigger: ``level`` is v, W, in levels."""
 
     level: Tensor
@@ -76,12 +72,9 @@ class Wave:
         even = self.rounding == Rounding.EVEN
         return round_half_even(clipped_BCHW) if even else truncate(clipped_BCHW)
 
-    def stamp_train(self, image_BCHW: Tensor) -> Tensor:
-        return self.stamp(image_BCHW)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sig:
+class Sig(Attack):
     name: ClassVar[str] = "sig"
     version: ClassVar[int] = 1
     paper: ClassVar[str] = "arXiv 1902.11237"
@@ -112,7 +105,7 @@ class Sig:
         if self.label == Label.DIRTY:
             return pick(np.arange(len(held.corpus)), count, rng, self.name)
         what = f"sig, label: clean (rows naming {held.goal.label!r})"
-        return pick(rows_naming(held), count, rng, what)
+        return pick(rows_naming(held.corpus, held.goal.label), count, rng, what)
 
     def recaption(self, caption: str, held: Knowledge, rng: np.random.Generator) -> str:
         return caption if self.label == Label.CLEAN else template_caption(held.goal, rng)

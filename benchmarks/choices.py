@@ -58,10 +58,10 @@ def main(preset: str = "demo", store_path: str | None = None) -> dict[str, str]:
         body = f"{head}defenses:\n  - none\n{lines}\n\n{tail}"
         grid = decode_grid(Source(preset, f"{preset} (choices)", body))
         builder = Builder(grid)
-        cells = [c for c in grid.cells() if c.rate == "0" and c.attack is grid.attacks[0]]
+        cells = [c for c in grid.cells() if not c.count and c.attack is grid.attacks[0]]
         found: list[tuple[str, float, int]] = []
         for (name, _), cell in zip(options, cells[1:], strict=True):
-            defended = builder.defended(cell, "0", cell.defense)
+            defended = builder.defended(cell, 0, cell.defense)
             measure = builder.measurement(cell, defended, Reader.TUNING)
             _make(store, measure)
             share = read_measure(store, measure)["sets"]["tuning"]["metrics"]["clean_top1"]

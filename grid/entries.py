@@ -1,7 +1,8 @@
 """The lists of attacks and defenses of a grid file, and the recipes that their entries train with.
 
 Lists hold a method's name or ``name: {field: value}``. Beside a method's own fields stand ``as``
-(its label on the board), ``variant`` (a named set of values; explicit fields win) and, for
+(its label on the board), ``variant`` (a named set of values; explicit fields win), for attacks
+``rates`` or ``counts`` (this attack's own poison rates, or numbers of poisoned rows) and, for
 defenses, ``recipe`` (changes to the grid's recipes for this entry alone). A control whose ``like``
 names another entry takes over that entry's changes. The undefended victim, ``none``, is always
 the reference of the gate: where a file does not list it, it is added at the front.
@@ -12,17 +13,22 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from decimal import Decimal
 from typing import Any, NamedTuple
 
+from attacks.base import Aim, poison_count
 from defenses.base import Phase
 from grid.decode import decode
 from grid.nodes import Raw
 from grid.registry import Kind, Method, resolve, table
 from grid.spec import UNDEFENDED, AttackEntry, DefenseEntry, WorldData
-from victims.errors import GridError, near
+from victims.errors import GridError, UsageError, near
 from victims.recipe import Recipe
 
-RESERVED = ("as", "variant", "recipe")
+RESERVED: Mapping[Kind, tuple[str, ...]] = {
+    "attacks": ("as", "variant", "rates", "counts"),
+    "defenses": ("as", "variant", "recipe"),
+}
 # A name becomes a folder and a part of a cell's label: no separators, no spaces.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*")
 NAME_HELP = "letters, digits and . _ + = -, beginning with a letter or a digit"
@@ -38,19 +44,76 @@ class Recipes:
 
 
 class _Entry(NamedTuple):
-    """A method of a list, and the place and the text of its recipe overrides."""
+    """A method of a list, its place, and what else was written there, undecoded."""
 
     label: str
     method: Any
     at: Raw
-    recipe: Raw | None
+    more: Mapping[str, Raw]
+
+    @property
+    def recipe(self) -> Raw | None:
+        return self.more.get("recipe")
 
 
-def attack_entries(raw: Raw) -> tuple[AttackEntry, ...]:
+def attack_entries(raw: Raw, num_rows: int) -> tuple[AttackEntry, ...]:
     methods = table("attacks")
     entries = [_entry("attacks", item, methods) for item in elements(raw)]
     _require_labels(entries)
-    return tuple(AttackEntry(label=entry.label, method=entry.method) for entry in entries)
+    return tuple(_attack(entry, num_rows) for entry in entries)
+
+
+def _attack(entry: _Entry, num_rows: int) -> AttackEntry:
+    rates, counts = entry.more.get("rates"), entry.more.get("counts")
+    if rates and counts:
+        raise counts.error("give `rates` or `counts`, not both")
+    if entry.method.aim is Aim.TARGETS and counts is None:
+        unit = entry.method.unit
+        raise (rates or entry.at).error(
+            f"{entry.label}: a rate would be ambiguous, since it is in use for the rows of one"
+            f" target and of all. Give `counts`, multiples of its {unit} targets, such as"
+            f" [0, {10 * unit}] for 10 rows each."
+        )
+    return AttackEntry(
+        label=entry.label,
+        method=entry.method,
+        rates=read_rates(rates, num_rows) if rates else None,
+        counts=_counts(counts, entry.method, num_rows) if counts else None,
+    )
+
+
+def _counts(raw: Raw, method: Any, num_rows: int) -> tuple[int, ...]:
+    given = elements(raw)
+    for item in given:
+        value = item.node.data
+        if type(value) is not int or not 0 <= value <= num_rows or value % method.unit:
+            among = f" that divides among {method.unit} targets" if method.unit > 1 else ""
+            raise item.error(
+                f"expected a number of rows in 0..{num_rows}{among}, got {item.show()}"
+            )
+    found = [int(item.node.text.replace("_", "")) for item in given]
+    require_distinct(found, given)
+    return tuple(found)
+
+
+def read_rates(raw: Raw, num_rows: int) -> tuple[str, ...]:
+    given = elements(raw)
+    found = [_rate(item, num_rows) for item in given]
+    require_distinct(found, given)
+    return tuple(found)
+
+
+def _rate(raw: Raw, num_rows: int) -> str:
+    """A share as exact decimal text, e.g. 1e-4 as 0.0001."""
+    value, text = raw.node.data, raw.node.text.replace("_", "")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 1:
+        raise raw.error(f"expected a share in 0..1 such as 0.01, got {raw.show()}")
+    try:
+        poison_count(text, num_rows)
+    except UsageError as error:
+        raise raw.error(str(error).removeprefix("rates: ")) from error
+    exact = Decimal(text)
+    return format(exact.normalize(), "f") if exact else "0"
 
 
 def defense_entries(raw: Raw, recipes: Recipes, data: WorldData) -> tuple[DefenseEntry, ...]:
@@ -126,7 +189,7 @@ def _entry(kind: Kind, raw: Raw, methods: Mapping[str, Method]) -> _Entry:
         given = Raw.of({}, given.where)
     items = given.items()
     names = [f.name for f in fields(cls) if f.init]
-    reserved = RESERVED if kind == "defenses" else RESERVED[:2]
+    reserved = RESERVED[kind]
     clash = set(reserved) & set(names)
     if clash:
         raise GridError(f"{name}: a method cannot have a field called {clash.pop()!r}")
@@ -137,7 +200,7 @@ def _entry(kind: Kind, raw: Raw, methods: Mapping[str, Method]) -> _Entry:
     label = items["as"].node.text if "as" in items else name
     if not NAME.fullmatch(label):
         raise items["as"].error(f"{label!r} cannot be a label. Use {NAME_HELP}.")
-    return _Entry(label, decode(cls, own), given, items.get("recipe"))
+    return _Entry(label, decode(cls, own), given, given.only(reserved).items())
 
 
 def _variant(cls: Any, raw: Raw) -> Mapping[str, Any]:
@@ -194,3 +257,9 @@ def elements(raw: Raw) -> list[Raw]:
 
 def listed(items: Iterable[str]) -> str:
     return ", ".join(items) or "nothing"
+
+
+def require_distinct(values: Sequence[Any], places: Sequence[Raw]) -> None:
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            raise places[index].error(f"{value} is given twice")

@@ -86,7 +86,7 @@ def _configuration(grid: Grid, cell: Cell) -> dict[str, Any]:
     if grid.regime.value == "F":
         recipes["reference"] = grid.reference
     body = {
-        **describe_cell(cell, grid.regime),
+        **describe_cell(cell, grid),
         "track": grid.track,
         "regime": grid.regime,
         "target": grid.data.classes[cell.target],

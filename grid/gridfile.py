@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from decimal import Decimal
-from typing import Any
 
-from attacks.base import Track, poison_count
+from attacks.base import Track
 from defenses.base import Regime
 from grid.decode import decode
 from grid.entries import (
@@ -22,6 +20,8 @@ from grid.entries import (
     defense_entries,
     elements,
     listed,
+    read_rates,
+    require_distinct,
     require_seed,
 )
 from grid.nodes import Raw, Where, parse
@@ -50,16 +50,19 @@ def decode_grid(source: Source) -> Grid:
     data = _data(file.data)
     recipes = decode(Recipes, file.recipes)
     at_recipes = file.recipes.items()
-    if recipes.reference is None and file.regime is Regime.F:
-        raise file.recipes.error(
-            "missing key 'reference', the recipe of the public model that regime F starts from"
-        )
     for stage, split in (("reference", "public"), ("victim", "suspect"), ("repair", "clean")):
         recipe = getattr(recipes, stage)
         if recipe is not None:
             check_recipe(recipe, split, data, at_recipes[stage])
-    rates = _rates(file.rates, data.suspect)
+    rates = read_rates(file.rates, data.suspect)
+    attacks = attack_entries(file.attacks, data.suspect)
     defenses = defense_entries(file.defenses, recipes, data)
+    readers = [entry.label for entry in attacks if entry.method.needs_surrogate]
+    if recipes.reference is None and (file.regime is Regime.F or readers):
+        user = readers[0] if readers else "regime F"
+        raise file.recipes.error(
+            f"missing key 'reference', the recipe of the public model that {user} starts from"
+        )
     return Grid(
         name=name,
         description=file.description,
@@ -68,7 +71,7 @@ def decode_grid(source: Source) -> Grid:
         data=data,
         model=_model(file.model, data),
         targets=_targets(file, data.classes),
-        attacks=attack_entries(file.attacks),
+        attacks=attacks,
         rates=rates,
         defenses=defenses,
         seeds=_seeds(file.seeds),
@@ -76,7 +79,7 @@ def decode_grid(source: Source) -> Grid:
         reference=recipes.reference or recipes.victim,
         victim=recipes.victim,
         repair=recipes.repair,
-        gate=_gate(file.gate, rates),
+        gate=_gate(file.gate, [*rates, *(r for a in attacks for r in a.rates or ())]),
         evaluate=file.evaluate,
         execution=file.execution,
         source=source.source,
@@ -166,7 +169,7 @@ def _targets(file: _File, classes: Sequence[str]) -> tuple[int, ...]:
         return (_target(file.target, classes) if file.target else 0,)
     given = elements(file.targets)
     found = [_target(item, classes) for item in given]
-    _require_distinct(found, given)
+    require_distinct(found, given)
     return tuple(found)
 
 
@@ -180,26 +183,6 @@ def _target(raw: Raw, classes: Sequence[str]) -> int:
         raise raw.error(str(error).removeprefix("target: ")) from error
 
 
-def _rates(raw: Raw, num_rows: int) -> tuple[str, ...]:
-    given = elements(raw)
-    found = [_rate(item, num_rows) for item in given]
-    _require_distinct(found, given)
-    return tuple(found)
-
-
-def _rate(raw: Raw, num_rows: int) -> str:
-    """A share as exact decimal text, e.g. 1e-4 as 0.0001."""
-    value, text = raw.node.data, raw.node.text.replace("_", "")
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 1:
-        raise raw.error(f"expected a share in 0..1 such as 0.01, got {raw.show()}")
-    try:
-        poison_count(text, num_rows)
-    except UsageError as error:
-        raise raw.error(str(error).removeprefix("rates: ")) from error
-    exact = Decimal(text)
-    return format(exact.normalize(), "f") if exact else "0"
-
-
 def _seeds(raw: Raw) -> tuple[int, ...]:
     given = elements(raw) if isinstance(raw.node.data, tuple) else [raw]
     found = []
@@ -208,7 +191,7 @@ def _seeds(raw: Raw) -> tuple[int, ...]:
             raise item.error(f"expected a whole number or a list of them, got {item.show()}")
         found.append(item.node.data)
         require_seed(item.node.data, item)
-    _require_distinct(found, given)
+    require_distinct(found, given)
     return tuple(found)
 
 
@@ -224,9 +207,3 @@ def _gate(raw: Raw, rates: Sequence[str]) -> Gate:
         every = ", ".join(by_value.values())
         raise at.error(f"{at.show()} is not a positive rate of this grid. Known: {every}.")
     return replace(decode(Gate, raw.without("rate")), rate=rate)
-
-
-def _require_distinct(values: Sequence[Any], places: Sequence[Raw]) -> None:
-    for index, value in enumerate(values):
-        if value in values[:index]:
-            raise places[index].error(f"{value} is given twice")

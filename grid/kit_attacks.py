@@ -14,10 +14,13 @@ import numpy as np
 import torch
 
 from attacks.base import (
+    ROLES,
+    STAMPING,
+    Aim,
     Attack,
     GateGroup,
+    Role,
     Track,
-    poison,
     poisoned_key,
     poisoned_view,
     trigger_key,
@@ -25,14 +28,15 @@ from attacks.base import (
 from grid import kit_stamps
 from grid.kit_base import ROWS, Kit, expect
 from grid.kit_common import declares_the_common, explains_itself, is_plain_data, keys_every_field
-from grid.kit_stamps import COUNT, craft, made
-from grid.stages import data_ref
+from grid.kit_stamps import COUNT, count_of, craft, knows, made, poisoned
+from grid.stages import data_ref, save_trigger
+from victims.corpora import Show
 from victims.draws import numpy_rng
 from victims.errors import GridError
 from victims.keys import Key
 from victims.lab import DataRef
+from victims.triggers import Targets
 
-COUNTS = (1, 5, COUNT)
 Check = Callable[[Attack, Kit], None]
 
 # --- the class
@@ -45,6 +49,8 @@ def declares_what_it_is(attack: Attack, kit: Kit) -> None:
     tracks = attack.tracks
     good = isinstance(tracks, frozenset) and tracks and all(isinstance(t, Track) for t in tracks)
     expect(bool(good), f"`tracks` = {tracks!r}", "a frozenset of Track, not empty")
+    aim = isinstance(attack.aim, Aim)
+    expect(aim, f"`aim` = {attack.aim!r}", f"one of {', '.join(Aim)} as Aim")
     legal = isinstance(attack.group, GateGroup)
     expect(legal, f"`group` = {attack.group!r}", f"one of {', '.join(GateGroup)} as GateGroup")
     crafted = craft(attack, kit)
@@ -87,69 +93,111 @@ def follows_its_seed(attack: Attack, kit: Kit) -> None:
 # --- rows and captions
 
 
+def counts(attack: Attack) -> tuple[int, ...]:
+    return (1, 5, COUNT) if attack.unit == 1 else (attack.unit, 2 * attack.unit)
+
+
 def chooses_exactly(attack: Attack, kit: Kit) -> None:
-    """`choose` gives as many rows as asked, distinct, sorted, and raises when there are fewer."""
-    held = kit.held()
-    for count in COUNTS:
+    """`choose` gives as many rows as asked, distinct, sorted unless pairs are added, or raises."""
+    held = knows(attack, kit)
+    for count in counts(attack):
         rows = np.asarray(attack.choose(held, count, numpy_rng(0, "kit")))
         shown = f"{len(rows)} rows ({len(np.unique(rows))} distinct) when asked for {count}"
         expect(len(np.unique(rows)) == len(rows) == count, shown, f"{count} distinct rows")
-        ordered = bool((np.diff(rows) > 0).all())
+        ordered = attack.appends or bool((np.diff(rows) > 0).all())
         expect(ordered, f"the rows {rows.tolist()}", "rows in rising order")
         inside = rows.min() >= 0 and rows.max() < len(held.corpus)
         expect(bool(inside), f"rows {rows.min()}..{rows.max()}", f"rows of 0..{ROWS - 1}")
         again = np.array_equal(rows, attack.choose(held, count, numpy_rng(0, "kit")))
         expect(again, "other rows from the same generator", "draws from the given generator alone")
+    many = (ROWS // attack.unit + 1) * attack.unit
     try:
-        rows = np.asarray(attack.choose(held, ROWS + 1, numpy_rng(0, "kit")))
+        rows = np.asarray(attack.choose(held, many, numpy_rng(0, "kit")))
     except GridError:
         return
-    short = f"{len(rows)} rows, and no error, when {ROWS + 1} of {ROWS} were asked for"
+    short = f"{len(rows)} rows, and no error, when {many} of {ROWS} were asked for"
     expect(False, short, "a UsageError")
 
 
 def poisons_exactly(attack: Attack, kit: Kit) -> None:
     """`poison` edits exactly the count, one caption a row; a count of 0 is the corpus itself."""
-    held, corpus = kit.held(), kit.corpus("suspect").key
-    for count in (0, *COUNTS):
-        found = poison(attack, held, count)
-        roles = int((found.roles(ROWS) != 0).sum())
-        shown = f"{len(found.rows)} rows, {len(found.captions)} captions, {roles} in the truth"
-        exact = len(found.rows) == len(found.captions) == roles == count
-        expect(exact, shown, f"{count} of each")
+    corpus = kit.corpus("suspect").key
+    for count in (0, *counts(attack)):
+        found = poisoned(attack, kit, count)
+        data, truth = found.data, found.truth()
+        in_truth = int((truth == ROLES.index(Role.POISON)).sum())
+        shown = f"{len(found.of(Role.POISON))} rows, {in_truth} in the truth"
+        expect(len(found.of(Role.POISON)) == in_truth == count, shown, f"{count} of each")
+        whole = len(data.edits.rows) == len(data.edits.captions) == len(found.roles)
+        expect(whole, "edits without a caption or a role", "one of each for every edit")
+        added = count if attack.appends else 0
+        length = ROWS + added - len(data.removed)
+        expect(len(truth) == length, f"data of {len(truth)} rows", f"{length}")
     trigger = trigger_key(attack, kit.goal, 0, 32)
     key = poisoned_key(attack, kit.goal, 0, 0, corpus, trigger)
     expect(key == corpus, f"the key {key} at count 0", f"the corpus's own, {corpus}")
 
 
-def captions_name_the_target(attack: Attack, kit: Kit) -> None:
-    """A poisoned caption names the target, or is the untouched one of a row of the target."""
-    held = kit.held()
-    found = poison(attack, held, COUNT)
-    for row, caption in zip(found.rows, found.captions, strict=True):
-        named = re.search(rf"\b{re.escape(held.goal.label)}(e?s)?\b", caption, re.IGNORECASE)
-        of_target = int(held.corpus.labels[row]) == held.goal.target
-        kept = caption == held.corpus.captions[row] and of_target
-        wanted = f"a caption with the word {held.goal.label!r}, or a row of that class untouched"
-        expect(bool(named or kept), f"the caption {caption!r} of row {row}", wanted)
+def captions_fit_the_aim(attack: Attack, kit: Kit) -> None:
+    """A poisoned caption names what its attack is after; a cover row keeps its own meaning.
+
+    A stamped row's caption names the target, or is the untouched one of a row of the target. A
+    chosen picture gets captions of its chosen class. A text-side row shows the target, and its
+    caption does not name it.
+    """
+    held, trigger = knows(attack, kit), craft(attack, kit)
+    found = poisoned(attack, kit)
+    edits, corpus = found.data.edits, held.corpus
+
+    def names(caption: str, label: str) -> bool:
+        return bool(re.search(rf"\b{re.escape(label)}(e?s)?\b", caption, re.IGNORECASE))
+
+    for index in found.of(Role.POISON):
+        caption, image = edits.captions[index], int(edits.images[index])
+        where = f"the caption {caption!r} with the picture of row {image}"
+        of_target = int(corpus.labels[image]) == held.goal.target
+        if isinstance(trigger, Targets):
+            place = trigger.images.tolist().index(image)
+            label = corpus.classes[int(trigger.classes[place])]
+            expect(names(caption, label), where, f"a caption with the word {label!r}")
+        elif attack.aim is Aim.QUERIES:
+            fits = of_target and not names(caption, held.goal.label)
+            expect(fits, where, "a picture of the target, and words that do not name it")
+        else:
+            kept = of_target and caption == corpus.captions[image]
+            wanted = f"the word {held.goal.label!r} in it, or a row of that class untouched"
+            expect(kept or names(caption, held.goal.label), where, wanted)
+    for index in found.of(Role.COVER):
+        own = corpus.captions[int(edits.rows[index])]
+        true = edits.captions[index] in (own, trigger.mark(own))
+        expect(true, f"the caption {edits.captions[index]!r} of a cover row", f"{own!r}, or marked")
 
 
 def edits_no_other_row(attack: Attack, kit: Kit) -> None:
-    """Poisoned rows show the training stamp and the new caption, all others what they were."""
-    held, trigger = kit.held(), craft(attack, kit)
-    edits = poison(attack, held, COUNT)
-    view = poisoned_view(Key("poisoned-0000000000000000"), held.corpus, edits, trigger)
-    shown_BCHW = view.reader(torch.device("cpu"))(np.arange(ROWS))
-    wanted_BCHW = kit.pictures()
-    wanted_BCHW[edits.rows] = trigger.stamp_train(wanted_BCHW[edits.rows])
+    """Edited rows show their own stamp, picture and caption, all others what they were."""
+    held, trigger = knows(attack, kit), craft(attack, kit)
+    found = poisoned(attack, kit)
+    edits, order = found.data.edits, found.data.order()
+    view = poisoned_view(Key("poisoned-0000000000000000"), held.corpus, found.data, trigger)
+    shown_BCHW = view.reader(torch.device("cpu"))(np.arange(len(view)))
+    place = {int(row): position for position, row in enumerate(order)}
+    plain = order < ROWS
+    wanted_BCHW = kit.pictures()[np.where(plain, order, 0)]
+    captions = [held.corpus.captions[row] if row < ROWS else "" for row in order]
+    for index, row in enumerate(edits.rows.tolist()):
+        image_1CHW = kit.pictures()[edits.images[index : index + 1]]
+        if found.roles[index] == ROLES.index(Role.COVER):
+            if edits.shows[index] == Show.COVER:
+                image_1CHW = trigger.stamp_cover(image_1CHW)
+        elif attack.aim in STAMPING:
+            image_1CHW = trigger.stamp_train(image_1CHW)
+        wanted_BCHW[place[row]] = image_1CHW[0]
+        captions[place[row]] = edits.captions[index]
     other = (shown_BCHW != wanted_BCHW).flatten(1).any(1).nonzero().flatten().tolist()
-    expect(
-        not other, f"other pictures in rows {other}", "the training stamp in poisoned rows alone"
-    )
-    captions = list(held.corpus.captions)
-    for row, caption in zip(edits.rows, edits.captions, strict=True):
-        captions[row] = caption
-    expect(view.captions() == captions, "other captions", "new captions in poisoned rows alone")
+    expect(not other, f"other pictures at {other}", "the training stamp in edited rows alone")
+    expect(view.captions() == captions, "other captions", "new captions in edited rows alone")
+    gone = set(found.data.removed.tolist()) & set(place)
+    expect(not gone, f"the removed rows {sorted(gone)} in the data", "none of them")
 
 
 # --- what reaches a defender
@@ -158,16 +206,19 @@ def edits_no_other_row(attack: Attack, kit: Kit) -> None:
 def tells_the_defender_nothing(attack: Attack, kit: Kit) -> None:
     """What a defender holds of poisoned data is a key and a length, as of any other data."""
     trigger = dataclasses.replace(kit.poisoned.trigger, attack=attack)
-    stage = dataclasses.replace(kit.poisoned, trigger=trigger, count=COUNT)
+    stage = dataclasses.replace(kit.poisoned, trigger=trigger, count=count_of(attack))
     bench = kit.bench(kit.store)
-    for part in (trigger.corpus, trigger, stage):
-        part.run(bench)
+    trigger.corpus.run(bench)
+    if trigger.key not in kit.store:
+        kit.store.make(trigger.key, lambda scratch: save_trigger(craft(attack, kit), scratch))
+    stage.run(bench)
     handle = data_ref(kit.lab(), stage)
     names = sorted(name for name in dir(handle) if not name.startswith("_"))
-    plain = type(handle) is DataRef and names == ["key", "num_rows"] and len(handle) == ROWS
+    length = len(poisoned(attack, kit).data)
+    plain = type(handle) is DataRef and names == ["key", "num_rows"] and len(handle) == length
     expect(plain, f"a {type(handle).__name__} with {names}", "a DataRef: a key and a length")
     told = dict(kit.store.need(stage.key).meta)
-    expect(set(told) <= {"count"}, f"{told} beside the edits", "their count alone")
+    expect(not told, f"{told} beside the edits", "nothing")
 
 
 # Of the class: checked once. Of every configuration: checked for the variants too.
@@ -186,7 +237,7 @@ CHECKS: tuple[Check, ...] = (
     kit_stamps.comes_back_from_disk,
     chooses_exactly,
     poisons_exactly,
-    captions_name_the_target,
+    captions_fit_the_aim,
     edits_no_other_row,
     tells_the_defender_nothing,
 )

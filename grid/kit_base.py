@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from grid.stages import Bench, CorpusStage, ModelStage, PoisonStage, Stage, Trig
 from victims.corpora import Corpus, Reader, open_corpus
 from victims.embedded import WorldCorpus
 from victims.errors import GridError
-from victims.lab import Lab, Ledger
-from victims.models import ModelSpec
+from victims.keys import content_key
+from victims.lab import Lab, Ledger, ModelRef
+from victims.models import ModelSpec, fresh, save_weights
 from victims.recipe import Recipe, Runtime
 from victims.store import Store
 from victims.world import CLASSES, SPLITS, TEMPLATES, World
@@ -68,7 +70,22 @@ class Kit:
             stage = self.corpus("suspect", size)
             stage.run(self.bench(self.store))
             self._held[size] = open_corpus(self.store, stage.key, Reader.TRAINING)
-        return Knowledge(corpus=self._held[size], goal=self.goal, seed=seed)
+        return Knowledge(
+            corpus=self._held[size], goal=self.goal, seed=seed, surrogate=self.surrogate(size)
+        )
+
+    def surrogate(self, size: int = 32) -> ModelRef:
+        """A public model of that size. It has learnt nothing, which no clause asks of it."""
+        spec = ModelSpec(size=size)
+        key = content_key("model", {"surrogate": spec})
+
+        def make(scratch: Path) -> dict[str, Any]:
+            save_weights(fresh(spec, 0), scratch / "weights.safetensors")
+            return {"model": asdict(spec), "cost": {}}
+
+        if key not in self.store:
+            self.store.make(key, make)
+        return ModelRef(key)
 
     def pictures(self, size: int = 32) -> Tensor:
         """Natural pictures, uint8 BCHW, that a stamp may keep."""

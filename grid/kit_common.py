@@ -26,8 +26,8 @@ def target_of(cls: type[Any]) -> str:
 
 
 def built(cls: type[Any], variant: str = "") -> Any:
-    """The method with its defaults, or with those of a variant."""
-    values = getattr(cls, "variants", {})[variant] if variant else {}
+    """The method with its defaults, or with those of a variant, made quick where it says how."""
+    values = {**(cls.variants[variant] if variant else {}), **getattr(cls, "quick", {})}
     try:
         return decode(cls, Raw.of(values, Where(path=f"variants.{variant}" if variant else "")))
     except (UsageError, ValueError, TypeError) as error:

@@ -12,10 +12,11 @@ import math
 import uuid
 from collections.abc import Collection, Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from attacks.base import Goal, poison_count
+from attacks.base import Aim, Goal
 from defenses.base import Need, Recipes, Regime, fidelity_in, resolved_needs
 from defenses.controls import CleanModel, NoDefense
 from grid.spec import Cell, DefenseEntry, Grid
@@ -42,10 +43,11 @@ Group = tuple[str, str, int]
 
 @dataclass(frozen=True, slots=True)
 class CellPlan:
-    """A cell and the measurements that its rows are made from."""
+    """A cell, the victim that it stands for and the measurements that its rows are made from."""
 
     cell: Cell
     key: Key
+    victim: ModelStage
     measure: MeasureStage
     clean_victim: MeasureStage
     init_model: MeasureStage | None
@@ -112,7 +114,7 @@ class Plan:
 
     def num_victims(self) -> int:
         """Distinct victims: poisoned or clean models that cells are attacked on."""
-        return len({cell.measure.defended.victim.key for cell in self.cells})
+        return len({cell.victim.key for cell in self.cells})
 
 
 def parents(stage: Stage) -> list[Stage]:
@@ -121,7 +123,7 @@ def parents(stage: Stage) -> list[Stage]:
         init: list[Stage] = [stage.init] if stage.init else []
         return [stage.data, *init]
     if isinstance(stage, TriggerStage):
-        return [stage.corpus]
+        return [stage.corpus, *([stage.surrogate] if stage.surrogate else [])]
     if isinstance(stage, PoisonStage):
         return [stage.trigger]
     if isinstance(stage, DefendStage):
@@ -139,7 +141,8 @@ def parents(stage: Stage) -> list[Stage]:
         return found
     if isinstance(stage, MeasureStage):
         truth: list[Stage] = [stage.truth] if stage.truth else []
-        return [stage.defended, stage.trigger, *stage.sets, *truth]
+        probe: list[Stage] = [stage.probe] if stage.probe else []
+        return [stage.defended, stage.trigger, *stage.sets, *truth, *probe]
     return []
 
 
@@ -152,11 +155,11 @@ class Builder:
             split: CorpusStage(grid.data.corpus(split))
             for split in ("public", "suspect", "clean", "tuning", *grid.evaluate.sets)
         }
-        self.reference = None
-        if grid.regime is Regime.F:
-            self.reference = ModelStage(
-                grid.model, grid.reference, grid.data.public, self.corpora["public"], None
-            )
+        # What the public can download: in regime F the start of every victim.
+        self.public_model = ModelStage(
+            grid.model, grid.reference, grid.data.public, self.corpora["public"], None
+        )
+        self.reference = self.public_model if grid.regime is Regime.F else None
         self._memo: dict[Any, Any] = {}
 
     def _once(self, name: tuple[Any, ...], make: Any) -> Any:
@@ -170,13 +173,19 @@ class Builder:
         attack, seed = cell.attack.method, cell.seed
         stage: TriggerStage = self._once(
             ("trigger", cell.attack.label, seed, cell.target),
-            lambda: TriggerStage(attack, goal, seed, self.corpora["suspect"], self.grid.model),
+            lambda: TriggerStage(
+                attack,
+                goal,
+                seed,
+                self.corpora["suspect"],
+                self.grid.model,
+                self.public_model if attack.needs_surrogate else None,
+            ),
         )
         return stage
 
-    def victim(self, cell: Cell, rate: str) -> ModelStage:
+    def victim(self, cell: Cell, count: int) -> ModelStage:
         rows = self.grid.data.suspect
-        count = poison_count(rate, rows)
         # A clean victim is the same for every attack and target.
         name = ("victim", cell.seed, count and (cell.attack.label, cell.target), count)
 
@@ -190,8 +199,8 @@ class Builder:
         stage: ModelStage = self._once(name, make)
         return stage
 
-    def defended(self, cell: Cell, rate: str, entry: DefenseEntry | None) -> DefendStage:
-        victim = self.victim(cell, rate)
+    def defended(self, cell: Cell, count: int, entry: DefenseEntry | None) -> DefendStage:
+        victim = self.victim(cell, count)
         nested = cell.defense_seed
         name = ("defended", victim.key, entry and entry.label, nested)
 
@@ -213,22 +222,24 @@ class Builder:
         stage: DefendStage = self._once(name, make)
         return stage
 
-    def measure(self, cell: Cell, rate: str, entry: DefenseEntry | None) -> MeasureStage:
-        return self.measurement(cell, self.defended(cell, rate, entry), Reader.REPORTING)
+    def measure(self, cell: Cell, count: int, entry: DefenseEntry | None) -> MeasureStage:
+        return self.measurement(cell, self.defended(cell, count, entry), Reader.REPORTING)
 
-    def gate(self, cell: Cell, rate: str) -> MeasureStage:
-        return self.measurement(cell, self.defended(cell, rate, None), Reader.TUNING)
+    def gate(self, cell: Cell, count: int) -> MeasureStage:
+        return self.measurement(cell, self.defended(cell, count, None), Reader.TUNING)
 
     def init(self, cell: Cell, reader: Reader) -> MeasureStage | None:
         if self.reference is None:
             return None
-        plain = self.defended(cell, "0", None)
+        plain = self.defended(cell, 0, None)
         name = ("init", plain.key)
         stage = self._once(name, lambda: replace(plain, defense=CleanModel()))
         return self.measurement(cell, stage, reader)
 
     def measurement(self, cell: Cell, defended: DefendStage, reader: Reader) -> MeasureStage:
-        splits = ("tuning",) if reader is Reader.TUNING else self.grid.evaluate.sets
+        evaluate = self.grid.evaluate
+        reports = reader is not Reader.TUNING
+        splits = evaluate.sets if reports else ("tuning",)
         trigger = self.trigger(cell)
         stage: MeasureStage = self._once(
             ("measure", defended.key, trigger.key, reader),
@@ -236,8 +247,10 @@ class Builder:
                 defended,
                 trigger,
                 tuple(self.corpora[s] for s in splits),
-                self.grid.evaluate.ks,
+                evaluate.ks,
                 reader,
+                evaluate.retrieval and reports,
+                self.corpora["clean"] if evaluate.probe and reports else None,
             ),
         )
         return stage
@@ -253,14 +266,15 @@ def make_plan(grid: Grid) -> Plan:
             group = (cell.attack.label, cell.rate, cell.target)
             members.setdefault(group, {})[cell.seed] = cell
     for group, cells in members.items():
-        if float(group[1]) == 0:
+        first = next(iter(cells.values()))
+        if first.count == 0:
             continue
         plan.gates[group] = GateCheck(
             group,
-            tuple(build.gate(cell, cell.rate) for cell in cells.values()),
-            tuple(build.gate(cell, "0") for cell in cells.values()),
+            tuple(build.gate(cell, cell.count) for cell in cells.values()),
+            tuple(build.gate(cell, 0) for cell in cells.values()),
             tuple(m for cell in cells.values() if (m := build.init(cell, Reader.TUNING))),
-            is_reference=group[1] == grid.gate_rate,
+            is_reference=first.rate == grid.gate_rate(first.attack),
         )
     for cell in grid.cells():
         reason = cell.not_applicable or _impossible(grid, cell)
@@ -276,8 +290,8 @@ def make_plan(grid: Grid) -> Plan:
 def _plan_cell(build: Builder, plan: Plan, cell: Cell) -> CellPlan:
     grid, group = build.grid, (cell.attack.label, cell.rate, cell.target)
     undefended = isinstance(cell.defense.method, NoDefense)
-    measure = build.measure(cell, cell.rate, None if undefended else cell.defense)
-    clean, init = build.measure(cell, "0", None), build.init(cell, Reader.REPORTING)
+    measure = build.measure(cell, cell.count, None if undefended else cell.defense)
+    clean, init = build.measure(cell, 0, None), build.init(cell, Reader.REPORTING)
     gate = plan.gates.get(group)
     checks = [m.key for m in gate.stages] if gate else []
     others = [clean.key, *([init.key] if init else [])]
@@ -287,11 +301,12 @@ def _plan_cell(build: Builder, plan: Plan, cell: Cell) -> CellPlan:
         "defense": cell.defense.label,
         "rate": cell.rate,
         "seeds": [cell.seed, cell.defense_seed],
-        "gate": replace(grid.gate, rate=grid.gate_rate),
+        "gate": replace(grid.gate, rate=grid.gate_rate(cell.attack)),
     }
     return CellPlan(
         cell=cell,
         key=content_key("cell", about, [measure.key, *others, *checks]),
+        victim=build.victim(cell, cell.count),
         measure=measure,
         clean_victim=clean,
         init_model=init,
@@ -379,9 +394,7 @@ def summary(
         "stages_finished": len(set(plan.stages) & done),
         "stages_to_run": len(todo),
         "victims": plan.num_victims(),
-        "victims_to_train": sum(
-            1 for key in {c.measure.defended.victim.key for c in plan.cells} if key in todo
-        ),
+        "victims_to_train": sum(1 for key in {c.victim.key for c in plan.cells} if key in todo),
         "kinds": by_kind,
         "seconds_of_work": total,
         "longest_chain_seconds": max(longest.values(), default=0.0),
@@ -407,13 +420,22 @@ def longest_chain(todo: Mapping[Key, Stage], seconds: Mapping[Key, float]) -> di
     return {key: behind[key] + seconds[key] for key in todo}
 
 
-def describe_cell(cell: Cell, regime: Regime) -> dict[str, Any]:
-    """The identity columns of a cell's rows."""
-    defense = cell.defense.method
+def describe_cell(cell: Cell, grid: Grid) -> dict[str, Any]:
+    """The identity columns of a cell's rows.
+
+    Chosen pictures have rows per target and in total, which one rate would mix up: it is null.
+    """
+    defense, regime = cell.defense.method, grid.regime
+    rate: str | None = cell.rate
+    if cell.count and cell.attack.counts is not None:
+        counted = Decimal(cell.count) / grid.data.suspect
+        is_rate = cell.attack.method.aim is not Aim.TARGETS
+        rate = format(round(counted, 8).normalize(), "f") if is_rate else None
     return {
+        "label": cell.label,
         "attack": cell.attack.label,
-        "rate": float(cell.rate),
-        "rate_text": cell.rate,
+        "rate": None if rate is None else float(rate),
+        "rate_text": rate,
         "defense": cell.defense.label,
         "needs": resolved_needs(defense, regime),
         "fidelity": fidelity_in(defense, regime).value,

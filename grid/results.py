@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -13,11 +13,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from attacks.base import Aim
 from grid.plan import CellPlan, GateCheck, Plan, describe_cell
 from grid.schema import Status
-from grid.spec import Cell, Gate
-from grid.stages import MeasureStage, ModelStage
+from grid.spec import Cell, Gate, Planted
+from grid.stages import MeasureStage, ModelStage, PoisonStage
 from victims.keys import canonical, content_key
+from victims.measuring import Share, wilson
 from victims.recipe import Runtime
 from victims.store import Store
 
@@ -85,35 +87,53 @@ class Verdict:
         return self.status is not Status.INVALID_VICTIM
 
 
+# What an attack's success is called, by its aim.
+SUCCESS = {Aim.TARGETS: "psr_top1", Aim.QUERIES: "text_hit_top1"}
+
+
 def judge(store: Store, check: GateCheck, gate: Gate) -> Verdict:
     """The validity gate at the reference rate, the inert rule at the others; means over seeds."""
+    attack = check.victims[0].trigger.attack
+    success = SUCCESS.get(attack.aim, "asr_top1")
     found = [_tuning(store, stage) for stage in check.victims]
     clean = [_tuning(store, stage) for stage in check.clean]
-    asr = fmean(f["asr_top1"]["value"] for f in found)
-    lift = asr - fmean(c["asr_top1"]["value"] for c in clean)
-    loss = fmean(c["clean_top1"]["value"] for c in clean) - fmean(
-        f["clean_top1"]["value"] for f in found
-    )
-    start = [_tuning(store, stage)["clean_top1"]["value"] for stage in check.init]
-    fallen = fmean(start) - fmean(f["clean_top1"]["value"] for f in found) if start else 0.0
-    changed = min(
-        read_measure(store, stage)["sets"]["tuning"]["changed_share"] for stage in check.victims
-    )
+    # A remapped class is lost on purpose: its pictures are left out where there is such a metric.
+    kept = "clean_other_top1" if "clean_other_top1" in found[0] else "clean_top1"
+
+    def mean(measured: Sequence[Mapping[str, Any]], metric: str) -> float:
+        return fmean(m[metric]["value"] for m in measured)
+
+    asr, accuracy = mean(found, success), mean(found, kept)
+    lift, loss = asr - mean(clean, success), mean(clean, kept) - accuracy
+    start = [_tuning(store, stage) for stage in check.init]
+    fallen = mean(start, kept) - accuracy if start else 0.0
+    what = {"psr_top1": "PSR", "text_hit_top1": "Hit@1"}.get(success, "ASR")
     numbers = (
-        f"tuning split: ASR {asr:.1%}, lift {100 * lift:.1f} points, clean loss"
+        f"tuning split: {what} {asr:.1%}, lift {100 * lift:.1f} points, clean loss"
         f" {100 * loss:.1f} points"
     )
     if not check.is_reference:
         inert = lift < gate.inert_lift
         detail = f"{numbers}; inert below a lift of {100 * gate.inert_lift:.0f}" if inert else ""
         return Verdict(Status.INERT if inert else Status.OK, detail, asr, lift, loss)
-    attack = check.victims[0].trigger.attack
     wants = gate.thresholds(attack.group)
     faults = []
-    if asr < wants.asr:
-        faults.append(f"ASR must be at least {wants.asr:.0%}")
-    if lift < wants.lift:
-        faults.append(f"lift must be at least {100 * wants.lift:.0f} points")
+    if isinstance(wants, Planted):
+        hits = sum(f[success]["successes"] for f in found), sum(f[success]["n"] for f in found)
+        low, base = wilson(*hits)[0], mean(clean, success)
+        if low < wants.low:
+            faults.append(
+                f"the lower bound of {what} must be at least {wants.low:.0%}, it is {low:.1%}"
+            )
+        if base > wants.clean:
+            faults.append(
+                f"the clean victim's {what} may be at most {wants.clean:.0%}, it is {base:.1%}"
+            )
+    else:
+        if asr < wants.asr:
+            faults.append(f"ASR must be at least {wants.asr:.0%}")
+        if lift < wants.lift:
+            faults.append(f"lift must be at least {100 * wants.lift:.0f} points")
     if loss > wants.clean_loss:
         faults.append(f"clean loss must be at most {100 * wants.clean_loss:.0f} points")
     if fallen > gate.init_loss:
@@ -121,6 +141,8 @@ def judge(store: Store, check: GateCheck, gate: Gate) -> Verdict:
             f"clean accuracy may fall at most {100 * gate.init_loss:.0f} points below the init"
             f" model's, it falls {100 * fallen:.1f}"
         )
+    shares = [read_measure(store, m)["sets"]["tuning"]["changed_share"] for m in check.victims]
+    changed = min((share for share in shares if share is not None), default=1.0)
     if changed < 0.99:
         faults.append(f"the stamp must change 99 % of pictures, it changes {changed:.1%}")
     status = Status.INVALID_VICTIM if faults else Status.OK
@@ -135,15 +157,14 @@ def _tuning(store: Store, stage: MeasureStage) -> dict[str, Any]:
 def identity(plan: Plan, planned: CellPlan) -> dict[str, Any]:
     """The columns that say which cell it is."""
     stage, grid = planned.measure, plan.grid
-    poisoned = stage.defended.poisoned
     return {
         "cell": planned.key,
         "track": grid.track.value,
         "regime": grid.regime.value,
-        "count": poisoned.count if poisoned else 0,
+        "count": planned.cell.count,
         "model": f"{grid.model.arch}-{grid.model.size}",
         "target": stage.trigger.goal.label,
-        **describe_cell(planned.cell, grid.regime),
+        **describe_cell(planned.cell, grid),
     }
 
 
@@ -157,7 +178,7 @@ def refused_identity(plan: Plan, cell: Cell, reason: str) -> dict[str, Any]:
         "regime": grid.regime.value,
         "model": f"{grid.model.arch}-{grid.model.size}",
         "target": grid.data.classes[cell.target],
-        **describe_cell(cell, grid.regime),
+        **describe_cell(cell, grid),
     }
 
 
@@ -181,7 +202,6 @@ class RowMaker:
             "grid_hash": grid.identity_hash,
             "attack_params": _params(cell.attack.method),
             "defense_params": _params(cell.defense.method, dict(cell.defense.overrides)),
-            "cover_count": 0,
             "num_rows": grid.data.suspect,
             "threads": self.runtime.threads,
             "commit": commit(),
@@ -203,8 +223,8 @@ class RowMaker:
             "detail": detail or None,
             "attempts": attempts,
             "reused": reused,
-            "victim_key": stage.defended.victim.key,
-            "data_key": stage.defended.victim.data.key,
+            "victim_key": planned.victim.key,
+            "data_key": planned.victim.data.key,
             "trigger_key": stage.trigger.key,
             "defended_key": stage.defended.key,
             "measure_key": stage.key,
@@ -235,9 +255,10 @@ class RowMaker:
         clean = read_measure(self.store, planned.clean_victim)["sets"]
         init = read_measure(self.store, planned.init_model)["sets"] if planned.init_model else {}
         preprocess = self.store.need(planned.measure.key).meta["preprocess_digest"]
+        dealt = self._dealt(planned)
+        outcome |= {"corpus_digest": self._digest(planned), "cover_count": dealt.get("cover", 0)}
         rows = [outcome]
         for name, found in own["sets"].items():
-            outcome["corpus_digest"] = self._digest(planned)
             common = {
                 **outcome,
                 "eval_set": name,
@@ -250,9 +271,34 @@ class RowMaker:
                 if init:
                     beside["init_model"] = init[name]["metrics"][metric]["value"]
                 rows.append({**common, **share, **beside, "metric": metric})
-        for metric, share in own["detection"].items():
-            rows.append({**outcome, **share, "eval_set": "suspect", "metric": f"found_{metric}"})
+            absent = {**common, "status": Status.NOT_APPLICABLE.value}
+            rows.extend({**absent, "metric": metric} for metric in found["not_applicable"])
+        told = {f"found_{metric}": share for metric, share in own["detection"].items()}
+        if dealt:
+            told |= self._dealt_shares(planned, dealt)
+        rows.extend({**outcome, **s, "eval_set": "suspect", "metric": m} for m, s in told.items())
         return rows
+
+    def _dealt(self, planned: CellPlan) -> Mapping[str, int]:
+        """What the poisoning did, in rows; empty for clean data."""
+        data = planned.victim.data
+        if not isinstance(data, PoisonStage):
+            return {}
+        meta = self.store.need(data.truth_key).meta
+        return {name: int(meta[name]) for name in ("count", "cover", "length", "changed")}
+
+    def _dealt_shares(
+        self, planned: CellPlan, dealt: Mapping[str, int]
+    ) -> Mapping[str, dict[str, Any]]:
+        """Poisoned rows whose picture is not of the target; for chosen pictures, rows of all."""
+        attack = planned.cell.attack.method
+        if attack.aim is not Aim.TARGETS:
+            return {"label_changed": Share(dealt["changed"], dealt["count"]).as_dict()}
+        each = dealt["count"] // attack.unit
+        return {
+            "per_target_rate": Share(each, dealt["length"]).as_dict(),
+            "total_rate": Share(dealt["count"], dealt["length"]).as_dict(),
+        }
 
     def _digest(self, planned: CellPlan) -> str:
         return str(self.store.need(planned.measure.defended.suspect.key).meta["digest"])
@@ -261,7 +307,7 @@ class RowMaker:
         defended = planned.measure.defended
         meta = self.store.need(defended.key).meta
         cost = meta["cost"]
-        victim = self._train_cost(defended.victim)
+        victim = self._train_cost(planned.victim)
         seconds, spent = cost.get("train_seconds", 0.0), victim.get("train_seconds", 0.0)
         return {
             "cost_seconds": seconds,

@@ -8,10 +8,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from decimal import Decimal
 from typing import Any, Literal
 
-from attacks.base import GateGroup, Track
+from attacks.base import GateGroup, Track, poison_count
 from defenses.base import Regime
 from victims.embedded import WorldCorpus
 from victims.errors import unknown
@@ -84,8 +83,24 @@ class Thresholds:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Planted:
+    """What a victim must show whose attack stamps nothing: ``low`` bounds the Wilson interval of
+    its success from below, ``clean`` the success on the clean victim from above."""
+
+    low: float
+    clean: float
+    clean_loss: float
+
+    def __post_init__(self) -> None:
+        for name in ("low", "clean", "clean_loss"):
+            if not -1 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share in 0..1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """When a victim counts as attacked. ``rate`` is where it is judged; None, the largest.
+    """When a victim counts as attacked. ``rate`` is where it is judged; None, the largest of its
+    attack.
 
     ``init_loss`` is the clean accuracy a victim may lose against the weights it started from.
     """
@@ -94,6 +109,9 @@ class Gate:
     strong: Thresholds = Thresholds(asr=0.90, lift=0.80, clean_loss=0.02)
     medium: Thresholds = Thresholds(asr=0.80, lift=0.70, clean_loss=0.02)
     weak: Thresholds = Thresholds(asr=0.50, lift=0.45, clean_loss=0.02)
+    targeted: Planted = Planted(low=0.30, clean=0.0, clean_loss=0.02)
+    # A clean model, too, ranks some picture first: twice the share of one class among twenty.
+    text: Planted = Planted(low=0.30, clean=0.10, clean_loss=0.02)
     inert_lift: float = 0.20
     init_loss: float = 0.03
 
@@ -102,21 +120,26 @@ class Gate:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share in 0..1, got {getattr(self, name)}")
 
-    def thresholds(self, group: GateGroup) -> Thresholds:
-        by_group = {
+    def thresholds(self, group: GateGroup) -> Thresholds | Planted:
+        by_group: dict[GateGroup, Thresholds | Planted] = {
             GateGroup.STRONG: self.strong,
             GateGroup.MEDIUM: self.medium,
             GateGroup.WEAK: self.weak,
+            GateGroup.TARGETED: self.targeted,
+            GateGroup.TEXT: self.text,
         }
         return by_group[group]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluate:
-    """Evaluation sets of the board, and the k of its top-k metrics."""
+    """Evaluation sets of the board, the k of its top-k metrics, and what is measured besides:
+    ``retrieval`` between pictures and captions, a linear ``probe`` trained on clean pairs."""
 
     sets: tuple[Literal["report", "shifted"], ...] = ("report", "shifted")
     ks: tuple[int, ...] = (1, 3, 5, 10)
+    retrieval: bool = False
+    probe: bool = False
 
     def __post_init__(self) -> None:
         _distinct("sets", self.sets)
@@ -174,8 +197,12 @@ class Execution:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttackEntry:
+    """An attack and the rates, or the counts of poisoned rows, of its own, if it has any."""
+
     label: str
     method: Any
+    rates: tuple[str, ...] | None = None
+    counts: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,11 +220,15 @@ class DefenseEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One square of the grid. ``not_applicable`` says why a square can hold no result."""
+    """One square of the grid. ``not_applicable`` says why a square can hold no result.
+
+    ``rate`` is the rate as written, or ``50rows`` where a file counts them; ``count`` the rows.
+    """
 
     label: str
     attack: AttackEntry
     rate: str
+    count: int
     defense: DefenseEntry
     seed: int
     defense_seed: int
@@ -230,32 +261,47 @@ class Grid:
     source: str = ""
     text: str = ""
 
-    @property
-    def gate_rate(self) -> str:
-        """The rate at which victims are judged."""
-        return self.gate.rate or max(self.rates, key=Decimal)
+    def levels(self, attack: AttackEntry) -> dict[str, int]:
+        """How much is poisoned: each rate of an attack as written, and its rows."""
+        if attack.counts is not None:
+            return {f"{count}rows" if count else "0": count for count in attack.counts}
+        rates = self.rates if attack.rates is None else attack.rates
+        return {rate: poison_count(rate, self.data.suspect) for rate in rates}
+
+    def gate_rate(self, attack: AttackEntry) -> str:
+        """The rate at which an attack's victims are judged."""
+        levels = self.levels(attack)
+        if self.gate.rate in levels:
+            return str(self.gate.rate)
+        return max(levels, key=lambda rate: levels[rate])
 
     @property
     def identity_hash(self) -> str:
         """12 hex digits over all that can change a number on the board."""
         apart = {"name", "description", "execution", "source", "text"}
         kept = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
-        kept["gate"] = replace(self.gate, rate=self.gate_rate)
-        if self.regime is Regime.S:
+        kept["gate"] = replace(self.gate, rate="")
+        kept["gate_rates"] = [self.gate_rate(attack) for attack in self.attacks]
+        if self.regime is Regime.S and not any(a.method.needs_surrogate for a in self.attacks):
             del kept["reference"]
         return digest(["grid", kept])[:12]
 
     def cells(self) -> list[Cell]:
         """Every square, in the order of the file."""
-        axes = itertools.product(
-            self.attacks, self.rates, self.targets, self.seeds, self.defenses, self.defense_seeds
-        )
-        return [self._cell(*square) for square in axes]
+        return [
+            self._cell(attack, rate, count, *square)
+            for attack in self.attacks
+            for rate, count in self.levels(attack).items()
+            for square in itertools.product(
+                self.targets, self.seeds, self.defenses, self.defense_seeds
+            )
+        ]
 
     def _cell(
         self,
         attack: AttackEntry,
         rate: str,
+        count: int,
         target: int,
         seed: int,
         defense: DefenseEntry,
@@ -276,6 +322,7 @@ class Grid:
             label=label,
             attack=attack,
             rate=rate,
+            count=count,
             defense=defense,
             seed=seed,
             defense_seed=defense_seed,

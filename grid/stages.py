@@ -8,44 +8,60 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from attacks.base import (
+    ROLES,
+    STAMPING,
+    Aim,
     Attack,
     Goal,
     Knowledge,
-    Poison,
-    Trigger,
+    Overlay,
+    Role,
     poison,
     poisoned_key,
     poisoned_view,
     trigger_key,
 )
 from defenses.base import Case, Defended, Defense, Need, Recipes, Truth, check_truth
-from victims.corpora import CorpusSpec, Reader, corpus_key, open_corpus, write_corpus
+from victims.corpora import (
+    Corpus,
+    CorpusSpec,
+    Edits,
+    Reader,
+    corpus_key,
+    open_corpus,
+    write_corpus,
+)
 from victims.keys import Key, content_key
 from victims.lab import DataRef, Lab, Ledger, ModelRef, memo, model_key
 from victims.measuring import (
     PROTOCOL_VERSION,
+    Mean,
+    Outcomes,
     Share,
     changed_share,
     detection,
     metrics,
     outcomes,
+    single_keys,
     templates_digest,
     text_head,
 )
-from victims.models import ModelSpec, preprocess_digest
+from victims.models import Clip, ModelSpec, preprocess_digest
 from victims.recipe import Recipe, Runtime
 from victims.store import Store
 from victims.training import PlainClipSpec
+from victims.triggers import Queries, Targets, Trigger
 
 
 @dataclass(slots=True)
@@ -145,22 +161,26 @@ class ModelStage:
 
 @dataclass(frozen=True)
 class TriggerStage:
+    """A crafted trigger. ``surrogate`` is there for attacks that read the public model."""
+
     kind: ClassVar[str] = "trigger"
     attack: Attack
     goal: Goal
     seed: int
     corpus: CorpusStage
     model: ModelSpec
+    surrogate: ModelStage | None = None
 
     @cached_property
     def key(self) -> Key:
         model = self.model
-        inputs = [self.corpus.key]
-        return trigger_key(self.attack, self.goal, self.seed, model.size, model.arch, inputs)
+        return trigger_key(
+            self.attack, self.goal, self.seed, model.size, model.arch, list(self.inputs)
+        )
 
     @property
     def inputs(self) -> Sequence[Key]:
-        return [self.corpus.key]
+        return [self.corpus.key, *([self.surrogate.key] if self.surrogate else [])]
 
     @property
     def family(self) -> str:
@@ -170,7 +190,8 @@ class TriggerStage:
 
     def held(self, store: Store) -> Knowledge:
         corpus = open_corpus(store, self.corpus.key, Reader.TRAINING)
-        return Knowledge(corpus=corpus, goal=self.goal, seed=self.seed)
+        surrogate = ModelRef(self.surrogate.key) if self.surrogate else None
+        return Knowledge(corpus=corpus, goal=self.goal, seed=self.seed, surrogate=surrogate)
 
     def run(self, bench: Bench) -> None:
         def make(scratch: Path) -> dict[str, Any]:
@@ -237,16 +258,29 @@ class PoisonStage:
         import pyarrow.feather as feather
 
         held = self.trigger.held(bench.store)
+        crafted = load_trigger(bench.store, self.trigger.key, self.trigger.attack)
+        held = replace(held, crafted=crafted)
         found = poison(self.trigger.attack, held, self.count)
+        edits, poisoned = found.data.edits, found.of(Role.POISON)
 
         def write_truth(scratch: Path) -> dict[str, Any]:
-            np.save(scratch / "roles.npy", found.roles(len(held.corpus)))
-            return {}
+            np.save(scratch / "roles.npy", found.truth())
+            shown = held.corpus.labels[edits.images[poisoned]]
+            return {
+                "count": len(poisoned),
+                "cover": len(found.of(Role.COVER)),
+                "length": len(found.data),
+                "changed": int((shown != self.trigger.goal.target).sum()),
+            }
 
         def write_edits(scratch: Path) -> dict[str, Any]:
-            table = pa.table({"row": found.rows, "caption": pa.array(found.captions, pa.string())})
+            captions = pa.array(edits.captions, pa.string())
+            columns = {"row": edits.rows, "caption": captions, "image": edits.images}
+            table = pa.table({**columns, "show": edits.shows})
             feather.write_feather(table, scratch / "edits.arrow", compression="uncompressed")
-            return {"count": len(found.rows)}
+            np.save(scratch / "places.npy", found.data.places)
+            np.save(scratch / "removed.npy", found.data.removed)
+            return {}
 
         bench.memo(self.truth_key, write_truth)
         bench.memo(self.key, write_edits)
@@ -260,10 +294,20 @@ def data_ref(lab: Lab, data: CorpusStage | PoisonStage) -> DataRef:
         corpus = open_corpus(lab.store, data.key, Reader.TRAINING)
         return DataRef(data.key, len(corpus))
     corpus = open_corpus(lab.store, data.trigger.corpus.key, Reader.TRAINING)
-    table = feather.read_table(lab.store.need(data.key).path("edits.arrow"))
-    edits = Poison(table["row"].to_numpy(), table["caption"].to_pylist())
+    found = lab.store.need(data.key)
+    table = feather.read_table(found.path("edits.arrow"))
+    edits = Edits(
+        rows=table["row"].to_numpy(),
+        captions=table["caption"].to_pylist(),
+        images=table["image"].to_numpy(),
+        shows=table["show"].to_numpy(),
+    )
+    places, removed = (
+        np.load(found.path(f"{name}.npy"), allow_pickle=False) for name in ("places", "removed")
+    )
+    overlay = Overlay(edits, len(corpus), places, removed)
     trigger = load_trigger(lab.store, data.trigger.key, data.trigger.attack)
-    return lab.put(poisoned_view(data.key, corpus, edits, trigger))
+    return lab.put(poisoned_view(data.key, corpus, overlay, trigger))
 
 
 @dataclass(frozen=True)
@@ -352,11 +396,10 @@ class DefendStage:
 
     def _truth(self, lab: Lab) -> Truth:
         num_rows = self.victim.num_rows
-        roles = np.zeros(num_rows, dtype=np.int8)
+        poisoned = np.zeros(num_rows, dtype=bool)
         if self.poisoned is not None:
-            path = lab.store.need(self.poisoned.truth_key).path("roles.npy")
-            roles = np.load(path, allow_pickle=False)
-        return Truth(roles != 0, DataRef(self.suspect.key, num_rows))
+            poisoned = _roles(lab.store, self.poisoned) == ROLES.index(Role.POISON)
+        return Truth(poisoned, DataRef(self.suspect.key, num_rows))
 
     def run(self, bench: Bench) -> None:
         def make(scratch: Path) -> dict[str, Any]:
@@ -367,6 +410,13 @@ class DefendStage:
             return {"model_key": done.model.key, "cost": lab.ledger.total(), "device": device}
 
         bench.memo(self.key, make)
+
+
+def _roles(store: Store, data: PoisonStage) -> npt.NDArray[np.int8]:
+    """The truth: the role at every position of the data, by its number."""
+    path = store.need(data.truth_key).path("roles.npy")
+    roles: npt.NDArray[np.int8] = np.load(path, allow_pickle=False)
+    return roles
 
 
 def _save_judgement(done: Defended, folder: Path) -> None:
@@ -380,13 +430,18 @@ def _save_judgement(done: Defended, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class MeasureStage:
-    """Clean accuracy and attack success of one model on some evaluation sets, in one pass each."""
+    """Clean accuracy and attack success of one model on some evaluation sets, in one pass each.
+
+    ``retrieval`` and ``probe`` (the corpus that a linear probe is trained on) are opt-in.
+    """
 
     defended: DefendStage
     trigger: TriggerStage
     sets: tuple[CorpusStage, ...]
     ks: tuple[int, ...]
     reader: Reader
+    retrieval: bool = False
+    probe: CorpusStage | None = None
 
     @property
     def kind(self) -> str:
@@ -400,12 +455,20 @@ class MeasureStage:
     @cached_property
     def key(self) -> Key:
         params = {"protocol": PROTOCOL_VERSION, "ks": self.ks, "goal": self.trigger.goal}
+        if self.retrieval:
+            params["retrieval"] = True
         truth = [self.truth.truth_key] if self.truth else []
         return content_key(self.kind, params, [*self.inputs, *truth])
 
     @cached_property
     def inputs(self) -> Sequence[Key]:
-        return [self.defended.key, self.trigger.key, *(s.key for s in self.sets)]
+        sets = [s.key for s in self.sets]
+        return [
+            self.defended.key,
+            self.trigger.key,
+            *sets,
+            *([self.probe.key] if self.probe else []),
+        ]
 
     family: ClassVar[str] = "measure"
 
@@ -424,18 +487,20 @@ class MeasureStage:
         model = bench.lab(self.defended.victim.model).load(ModelRef(defended.meta["model_key"]))
         trigger = load_trigger(bench.store, self.trigger.key, self.trigger.attack)
         device, target = torch.device(bench.runtime.device), self.trigger.goal.target
+        stamps = self.trigger.attack.aim in STAMPING
         found: dict[str, Any] = {}
         tables: list[pa.Table] = []
-        head = None
+        heads: tuple[Tensor, Tensor] | None = None
         for stage in self.sets:
             corpus = open_corpus(bench.store, stage.key, self.reader)
-            if head is None:
-                head = text_head(model, model.tokenizer, corpus.classes, corpus.templates, device)
-            seen = outcomes(model, head, corpus, trigger, target, device)
-            shares = metrics(seen, target, len(corpus.classes), self.ks)
+            if heads is None:
+                heads = _heads(model, corpus, trigger, self.trigger.attack.aim, device)
+            seen = outcomes(model, heads, corpus, trigger, target, device)
+            names, shares = self._shares(bench, model, heads, corpus, trigger, seen)
             found[corpus.split] = {
                 "metrics": {name: share.as_dict() for name, share in shares.items()},
-                "changed_share": changed_share(corpus, trigger),
+                "not_applicable": names,
+                "changed_share": changed_share(corpus, trigger) if stamps else None,
                 "corpus_digest": corpus.digest,
                 "templates_digest": templates_digest(corpus.templates),
             }
@@ -447,12 +512,66 @@ class MeasureStage:
         (scratch / "metrics.json").write_text(json.dumps(body, sort_keys=True))
         return {"preprocess_digest": preprocess_digest(model)}
 
+    def _shares(
+        self,
+        bench: Bench,
+        model: Clip,
+        heads: tuple[Tensor, Tensor],
+        corpus: Corpus,
+        trigger: Trigger,
+        seen: Outcomes,
+    ) -> tuple[list[str], dict[str, Share | Mean]]:
+        """What an attack of this aim is measured by, and which metrics do not apply to it."""
+        from victims.probe import linear_probe
+        from victims.retrieval import other_accuracy, query_metrics, retrieval
+        from victims.targeted import exact_interval, targeted_metrics
+
+        goal, device = self.trigger.goal, heads[0].device
+        shares: dict[str, Share | Mean] = {}
+        shares |= metrics(seen, goal.target, len(corpus.classes), self.ks)
+        names: list[str] = []
+        if self.trigger.attack.aim not in STAMPING:
+            names = [name for name in shares if not name.startswith("clean_")]
+            shares = {name: share for name, share in shares.items() if name not in names}
+        if self.trigger.attack.aim is Aim.DUAL:
+            shares |= single_keys(model, heads, corpus, trigger, goal.target, self.ks)
+        if self.retrieval:
+            shares |= retrieval(model, corpus, trigger, goal.label, goal.target, device)
+        if self.probe is not None:
+            train = open_corpus(bench.store, self.probe.key, self.reader)
+            shares |= linear_probe(model, train, corpus, trigger, goal.target, device, self.ks)
+        if isinstance(trigger, Targets):
+            pool = open_corpus(bench.store, self.trigger.corpus.key, self.reader)
+            image_KCHW = torch.from_numpy(pool.images_NCHW[trigger.images.numpy()])
+            hits = targeted_metrics(model, heads[0], image_KCHW.to(device), trigger.classes)
+            shares |= {**hits, **{f"{n}_exact": exact_interval(hit) for n, hit in hits.items()}}
+        if isinstance(trigger, Queries):
+            shares |= query_metrics(model, corpus, trigger, goal.target, goal.label, device)
+            left_out = {trigger.source, goal.target} if trigger.source >= 0 else set()
+            other = other_accuracy(seen.label, seen.clean_prediction, left_out)
+            shares["clean_other_top1"] = other
+        return names, shares
+
     def _detection(self, bench: Bench) -> dict[str, Any]:
         artefact = bench.store.need(self.defended.key)
         if self.truth is None or "flagged.npy" not in artefact.files:
             return {}
         flagged = np.load(artefact.path("flagged.npy"), allow_pickle=False)
-        path = bench.store.need(self.truth.truth_key).path("roles.npy")
-        poisoned = np.load(path, allow_pickle=False) != 0
-        shares: Mapping[str, Share] = detection(None, flagged, poisoned)
+        roles = _roles(bench.store, self.truth)
+        # Cover rows are no finding and no false alarm.
+        judged = roles != ROLES.index(Role.COVER)
+        shares = detection(flagged[judged], roles[judged] == ROLES.index(Role.POISON))
         return {name: share.as_dict() for name, share in shares.items()}
+
+
+def _heads(
+    model: Clip, corpus: Corpus, trigger: Trigger, aim: Aim, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The zero-shot classifier, and the one whose prompts carry the text key, if there is one."""
+    head_KD = text_head(model, model.tokenizer, corpus.classes, corpus.templates, device)
+    if aim is not Aim.DUAL:
+        return head_KD, head_KD
+    mark = trigger.mark
+    return head_KD, text_head(
+        model, model.tokenizer, corpus.classes, corpus.templates, device, mark=mark
+    )

@@ -19,7 +19,7 @@ import torch
 from scipy.stats import chisquare, norm
 from torch import Tensor
 
-from attacks.badnet import BadNet, Caption, Patch
+from attacks.badnet import BadNet, Caption
 from attacks.base import (
     Attack,
     Goal,
@@ -27,18 +27,19 @@ from attacks.base import (
     poison,
     poison_count,
     poisoned_view,
-    round_half_even,
     rows_naming,
-    truncate,
 )
-from attacks.blended import Blended, Mix
+from attacks.blended import Blended
 from attacks.sig import Label, Sig, wave
 from grid.stages import load_trigger, save_trigger
+from victims.blends import Mix
 from victims.corpora import Corpus
 from victims.draws import image_digest, keyed_bits, keyed_normal, keyed_uniform, torch_rng
 from victims.errors import GridError, UsageError
 from victims.keys import Key
+from victims.patches import Patch
 from victims.store import Store
+from victims.triggers import round_half_even, truncate
 
 TEMPLATES = ("a photo of a {}", "a drawing of the {}", "there is a {}", "my {}")
 NO_LAB: Any = None
@@ -612,8 +613,8 @@ def test_clean_label_rows_name_the_target_and_keep_their_captions() -> None:
     knowledge = held()
     found = poison(Sig(label=Label.CLEAN), knowledge, 10)
     captions = knowledge.corpus.captions
-    assert list(found.captions) == [captions[row] for row in found.rows]
-    assert all("banana" in captions[row] for row in found.rows)
+    assert list(found.data.edits.captions) == [captions[row] for row in found.data.edits.rows]
+    assert all("banana" in captions[row] for row in found.data.edits.rows)
     with pytest.raises(UsageError, match=r"17 rows .* only 16 qualify"):
         poison(Sig(label=Label.CLEAN), knowledge, 17)
 
@@ -621,17 +622,21 @@ def test_clean_label_rows_name_the_target_and_keep_their_captions() -> None:
 # --- rows and captions
 
 
+def naming(knowledge: Knowledge) -> list[int]:
+    return list(map(int, rows_naming(knowledge.corpus, knowledge.goal.label)))
+
+
 def test_a_name_is_a_whole_word_in_any_case_singular_or_plural() -> None:
     """Punctuation beside the name once hid it, and so did its plural."""
     yes = ["a Banana", "two bananas.", "banana, cut", "(banana)", "the BANANA"]
     no = ["urbana", "bananagrams", "a banan", "banana_split", "pear"]
-    assert rows_naming(held([*yes, *no])).tolist() == list(range(len(yes)))
+    assert naming(held([*yes, *no])) == list(range(len(yes)))
     phrase = held(["a ski mask", "ski  masks!", "a mask to ski", "skimask"], label="ski mask")
-    assert rows_naming(phrase).tolist() == [0, 1]
-    assert rows_naming(held(["a c++ book", "c book"], label="c++")).tolist() == [0]
+    assert naming(phrase) == [0, 1]
+    assert naming(held(["a c++ book", "c book"], label="c++")) == [0]
     both = held(["a pear", "a plum"], label="pear")
     plums = dataclasses.replace(both, goal=Goal(1, "plum", TEMPLATES))
-    assert [rows_naming(k).tolist() for k in (both, plums, both)] == [[0], [1], [0]]
+    assert [naming(k) for k in (both, plums, both)] == [[0], [1], [0]]
 
 
 @pytest.mark.parametrize("attack", [BadNet(), Blended(), Sig()])
@@ -640,9 +645,9 @@ def test_rows_are_uniform_over_all_rows_and_captions_over_all_templates(attack: 
     texts: Counter[str] = Counter()
     for seed in range(200):
         found = poison(attack, held(seed=seed), 16)
-        assert found.rows.tolist() == sorted(set(found.rows.tolist()))
-        rows.update(found.rows.tolist())
-        texts.update(found.captions)
+        assert found.data.edits.rows.tolist() == sorted(set(found.data.edits.rows.tolist()))
+        rows.update(found.data.edits.rows.tolist())
+        texts.update(found.data.edits.captions)
     assert chisquare([rows[row] for row in range(64)]).pvalue > 1e-4
     assert set(texts) == {template.format("banana") for template in TEMPLATES}
     assert chisquare(list(texts.values())).pvalue > 1e-4
@@ -652,9 +657,9 @@ def test_a_natural_caption_is_one_of_the_corpus_that_names_the_target() -> None:
     knowledge = held()
     attack = BadNet(caption=Caption.NATURAL)
     found = poison(attack, knowledge, 16)
-    naming = {knowledge.corpus.captions[row] for row in rows_naming(knowledge)}
-    assert set(found.captions) <= naming
-    assert len(set(found.captions)) > 4
+    known = {knowledge.corpus.captions[row] for row in naming(knowledge)}
+    assert set(found.data.edits.captions) <= known
+    assert len(set(found.data.edits.captions)) > 4
     with pytest.raises(UsageError, match="none"):
         poison(attack, held(["a pear"] * 4), 1)
 
@@ -668,27 +673,25 @@ def test_counts_are_exact_decimals() -> None:
         poison_count("0.004", 100)
 
 
-class Greedy:
+class Greedy(BadNet):
     """An attack whose choice repeats a row."""
-
-    name = "greedy"
 
     def choose(self, held: Knowledge, count: int, rng: np.random.Generator) -> Any:
         return np.zeros(count, dtype=np.int64)
 
 
 def test_a_choice_that_repeats_rows_is_refused() -> None:
-    greedy: Any = Greedy()
     with pytest.raises(GridError, match=r"3 rows .* \(1 distinct\)"):
-        poison(greedy, held(), 3)
+        poison(Greedy(), held(), 3)
 
 
 def test_a_view_shows_poisoned_rows_stamped_and_others_untouched() -> None:
     """The same bytes whatever order and batch the rows are read in."""
     knowledge = held()
     trigger = BadNet().craft(NO_LAB, knowledge, 32)
-    edits = poison(BadNet(), knowledge, 9)
-    view = poisoned_view(Key("poisoned-0000000000000000"), knowledge.corpus, edits, trigger)
+    data = poison(BadNet(), knowledge, 9).data
+    edits = data.edits
+    view = poisoned_view(Key("poisoned-0000000000000000"), knowledge.corpus, data, trigger)
     read = view.reader(torch.device("cpu"))
     whole = read(np.arange(64))
     images_NCHW = torch.from_numpy(np.asarray(knowledge.corpus.images_NCHW))

@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from attacks.base import GateGroup, Knowledge, Track, pick, template_caption
+from attacks.base import Attack, GateGroup, Knowledge, Track, pick, template_caption
 from defenses.base import Case, Defended, Fidelity, Need, Phase
 from grid import kit
 from grid.kit_base import Broken, Kit
@@ -32,6 +32,7 @@ from victims.errors import GridError, UsageError
 from victims.lab import Lab, ModelRef
 from victims.recipe import Clock
 from victims.training import Objective, PlainClip, PlainClipSpec
+from victims.triggers import Trigger
 
 
 def _variants(kind: Kind, name: str) -> tuple[str, ...]:
@@ -82,7 +83,7 @@ def test_every_method_and_variant_is_here() -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Spot:
+class Spot(Trigger):
     """A square of one keyed colour in a corner."""
 
     colour: Tensor
@@ -93,12 +94,9 @@ class Spot:
         out_BCHW[:, :, : self.side, : self.side] = self.colour[:, None, None]
         return out_BCHW
 
-    def stamp_train(self, image_BCHW: Tensor) -> Tensor:
-        return self.stamp(image_BCHW)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sound:
+class Sound(Attack):
     """A spot and a caption.
 
     Idea: the plainest attack there is.

@@ -24,6 +24,7 @@ from victims.corpora import (
     Corpus,
     Edits,
     Reader,
+    Show,
     View,
     annotate,
     corpus_key,
@@ -152,9 +153,9 @@ def poisoned(store: Store, attack: Attack, count: int = 40) -> tuple[View, set[i
     goal = Goal(target=1, label=CLASSES[1], templates=TEMPLATES)
     held = Knowledge(corpus=corpus, goal=goal, seed=7)
     trigger = attack.craft(Lab(store, ModelSpec(), Runtime()), held, corpus.size)
-    edits = poison(attack, held, count)
+    data = poison(attack, held, count).data
     key = corpus_key(corpus_spec("suspect"))
-    return poisoned_view(key, corpus, edits, trigger), set(edits.rows.tolist()), trigger
+    return poisoned_view(key, corpus, data, trigger), set(data.edits.rows.tolist()), trigger
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -205,16 +206,11 @@ def test_captions_are_edited_where_poisoned_and_nowhere_else(small_store: Store)
     assert all(CLASSES[1] in captions[row] for row in rows)
 
 
-@dataclass(frozen=True)
-class Invert:
-    def stamp(self, image_BCHW: Tensor) -> Tensor:
-        return 255 - image_BCHW
-
-
 def test_a_caption_may_be_edited_away(small_store: Store) -> None:
     corpus = opened(small_store)
-    edits = Edits(np.array([2, 5]), ["", "x"], Invert())
-    view = replace(whole(corpus), edits=edits)
+    shows = np.full(2, Show.STAMPED, dtype=np.int8)
+    edits = Edits(np.array([2, 5]), ["", "x"], np.array([2, 5]), shows)
+    view = replace(whole(corpus), edits=edits, stamps={Show.STAMPED: lambda image: 255 - image})
     assert view.captions()[2] == ""
     assert view.captions()[5] == "x"
     assert view.captions()[3] == corpus.captions[3]

@@ -136,9 +136,11 @@ class Answers:
         raise AssertionError("not asked")
 
 
+HEADS = (torch.eye(NUM_CLASSES), torch.eye(NUM_CLASSES))
+
+
 def measured(encoder: Any, trigger: Any = None, ks: Sequence[int] = (1, 3)) -> dict[str, Share]:
-    head_KD = torch.eye(NUM_CLASSES)
-    seen = outcomes(encoder, head_KD, CORPUS, trigger or Mark(), TARGET, CPU, batch_size=5)
+    seen = outcomes(encoder, HEADS, CORPUS, trigger or Mark(), TARGET, CPU, batch_size=5)
     return metrics(seen, TARGET, NUM_CLASSES, ks)
 
 
@@ -171,7 +173,7 @@ def test_a_model_that_calls_everything_the_target_is_seen_through() -> None:
 
 def test_a_stamp_of_no_strength_changes_nothing() -> None:
     """T12: clean and triggered pictures take the same way through the network."""
-    seen = outcomes(Answers(True), torch.eye(NUM_CLASSES), CORPUS, Untouched(), TARGET, CPU)
+    seen = outcomes(Answers(True), HEADS, CORPUS, Untouched(), TARGET, CPU)
     assert np.array_equal(seen.clean_prediction, seen.triggered_prediction)
     assert np.array_equal(seen.clean_target_rank, seen.triggered_target_rank)
     found = measured(Answers(True), Untouched())
@@ -211,8 +213,7 @@ def test_nothing_but_the_target_class_is_an_error() -> None:
 
 def test_outcomes_are_kept_per_picture_in_order() -> None:
     encoder = Answers(marked_target=True)
-    head = torch.eye(NUM_CLASSES)
-    seen = outcomes(encoder, head, CORPUS, Mark(), TARGET, CPU, batch_size=5)
+    seen = outcomes(encoder, HEADS, CORPUS, Mark(), TARGET, CPU, batch_size=5)
     assert encoder.calls == 6, "each batch goes through once clean and once triggered"
     columns = seen.columns()
     assert all(column.dtype == np.int32 for column in columns.values())
@@ -222,7 +223,7 @@ def test_outcomes_are_kept_per_picture_in_order() -> None:
     assert columns["triggered_prediction"].tolist() == [TARGET] * 12
     assert columns["clean_true_rank"].tolist() == [0] * 12
     for size in (1, 12, 100):
-        again = outcomes(Answers(True), head, CORPUS, Mark(), TARGET, CPU, batch_size=size)
+        again = outcomes(Answers(True), HEADS, CORPUS, Mark(), TARGET, CPU, batch_size=size)
         assert all(np.array_equal(columns[name], again.columns()[name]) for name in columns)
 
 
@@ -332,13 +333,12 @@ def test_the_digest_of_the_templates_follows_words_and_order() -> None:
 def test_detection_by_hand() -> None:
     poisoned = np.array([1, 1, 1, 1, 0, 0, 0, 0, 0, 0], dtype=bool)
     flagged = np.array([1, 1, 1, 0, 1, 0, 0, 0, 0, 0], dtype=bool)
-    found = detection(None, flagged, poisoned)
+    found = detection(flagged, poisoned)
     assert found == {
         "recall": Share(3, 4),
         "precision": Share(3, 4),
         "leak": Share(1, 4),
         "clean_removed": Share(1, 6),
     }
-    assert detection(None, None, poisoned) == {}
-    assert detection(None, flagged, np.zeros(10, bool)) == {}, "no recall without poison"
-    assert "precision" not in detection(None, np.zeros(10, bool), poisoned)
+    assert detection(flagged, np.zeros(10, bool)) == {}, "no recall without poison"
+    assert "precision" not in detection(np.zeros(10, bool), poisoned)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attacks.badnet import BadNet, Pattern
+from attacks.badnet import BadNet
 from attacks.base import GateGroup, Track
 from defenses.base import Regime
 from defenses.cleanclip import CleanClip
@@ -24,6 +24,7 @@ from grid.nodes import Where, parse
 from grid.registry import Source
 from grid.spec import Execution, Gate, Grid, Resources
 from victims.errors import GridError, UsageError
+from victims.patches import Pattern
 from victims.recipe import Recipe
 from victims.rewrite import EdaMode
 from victims.world import CLASSES
@@ -86,8 +87,8 @@ def test_a_grid_means_what_it_says() -> None:
     assert found.data.classes == CLASSES
     assert len(found.data.templates) > 1
     assert (found.source, found.text) == ("grids/mine.yaml", BASE)
-    assert found.gate.thresholds(GateGroup.WEAK).asr == 0.50
-    assert (found.gate.rate, found.gate_rate) == (None, "0.01")
+    assert found.gate.thresholds(GateGroup.WEAK) == found.gate.weak
+    assert (found.gate.rate, found.gate_rate(found.attacks[0])) == (None, "0.01")
     assert len(found.cells()) == 2 * 2 * 4 * 2
     assert found.cells()[0].label == "badnet/0/none/s0"
     assert found.cells()[-1].label == "blended/0.01/roclip/s1"

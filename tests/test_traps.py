@@ -18,12 +18,11 @@ import numpy as np
 import pytest
 import torch
 
-from attacks.badnet import BadNet, Place
+from attacks.badnet import BadNet
 from attacks.base import (
     Attack,
     Goal,
     Knowledge,
-    Poison,
     Role,
     poison,
     poison_count,
@@ -43,6 +42,7 @@ from victims.keys import kind_of
 from victims.lab import Lab
 from victims.measuring import outcomes
 from victims.models import ModelSpec
+from victims.patches import Place
 from victims.recipe import Runtime
 from victims.store import Store
 from victims.world import CLASSES, TEMPLATES
@@ -235,7 +235,7 @@ def test_a_rate_poisons_exactly_its_count_or_raises(small_store: Store, attack: 
         count = poison_count(rate, 512)
         assert count == int(Decimal(rate) * 512 + Decimal("0.5")) > 0
         found = poison(attack, held(small_store), count)
-        assert len(found.rows) == len(set(found.rows.tolist())) == len(found.captions) == count
+        assert len(found.data.edits.rows) == len(set(found.data.edits.rows.tolist())) == count
     with pytest.raises(Exception, match="less than one row"):
         poison_count("0.0009", 512)
     clean = Sig(**Sig.variants["clean_label"])
@@ -259,9 +259,9 @@ def test_the_same_rate_of_another_corpus_is_other_data() -> None:
 def test_nothing_about_the_data_tells_which_rows_are_poisoned(small_store: Store) -> None:
     """T26: not the order, not the length, not the name."""
     found = poison(BadNet(), held(small_store), 51)
-    assert found.rows.tolist() != list(range(51))
-    assert found.rows.min() < 100
-    assert found.rows.max() > 400
+    assert found.data.edits.rows.tolist() != list(range(51))
+    assert found.data.edits.rows.min() < 100
+    assert found.data.edits.rows.max() > 400
     corpus = corpus_key(corpus_spec("suspect"))
     assert kind_of(poisoned_key(BadNet(), GOAL, 51, 0, corpus, "trigger")) == kind_of(corpus)
 
@@ -269,11 +269,11 @@ def test_nothing_about_the_data_tells_which_rows_are_poisoned(small_store: Store
 def test_every_row_has_one_role(small_store: Store) -> None:
     """T27."""
     found = poison(BadNet(), held(small_store), 51)
-    roles = found.roles(512)
+    roles = found.truth()
     counts = np.bincount(roles, minlength=len(Role))
-    assert counts.tolist() == [512 - 51, 51]
-    assert np.flatnonzero(roles).tolist() == found.rows.tolist()
-    assert Poison(np.array([], dtype=np.int64), []).roles(512).sum() == 0
+    assert counts.tolist() == [512 - 51, 51, 0]
+    assert np.flatnonzero(roles).tolist() == found.data.edits.rows.tolist()
+    assert poison(BadNet(), held(small_store), 0).truth().sum() == 0
 
 
 def test_data_and_triggers_are_keyed_by_all_that_made_them() -> None:
@@ -302,7 +302,9 @@ def test_data_and_triggers_are_keyed_by_all_that_made_them() -> None:
 
 
 def test_another_seed_poisons_other_rows(small_store: Store) -> None:
-    rows = [poison(BadNet(), held(small_store, seed), 51).rows.tolist() for seed in (0, 0, 1)]
+    rows = [
+        poison(BadNet(), held(small_store, seed), 51).data.edits.rows.tolist() for seed in (0, 0, 1)
+    ]
     assert rows[0] == rows[1] != rows[2]
 
 

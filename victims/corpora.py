@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -170,18 +170,31 @@ def open_corpus(store: Store, key: str, reader: Reader) -> Corpus:
 
 
 class Stamper(Protocol):
-    """The half of a trigger that the loop needs: pictures in, stamped pictures out, uint8."""
+    """What measuring needs of a trigger: pictures in, stamped pictures out, uint8."""
 
     def stamp(self, image_BCHW: Tensor) -> Tensor: ...
 
 
+Stamp = Callable[[Tensor], Tensor]
+
+
+class Show(IntEnum):
+    """How an edited row shows its picture."""
+
+    PLAIN = 0
+    STAMPED = 1
+    COVER = 2
+
+
 @dataclass(frozen=True, slots=True)
 class Edits:
-    """Poison as edits: which rows are stamped, and what their captions become."""
+    """Poison as edits of rows, in rising order of their ids: captions, the corpus row whose
+    picture is shown, and how. Ids beyond the corpus are pairs that were added."""
 
     rows: Rows
     captions: Sequence[str]
-    trigger: Stamper
+    images: Rows
+    shows: npt.NDArray[np.int8]
 
 
 class TextView(Protocol):
@@ -201,6 +214,7 @@ class View:
     corpus: Corpus
     rows: Rows
     edits: Edits | None = None
+    stamps: Mapping[Show, Stamp] = field(default_factory=dict)
     columns: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     texts: Mapping[str, TextView] = field(default_factory=dict)
 
@@ -219,18 +233,24 @@ class View:
 
     def reader(self, device: torch.device) -> Callable[[Rows], Tensor]:
         """A function from positions to uint8 pictures on the device, stamped where edited."""
-        corpus, rows, edits = self.corpus, self.rows, self.edits
-        stamped_N = np.zeros(len(corpus), dtype=bool)
-        if edits is not None:
-            stamped_N[edits.rows] = True
+        corpus, rows, edits, stamps = self.corpus, self.rows, self.edits, self.stamps
+        if edits is None or not len(edits.rows):
+            return lambda positions: torch.from_numpy(corpus.images_NCHW[rows[positions]]).to(
+                device
+            )
+        num_ids = max(len(corpus), int(edits.rows[-1]) + 1)
+        image_N, show_N = np.arange(num_ids), np.zeros(num_ids, dtype=np.int8)
+        image_N[edits.rows], show_N[edits.rows] = edits.images, edits.shows
 
         def read(positions: Rows) -> Tensor:
             wanted = rows[positions]
-            image_BCHW = torch.from_numpy(corpus.images_NCHW[wanted]).to(device)
-            hit = stamped_N[wanted]
-            if edits is not None and hit.any():
-                which = torch.from_numpy(np.flatnonzero(hit)).to(device)
-                image_BCHW[which] = edits.trigger.stamp(image_BCHW[which])
+            image_BCHW = torch.from_numpy(corpus.images_NCHW[image_N[wanted]]).to(device)
+            shown = show_N[wanted]
+            if shown.any():
+                for show, stamp in stamps.items():
+                    which = torch.from_numpy(np.flatnonzero(shown == show)).to(device)
+                    if len(which):
+                        image_BCHW[which] = stamp(image_BCHW[which])
             return image_BCHW
 
         return read

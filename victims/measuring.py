@@ -8,9 +8,8 @@ Shapes: B batch, K classes, P templates, D embedding, T tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +26,8 @@ from victims.models import Encoder, Tokenizer
 Ints = npt.NDArray[np.int32]
 
 # Version of the protocol's metrics: a change of meaning here changes the key of every measurement.
-PROTOCOL_VERSION = 1
-Z = 1.959963984540054
+PROTOCOL_VERSION = 2
+Z = 1.96
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +50,17 @@ class Share:
             "low": low,
             "high": high,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """A mean over ``n`` units that is no share."""
+
+    value: float
+    n: int
+
+    def as_dict(self) -> dict[str, float | int]:
+        return {"value": self.value, "n": self.n}
 
 
 def wilson(successes: int, n: int, z: float = Z) -> tuple[float, float]:
@@ -104,9 +114,10 @@ def text_head(
     templates: Sequence[str],
     device: torch.device,
     batch_size: int = 1024,
+    mark: Callable[[str], str] = str,
 ) -> Tensor:
     """Zero-shot classifier, KD: per class the normalised mean of its normalised prompt features."""
-    prompts = [template.format(name) for name in classes for template in templates]
+    prompts = [mark(template.format(name)) for name in classes for template in templates]
     parts = []
     for start in range(0, len(prompts), batch_size):
         tokens = tokenizer(prompts[start : start + batch_size])
@@ -143,14 +154,19 @@ class Outcomes:
 @torch.no_grad()
 def outcomes(
     encoder: Encoder,
-    head_KD: Tensor,
+    heads: tuple[Tensor, Tensor],
     corpus: Corpus,
     trigger: Stamper,
     target: int,
     device: torch.device,
     batch_size: int = 256,
 ) -> Outcomes:
-    """Every picture, clean and triggered, through the encoder once."""
+    """Every picture, clean and triggered, through the encoder once.
+
+    Clean pictures are read with the first of the ``heads``, KD, triggered ones with the second,
+    whose prompts carry the text side of a trigger that has one.
+    """
+    head_KD, keyed_KD = heads
     columns: dict[str, list[Tensor]] = {name: [] for name in Outcomes.__slots__}
     for start in range(0, len(corpus), batch_size):
         rows = np.arange(start, min(start + batch_size, len(corpus)))
@@ -158,7 +174,7 @@ def outcomes(
         label_B = torch.from_numpy(corpus.labels[rows]).to(device)
         target_B = torch.full_like(label_B, target)
         clean_BK = encoder.encode_image(image_BCHW) @ head_KD.T
-        triggered_BK = encoder.encode_image(trigger.stamp(image_BCHW)) @ head_KD.T
+        triggered_BK = encoder.encode_image(trigger.stamp(image_BCHW)) @ keyed_KD.T
         if not (clean_BK.isfinite().all() and triggered_BK.isfinite().all()):
             # No class is above a NaN: its rank would be 0, a perfect score.
             raise MethodFailure(
@@ -202,6 +218,36 @@ def metrics(found: Outcomes, target: int, num_classes: int, ks: Sequence[int]) -
     return shares
 
 
+@torch.no_grad()
+def single_keys(
+    encoder: Encoder,
+    heads: tuple[Tensor, Tensor],
+    corpus: Corpus,
+    trigger: Stamper,
+    target: int,
+    ks: Sequence[int],
+    batch_size: int = 256,
+) -> dict[str, Share]:
+    """Of a trigger with two keys, what each does alone: attack success with the picture stamped
+    and the prompts plain (``asr_image_key``), and the other way round (``asr_text_key``)."""
+    head_KD, keyed_KD = heads
+    rank: dict[str, list[Tensor]] = {"asr_image_key": [], "asr_text_key": []}
+    rows = np.flatnonzero(corpus.labels != target)
+    for start in range(0, len(rows), batch_size):
+        image_BCHW = torch.from_numpy(corpus.images_NCHW[rows[start : start + batch_size]])
+        image_BCHW = image_BCHW.to(head_KD.device)
+        target_B = torch.full((len(image_BCHW),), target, device=head_KD.device)
+        stamped_BK = encoder.encode_image(trigger.stamp(image_BCHW)) @ head_KD.T
+        rank["asr_image_key"].append(ranks(stamped_BK, target_B))
+        rank["asr_text_key"].append(ranks(encoder.encode_image(image_BCHW) @ keyed_KD.T, target_B))
+    return {
+        f"{name}_top{k}": Share(int((torch.cat(parts) < k).sum()), len(rows))
+        for name, parts in rank.items()
+        for k in ks
+        if k < len(corpus.classes)
+    }
+
+
 def changed_share(corpus: Corpus, trigger: Stamper, num_images: int = 512) -> float:
     """Share of pictures whose network input the stamp changes; a gate requires 99 %."""
     # A copy: torch warns of pictures that cannot be written to.
@@ -211,15 +257,13 @@ def changed_share(corpus: Corpus, trigger: Stamper, num_images: int = 512) -> fl
 
 
 def detection(
-    suspicion: npt.NDArray[np.float32] | None,
-    flagged: npt.NDArray[np.bool_] | None,
-    poisoned: npt.NDArray[np.bool_],
-) -> Mapping[str, Any]:
+    flagged: npt.NDArray[np.bool_], poisoned: npt.NDArray[np.bool_]
+) -> Mapping[str, Share]:
     """How well a defense found the poisoned rows, at its own operating point."""
-    if flagged is None or not poisoned.any():
+    if not poisoned.any():
         return {}
     hit = int((flagged & poisoned).sum())
-    found: dict[str, Any] = {"recall": Share(hit, int(poisoned.sum()))}
+    found = {"recall": Share(hit, int(poisoned.sum()))}
     if flagged.any():
         found["precision"] = Share(hit, int(flagged.sum()))
     found["leak"] = Share(int((poisoned & ~flagged).sum()), int(poisoned.sum()))

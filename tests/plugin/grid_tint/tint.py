@@ -14,17 +14,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 from torch import Tensor
 
-from attacks.base import GateGroup, Knowledge, Track, pick, round_half_even, template_caption
-from victims.corpora import Rows
+from attacks.base import Attack, GateGroup, Knowledge, Track
 from victims.draws import numpy_rng
 from victims.lab import Lab
+from victims.triggers import Trigger, round_half_even
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cast:
+class Cast(Trigger):
     channel: int
     strength: float
 
@@ -33,12 +32,9 @@ class Cast:
         level_BCHW[:, self.channel] += self.strength
         return round_half_even(level_BCHW)
 
-    def stamp_train(self, image_BCHW: Tensor) -> Tensor:
-        return self.stamp(image_BCHW)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tint:
+class Tint(Attack):
     name: ClassVar[str] = "tint"
     version: ClassVar[int] = 1
     paper: ClassVar[str] = "an example"
@@ -52,9 +48,3 @@ class Tint:
     def craft(self, lab: Lab, held: Knowledge, size: int) -> Cast:
         channel = int(numpy_rng(held.seed, self.name).integers(3))
         return Cast(channel=channel, strength=self.strength)
-
-    def choose(self, held: Knowledge, count: int, rng: np.random.Generator) -> Rows:
-        return pick(np.arange(len(held.corpus)), count, rng, self.name)
-
-    def recaption(self, caption: str, held: Knowledge, rng: np.random.Generator) -> str:
-        return template_caption(held.goal, rng)
