@@ -7,29 +7,20 @@ given, then as the grid file lists the defenses. Controls and invalid victims st
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from analysis.reader import FilesChanged, GridInfo, Results
-from analysis.stats import seeds_label
-from grid.schema import ResultsError, Status
+from analysis.stats import defense_effectiveness, normalised_asr, seeds_label
+from grid.schema import ResultsError, Status, is_complete
 
 NEEDS = ("clean_data", "suspect_data", "victim", "reference", "start", "truth")
+DERIVED = ("nasr_top1", "der")
+"""Columns of a line that are computed here; all others come from the view."""
 PATIENCE_SECONDS = 20.0
 """How long a board tries to read between the merges of a very busy writer."""
-STATUS_WORDS: Mapping[str, str] = {
-    Status.OK: "ok",
-    Status.FAILED_METHOD: "failed (method)",
-    Status.FAILED_INFRASTRUCTURE: "failed (infrastructure)",
-    Status.SKIPPED: "skipped (invalid victim)",
-    Status.INERT: "inert",
-    Status.NOT_APPLICABLE: "not applicable",
-    Status.INVALID_VICTIM: "invalid victim",
-    Status.MISSING: "missing",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +28,8 @@ class BoardRow:
     """One line. Shares are 0 to 1; a number that was not measured is None.
 
     ``status`` is the worst among the line's cells, ``shown_status`` that of the ``num_shown``
-    cells behind its numbers.
+    cells behind its numbers. ``success`` is the metric that says how the attack fares: ``asr_top1``
+    or, where nothing is stamped, ``psr_top1`` or ``text_hit_top1``, whose value is ``hit_top1``.
     """
 
     attack: str
@@ -57,6 +49,14 @@ class BoardRow:
     asr_top1_high: float | None
     asr_clean_victim_top1: float | None
     lift_top1: float | None
+    nasr_top1: float | None = None
+    der: float | None = None
+    success: str | None
+    hit_top1: float | None
+    hit_top1_low: float | None
+    hit_top1_high: float | None
+    hit_n: int | None
+    hit_clean_victim_top1: float | None
     r_acc: float | None
     num_seeds: int
     num_cells: int
@@ -91,14 +91,15 @@ class Completeness(NamedTuple):
 
     @property
     def is_complete(self) -> bool:
-        """Every planned cell has an outcome; a method that failed is an outcome."""
-        return not (self.missing or self.failed_infrastructure)
+        """As `grid check` says it."""
+        return is_complete(self._asdict())
 
 
 class Unfinished(NamedTuple):
     """A planned cell without an outcome, and why."""
 
     cell: str
+    label: str | None
     attack: str
     rate_text: str | None
     defense: str
@@ -145,6 +146,11 @@ class Board:
             "Cost: the defense's own training time over that of its victim (device seconds); "
             "evaluation is not part of it.",
         ]
+        if any(row.hit_top1 is not None for row in self.lines):
+            notes.append(
+                "hit@1, of attacks that stamp nothing: share of the chosen pictures read as what "
+                "was chosen for them, or of the chosen queries answered with the target."
+            )
         if any(row.status == Status.INERT for row in self.lines):
             notes.append("inert: the attack lifts ASR by too little at this rate to be defended.")
         if any(row.added_later for row in self.lines):
@@ -171,9 +177,9 @@ def read_board(results: Results, eval_set: str = "report") -> Board:
         raise ResultsError(
             f"No evaluation set {eval_set!r} in {results.directory}. There: {', '.join(known)}."
         )
-    names = ", ".join(f'"{f.name}"' for f in fields(BoardRow))
+    names = ", ".join(f'"{f.name}"' for f in fields(BoardRow) if f.name not in DERIVED)
     answer = results.query(f"SELECT {names} FROM board WHERE eval_set = ?", eval_set)  # noqa: S608
-    lines = [BoardRow(**dict(zip(answer.columns, row, strict=True))) for row in answer.rows]
+    lines = _derived([BoardRow(**dict(zip(answer.columns, r, strict=True))) for r in answer.rows])
     place = _places(results)
     lines.sort(
         key=lambda row: (
@@ -191,6 +197,25 @@ def read_board(results: Results, eval_set: str = "report") -> Board:
     return Board(_grid_info(results), eval_set, _completeness(results), lines, results.warnings)
 
 
+def _derived(lines: list[BoardRow]) -> list[BoardRow]:
+    """The lines with what follows from the numbers of a line and of its undefended victim."""
+
+    def about(row: BoardRow) -> tuple[object, ...]:
+        return row.attack, row.rate, row.track, row.regime, row.model, row.target
+
+    undefended = {about(row): row for row in lines if row.defense == "none"}
+    done = []
+    for row in lines:
+        asr, base, none = row.asr_top1, row.asr_clean_victim_top1, undefended.get(about(row), row)
+        nasr = None if asr is None or base is None else normalised_asr(asr, base)
+        found = (none.clean_top1, none.asr_top1, row.clean_top1, asr)
+        known = [number for number in found if number is not None]
+        is_held = none.defense == "none" and len(known) == len(found)
+        der = defense_effectiveness(*known) if is_held else None
+        done.append(replace(row, nasr_top1=nasr, der=der))
+    return done
+
+
 def needs_tier(needs: list[str]) -> tuple[int, ...]:
     """Orders groups of needs: fewer first, the truth last; equal needs are equal."""
     order = sorted(NEEDS.index(need) if need in NEEDS else len(NEEDS) for need in needs)
@@ -200,7 +225,7 @@ def needs_tier(needs: list[str]) -> tuple[int, ...]:
 def unfinished(results: Results) -> list[Unfinished]:
     """The planned cells that stand between the grid and completeness, in file order."""
     answer = results.query(
-        "SELECT cell, attack, rate_text, defense, victim_seed, status, detail, attempts "
+        "SELECT cell, label, attack, rate_text, defense, victim_seed, status, detail, attempts "
         "FROM outcomes WHERE is_planned AND status IN ('missing', 'failed_infrastructure') "
         "ORDER BY position, cell"
     )

@@ -192,6 +192,8 @@ class Results:
 
     def _create_view(self, kind: str, files: list[Path], columns: Sequence[Column]) -> None:
         """A view of the files as they are now, or of nothing with the right columns."""
+        nulls = ", ".join(f'NULL::{SQL_TYPES[c.type]} AS "{c.name}"' for c in columns)
+        empty = f"SELECT {nulls} WHERE false"
         if files:
             listed = ", ".join(_quoted(_literal(path)) for path in files)
             # Plain UTC timestamps: handing zoned ones to Python would need another package.
@@ -201,11 +203,11 @@ class Results:
                 if c.type == "timestamp"
             )
             replaced = f"* REPLACE ({naive})" if naive else "*"
-            source = f"SELECT {replaced} FROM read_parquet([{listed}])"  # noqa: S608
-            self._run(f"CREATE VIEW {kind} AS {source}")
+            source = f"SELECT {replaced} FROM read_parquet([{listed}], union_by_name = true)"  # noqa: S608
+            # Files of before a column was added hold null there.
+            self._run(f"CREATE VIEW {kind} AS {empty} UNION ALL BY NAME {source}")
         else:
-            empty = ", ".join(f'NULL::{SQL_TYPES[c.type]} AS "{c.name}"' for c in columns)
-            self._run(f"CREATE VIEW {kind} AS SELECT {empty} WHERE false")
+            self._run(f"CREATE VIEW {kind} AS {empty}")
 
     def _load_grid(self) -> GridInfo:
         """Table ``planned`` from grid.json, with every cell's position in the grid file."""

@@ -11,8 +11,9 @@ from dataclasses import asdict, fields
 from itertools import groupby
 from typing import NamedTuple
 
-from analysis.board import STATUS_WORDS, Board, BoardRow
-from grid.schema import ResultsError, Status
+from analysis.board import Board, BoardRow
+from grid.schema import STATUS_WORDS, ResultsError, Status
+from grid.schema import completeness_words as words_of
 
 NEED_WORDS = {"clean_data": "clean", "suspect_data": "suspect", "reference": "ref"}
 UNKNOWN = "–"
@@ -35,6 +36,7 @@ class _Column(NamedTuple):
     min_width: int = 0
     max_width: int = 10_000
     is_number: bool = True
+    is_of_hits: bool = False
 
 
 def percent(share: float | None) -> str:
@@ -65,6 +67,7 @@ def _cost(row: BoardRow) -> str:
     return UNKNOWN if row.relative_cost is None else f"{row.relative_cost:.2f}"
 
 
+HITS_WIDTH = 26
 COLUMNS = (
     _Column("Defense", _defense, is_number=False),
     _Column("Needs", _needs, is_number=False),
@@ -79,6 +82,19 @@ COLUMNS = (
     _Column("ASR %", lambda row: with_interval(row.asr_top1, row.asr_top1_low, row.asr_top1_high)),
     _Column("ASR clean victim", lambda row: percent(row.asr_clean_victim_top1)),
     _Column("Lift", lambda row: percent(row.lift_top1)),
+    _Column("hit@1 %", lambda row: percent(row.hit_top1), max_width=95, is_of_hits=True),
+    _Column(
+        "hit@1 %",
+        lambda row: with_interval(row.hit_top1, row.hit_top1_low, row.hit_top1_high),
+        min_width=96,
+        is_of_hits=True,
+    ),
+    _Column(
+        "hit@1 clean victim",
+        lambda row: percent(row.hit_clean_victim_top1),
+        min_width=96,
+        is_of_hits=True,
+    ),
     _Column("R-Acc", lambda row: percent(row.r_acc), min_width=116),
     _Column("Cost", _cost, min_width=96),
     _Column("Seeds", lambda row: str(row.num_seeds), min_width=116),
@@ -100,14 +116,8 @@ def rate_words(row: BoardRow) -> str:
 def completeness_words(board: Board) -> str:
     """One line: how much of the grid stands behind the board."""
     state = board.completeness
-    parts = [f"{state.ok} ok"] + [
-        f"{getattr(state, status)} {words}"
-        for status, words in STATUS_WORDS.items()
-        if status != Status.OK and getattr(state, status)
-    ]
-    head = "Complete" if state.is_complete else "INCOMPLETE"
     tail = f"; {state.unplanned} cells not in this grid left out" if state.unplanned else ""
-    return f"{head}: {state.planned} planned cells: {', '.join(parts)}{tail}."
+    return f"{words_of(state._asdict(), state.planned)}{tail}."
 
 
 def trouble(board: Board) -> list[str]:
@@ -160,7 +170,7 @@ def _table(board: Board, width: int, color: bool) -> str:
     from rich.console import Console
     from rich.text import Text
 
-    columns = [column for column in COLUMNS if column.min_width <= width <= column.max_width]
+    columns = _columns(board, width)
     texts = {id(row): [column.cell(row) for column in columns] for row in board.lines}
     sizes = _sizes(columns, list(texts.values()), width)
     told_apart = [len(set(values)) > 1 for values in zip(*map(_block, board.lines), strict=True)]
@@ -187,6 +197,18 @@ def _table(board: Board, width: int, color: bool) -> str:
     for line in footer(board):
         console.print(Text(line, style="dim"))
     return "\n".join(line.rstrip() for line in output.getvalue().splitlines()) + "\n"
+
+
+def _columns(board: Board, width: int) -> list[_Column]:
+    """Those that a width has room for. Where some attack stamps nothing, its success joins them."""
+    has_hits = any(row.hit_top1 is not None for row in board.lines)
+    room = width - HITS_WIDTH if has_hits and width > 95 else width
+    return [
+        column
+        for column in COLUMNS
+        if (has_hits or not column.is_of_hits)
+        and column.min_width <= (width if column.is_of_hits else room) <= column.max_width
+    ]
 
 
 def _laid_out(
@@ -242,7 +264,7 @@ def _sizes(columns: Sequence[_Column], texts: Sequence[Sequence[str]], width: in
 def _markdown(board: Board) -> str:
     """One Markdown table per section, then the notes as a list."""
     lines: list[str] = []
-    columns = [column for column in COLUMNS if column.max_width > 200]
+    columns = _columns(board, 1000)
     head = ["Attack", "Rate %", *(column.heading for column in columns)]
     rule = ["---", "---:", *("---:" if column.is_number else "---" for column in columns)]
     for title, rows in _sections(board):

@@ -95,13 +95,8 @@ def t_quantile(p: float, df: int) -> float:
     return middle
 
 
-def lift(asr: float, asr_clean_victim: float) -> float:
-    """ASR beyond what the same stamped images do to a model without the backdoor."""
-    return asr - asr_clean_victim
-
-
 def normalised_asr(asr: float, asr_clean_victim: float) -> float | None:
-    """nASR: lift over the room for it; None where the clean victim leaves no room."""
+    """nASR: the lift over the clean victim's ASR by the room for it; None where that is 1."""
     room = 1 - asr_clean_victim
     return (asr - asr_clean_victim) / room if room > 0 else None
 

@@ -58,11 +58,17 @@ class BadNet(Attack):
     cell: int = 1
     levels: int = 256
 
+    def check(self, size: int) -> None:
+        self._patch(size, 0)
+
     def craft(self, lab: Lab, held: Knowledge, size: int) -> Patch:
+        return self._patch(size, held.seed)
+
+    def _patch(self, size: int, seed: int) -> Patch:
         return craft_patch(
             self.name,
             size,
-            held.seed,
+            seed,
             pattern=self.pattern,
             patch=self.patch,
             place=self.place,

@@ -5,7 +5,6 @@ One shared `poison` fixes what a count means and keeps the truth apart from the 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
@@ -20,6 +19,7 @@ from victims.draws import numpy_rng
 from victims.errors import GridError, UsageError
 from victims.keys import Key, content_key
 from victims.lab import Lab, ModelRef
+from victims.targeting import rows_saying
 from victims.triggers import Trigger
 
 
@@ -126,6 +126,10 @@ class Attack(Protocol):
     def craft(self, lab: Lab, held: Knowledge, size: int) -> Trigger:
         """The trigger for pictures of ``size`` pixels a side."""
         ...
+
+    def check(self, size: int) -> None:
+        """Raise `UsageError` where the fields cannot be meant; asked when a grid file is read."""
+        return None
 
     @property
     def unit(self) -> int:
@@ -287,10 +291,12 @@ class _Touched(NamedTuple):
 
 
 def _cover(attack: Attack, held: Knowledge, count: int, taken: Rows) -> _Touched:
-    free = np.setdiff1d(np.arange(len(held.corpus)), taken)
+    is_free = np.ones(len(held.corpus), dtype=bool)
+    is_free[taken] = False
+    free = np.flatnonzero(is_free)
     found = attack.cover(held, count, free, numpy_rng(held.seed, "cover", attack.name))
     rows = np.asarray(found.rows, dtype=np.int64)
-    if len(np.intersect1d(rows, free)) != len(rows):
+    if not is_free[rows].all() or len(np.unique(rows)) != len(rows):
         raise GridError(f"{attack.name}: a cover row is poisoned, too, or named twice")
     if not len(rows) == len(found.captions) == len(found.stamped):
         raise GridError(f"{attack.name}: cover rows, captions and stamps differ in number")
@@ -331,21 +337,7 @@ def natural_caption(who: str, held: Knowledge, rng: np.random.Generator) -> str:
     return held.corpus.captions[int(rng.choice(candidates))]
 
 
-_naming: tuple[Corpus, dict[str, Rows]] | None = None
-
-
 def rows_naming(corpus: Corpus, label: str) -> Rows:
     """Rows whose caption holds a name as a whole word (or words), in any case, singular or regular
     plural; punctuation may stand beside it."""
-    global _naming
-    # An attack may ask once per poisoned row, and a corpus has half a million captions.
-    if _naming is None or _naming[0] is not corpus:
-        _naming = corpus, {}
-    found = _naming[1]
-    if label not in found:
-        name = r"\s+".join(re.escape(word) for word in label.split())
-        wanted = re.compile(rf"(?<!\w){name}(?:e?s)?(?!\w)", re.IGNORECASE)
-        hits = [row for row, text in enumerate(corpus.captions) if wanted.search(text)]
-        found[label] = np.asarray(hits, dtype=np.int64)
-        found[label].setflags(write=False)
-    return found[label]
+    return rows_saying(corpus, label, substring=False)

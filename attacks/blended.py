@@ -62,7 +62,7 @@ class Blended(Attack):
     picture: str = field(default="", metadata={"keyed": False})
     picture_sha256: str = ""
 
-    def craft(self, lab: Lab, held: Knowledge, size: int) -> Mix:
+    def check(self, size: int) -> None:
         if not 0 <= self.alpha <= 1 or self.cell < 1 or self.levels < 0 or self.levels == 1:
             raise UsageError(
                 f"blended: alpha {self.alpha} must lie in 0..1, cell {self.cell} be at least 1, and"
@@ -77,6 +77,9 @@ class Blended(Attack):
                 "blended: picture_sha256 is given without a picture; its digest is part of the"
                 " trigger's identity, so give the file's path as well, or neither"
             )
+
+    def craft(self, lab: Lab, held: Knowledge, size: int) -> Mix:
+        self.check(size)
         return Mix(
             pattern=self._picture(held.seed, size),
             alpha=self.alpha,

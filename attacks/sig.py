@@ -93,11 +93,14 @@ class Sig(Attack):
     label: Label = Label.DIRTY
     rounding: Rounding = Rounding.EVEN
 
-    def craft(self, lab: Lab, held: Knowledge, size: int) -> Wave:
+    def check(self, size: int) -> None:
         if self.delta < 0 or self.cycles <= 0:
             raise UsageError(
                 f"sig: delta {self.delta} must not be negative, cycles {self.cycles} be positive"
             )
+
+    def craft(self, lab: Lab, held: Knowledge, size: int) -> Wave:
+        self.check(size)
         level = wave(size, self.delta, self.cycles)
         return Wave(level=level, form=str(self.form), rounding=str(self.rounding))
 

@@ -197,10 +197,11 @@ class SameBudgetFinetune:
     budget: Budget = Budget.STEPS
 
     def apply(self, lab: Lab, case: Case) -> Defended:
-        if self.like not in VIEWS_PER_PAIR:
-            raise unknown("method", self.like, VIEWS_PER_PAIR, "same_budget_finetune.like")
         recipe = case.recipes.repair
         if self.budget == Budget.VIEWS:
+            # Steps come with the recipe of any entry; views are known of these methods alone.
+            if self.like not in VIEWS_PER_PAIR:
+                raise unknown("method", self.like, VIEWS_PER_PAIR, "same_budget_finetune.like")
             recipe = replace(recipe, epochs=recipe.epochs * VIEWS_PER_PAIR[self.like])
         return Defended(lab.train(PlainClipSpec(), case.clean_data, recipe, init=case.victim))
 

@@ -1,11 +1,11 @@
 """The picture of the README: three triggers, and what the demo's defenses leave of them.
 
-``python -m docs.picture`` draws ``docs/demo.png`` from ``docs/demo-board.json`` and its attacks.
+``make docs`` draws ``docs/demo.png`` from ``docs/demo-board.json`` and its attacks where one of
+these has changed; the picture keeps the digest of what it was drawn from.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from attacks.base import Goal, Knowledge
-from docs.tables import BOARD, ROOT
+from docs.tables import BOARD, PICTURE, picture_inputs, read_board
 from grid.gridfile import load_grid
 from grid.spec import Grid
 from victims.corpora import Reader, build_corpus, open_corpus
@@ -54,7 +54,7 @@ def draw(path: Path) -> None:
 
     sns.set_theme(style="whitegrid", context="notebook", font_scale=0.95)
     grid = load_grid("demo")
-    board = json.loads(BOARD.read_text())["rows"]
+    board = read_board(BOARD)["rows"]
     poisoned = [row for row in board if row["rate"] and row["asr_top1"] is not None]
     shown = pairs(grid)
     figure = plt.figure(figsize=(11, 4.6), layout="constrained")
@@ -71,7 +71,8 @@ def draw(path: Path) -> None:
     _dots(
         right.subplots(), poisoned, [name for name, _, _ in shown], sns.color_palette("colorblind")
     )
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, metadata={"Inputs": picture_inputs()})
+    plt.close(figure)
 
 
 def _dots(axis: Any, rows: list[dict[str, Any]], attacks: list[str], palette: Any) -> None:
@@ -102,5 +103,5 @@ def _dots(axis: Any, rows: list[dict[str, Any]], attacks: list[str], palette: An
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    draw(ROOT / "docs" / "demo.png")
-    print("docs/demo.png written")
+    draw(PICTURE)
+    print(f"{PICTURE} written")

@@ -1,22 +1,28 @@
 """The generated parts of the documents: written by ``make docs``, compared by ``make check``.
 
-A generated part stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``. The demo's board
-comes from ``docs/demo-board.json``, which `grid leaderboard demo --format json` printed; a check
-fails when the preset has changed since.
+A generated part stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``. A board in the
+documents comes from ``docs/NAME-board.json``. ``python -m docs.tables --board NAME [DIR]`` writes
+it from the results of preset NAME (DIR, else runs/NAME), on the machine where they were made, and
+keeps beside the rows what made them and a digest. A check fails when the file was edited since,
+when the preset has changed, or when the picture is of another board.
 """
 
 from __future__ import annotations
 
+import argparse
+import hashlib
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "docs/demo.md")
-BOARD = ROOT / "docs" / "demo-board.json"
+DOCS = ROOT / "docs"
+BOARD = DOCS / "demo-board.json"
+PICTURE = DOCS / "demo.png"
 MARK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -26,9 +32,11 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def _place(origin: str) -> str:
-    file = Path(origin.rpartition(":")[0])
-    name = file.relative_to(ROOT).as_posix() if file.is_relative_to(ROOT) else file.name
-    return f"[{name}]({name})"
+    """A link from the root to the file of an origin, which is told from the working directory."""
+    file = Path.cwd() / origin.rpartition(":")[0]
+    if not file.is_relative_to(ROOT):
+        return file.name
+    return f"[{file.name}]({file.relative_to(ROOT).as_posix()})"
 
 
 def attacks() -> str:
@@ -63,6 +71,96 @@ def presets() -> str:
     return _table(["preset", "what it is"], [[n, t] for n, t in registry.presets().items()])
 
 
+# --- boards in the documents
+
+
+def digest_of(board: dict[str, Any]) -> str:
+    """Of everything in a board's file but the digest itself."""
+    body = {name: value for name, value in board.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def read_board(path: Path) -> dict[str, Any]:
+    board: dict[str, Any] = json.loads(path.read_text())
+    return board
+
+
+def write_board(name: str, results: Path) -> Path:
+    """``docs/NAME-board.json`` from a results directory: its board, and what made it."""
+    from analysis.board import load_board
+    from analysis.render import render
+
+    board = load_board(results)
+    if not board.completeness.is_complete:
+        raise SystemExit(f"{results}: some cells have no outcome; `grid check {name}` lists them")
+    document = json.loads(render(board, "json"))
+    document["made"] = _made(results)
+    document["digest"] = digest_of(document)
+    path = DOCS / f"{name}-board.json"
+    path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
+    return path
+
+
+def _made(results: Path) -> dict[str, Any]:
+    """The commits, torch versions and device that the rows name, and this machine's processor."""
+    import socket
+    from contextlib import closing
+
+    from analysis.reader import Results
+    from benchmarks.common import machine
+
+    with closing(Results(results)) as opened:
+
+        def distinct(what: str, source: str) -> list[str]:
+            rows = opened.query(f"SELECT DISTINCT {what} FROM {source} ORDER BY 1").rows  # noqa: S608
+            return [str(value) for (value,) in rows if value]
+
+        planned = "rows WHERE cell IN (SELECT cell FROM outcomes WHERE is_planned)"
+        hosts = distinct("host", "stages WHERE NOT reused")
+        made = {
+            "commit": ", ".join(distinct("commit", planned)),
+            "torch": ", ".join(distinct("json_extract_string(versions, '$.torch')", planned)),
+            "device": ", ".join(distinct("device", planned)),
+        }
+    if elsewhere := sorted(set(hosts) - {socket.gethostname()}):
+        raise SystemExit(f"{results} was made on {', '.join(elsewhere)}: run this command there")
+    return {**made, "processor": machine()["processor"]}
+
+
+def check_board(path: Path) -> str | None:
+    """A board in the documents must be as it was written, and of its preset as that is now."""
+    from grid.gridfile import load_grid
+
+    name = path.name.removesuffix("-board.json")
+    again = f" Run: grid run {name}; python -m docs.tables --board {name}; make docs"
+    board = read_board(path)
+    if "made" not in board or "digest" not in board:
+        return f"{path.name} does not say what made it.{again}"
+    if board["digest"] != digest_of(board):
+        return f"{path.name} was edited after it was written: its digest is another one.{again}"
+    shown, now = board["grid"]["hash"], load_grid(name).identity_hash
+    if shown != now:
+        return f"{path.name} is of grid {shown}, the preset is now {now}.{again}"
+    return None
+
+
+def picture_inputs() -> str:
+    """Digest of what the picture is drawn from: the demo's board and the drawing code."""
+    code = (ROOT / "docs" / "picture.py").read_bytes()
+    return hashlib.sha256(digest_of(read_board(BOARD)).encode() + code).hexdigest()
+
+
+def check_picture(path: Path) -> str | None:
+    """The picture must be of the board in the documents."""
+    from PIL import Image
+
+    if path.exists():
+        with Image.open(path) as image:
+            if image.info.get("Inputs") == picture_inputs():
+                return None
+    return f"{path.name} was drawn from another board or by other code; run make docs"
+
+
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f}"
 
@@ -74,88 +172,124 @@ def _with_interval(row: dict[str, Any], name: str) -> str:
     return f"{_percent(row[name])} [{_percent(low)}, {_percent(high)}]"
 
 
-def _board_rows(keep: Callable[[dict[str, Any]], bool]) -> str:
-    board = json.loads(BOARD.read_text())
-    rows = []
-    for row in board["rows"]:
-        if keep(row):
-            cost = "" if row["relative_cost"] is None else f"{row['relative_cost']:.2f}"
-            rows.append(
-                [
-                    row["attack"],
-                    f"{100 * row['rate']:g} %",
-                    row["defense"],
-                    _with_interval(row, "clean_top1"),
-                    _with_interval(row, "asr_top1"),
-                    _percent(row["asr_clean_victim_top1"]),
-                    _percent(row["r_acc"]),
-                    cost,
-                    row["status"],
-                ]
-            )
-    head = ["attack", "rate", "defense", "CA %", "ASR %", "ASR of the clean victim %", "R-Acc %"]
-    table = _table([*head, "cost", "status"], rows)
+def _rate(row: dict[str, Any]) -> str:
+    return f"{row['count']} rows" if row["rate"] is None else f"{100 * row['rate']:g} %"
+
+
+def _board_rows(path: Path, keep: Callable[[dict[str, Any]], bool]) -> str:
+    board = read_board(path)
+    kept = [row for row in board["rows"] if keep(row)]
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "attack": lambda row: row["attack"],
+        "rate": _rate,
+        "defense": lambda row: row["defense"],
+        "CA %": lambda row: _with_interval(row, "clean_top1"),
+        "ASR %": lambda row: _with_interval(row, "asr_top1"),
+        "ASR of the clean victim %": lambda row: _percent(row["asr_clean_victim_top1"]),
+    }
+    if any(row.get("hit_top1") is not None for row in kept):
+        columns |= {
+            "hit@1 %": lambda row: _with_interval(row, "hit_top1"),
+            "hit@1 of the clean victim %": lambda row: _percent(row["hit_clean_victim_top1"]),
+        }
+    columns |= {
+        "R-Acc %": lambda row: _percent(row["r_acc"]),
+        "cost": lambda r: "" if r["relative_cost"] is None else f"{r['relative_cost']:.2f}",
+        "status": lambda row: row["status"],
+    }
+    table = _table(list(columns), [[shown(row) for shown in columns.values()] for row in kept])
     return f"{table}\nGrid `{board['grid']['name']}`, hash `{board['grid']['hash']}`.\n"
 
 
-def demo_short() -> str:
-    wanted = ("none", "finetune", "cleanclip", "roclip")
-    return _board_rows(lambda row: row["rate"] > 0 and row["defense"] in wanted)
+def board_made(path: Path) -> str:
+    """What a board's numbers depend on beside the grid file, and what they were made with."""
+    made = read_board(path).get("made")
+    what = "It was not recorded what these were made with."
+    if made:
+        what = (
+            f"These were made by commit `{made['commit']}` with torch {made['torch']} on"
+            f" {made['device']}, processor {made['processor']}."
+        )
+    return (
+        "The numbers depend on the processor and on the version of torch: these round differently,"
+        f" and training makes\nsuch differences grow. {what}\n"
+    )
 
 
-def demo_board() -> str:
-    return _board_rows(lambda row: True)
+def _short(row: dict[str, Any]) -> bool:
+    """The poisoned rates and the defenses proper."""
+    return row["rate"] != 0 and (row["defense"] == "none" or not row["is_control"])
 
 
 PARTS: dict[str, Callable[[], str]] = {
     "attacks": attacks,
     "defenses": defenses,
     "presets": presets,
-    "demo-short": demo_short,
-    "demo-board": demo_board,
 }
+
+
+def parts() -> dict[str, Callable[[], str]]:
+    """All parts by name: NAME-board, NAME-short and NAME-made of every board there is."""
+    found = dict(PARTS)
+    for path in boards():
+        name = path.name.removesuffix("-board.json")
+        found[f"{name}-board"] = partial(_board_rows, path, lambda row: True)
+        found[f"{name}-short"] = partial(_board_rows, path, _short)
+        found[f"{name}-made"] = partial(board_made, path)
+    return found
+
+
+def boards() -> list[Path]:
+    return sorted(DOCS.glob("*-board.json"))
+
+
+def documents() -> list[Path]:
+    return [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 
 
 def filled(text: str, name: str) -> str:
     """A document with every generated part made anew."""
+    known = parts()
 
     def part(match: re.Match[str]) -> str:
-        if match[2] not in PARTS:
-            raise SystemExit(f"{name}: no generated part called {match[2]!r}: {sorted(PARTS)}")
-        return f"{match[1]}{PARTS[match[2]]()}{match[3]}"
+        if match[2] not in known:
+            raise SystemExit(f"{name}: no generated part called {match[2]!r}: {sorted(known)}")
+        return f"{match[1]}{known[match[2]]()}{match[3]}"
 
     return MARK.sub(part, text)
 
 
-def check_board() -> str | None:
-    """The board in the documents must be of the demo as it is now."""
-    from grid.gridfile import load_grid
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m docs.tables", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="compare, write nothing")
+    parser.add_argument("--board", nargs="+", metavar=("NAME", "DIR"), help="write a board")
+    given = parser.parse_args(arguments)
+    if given.board:
+        name, *rest = given.board
+        if len(rest) > 1:
+            parser.error("--board takes a name and at most one directory")
+        print(f"{write_board(name, Path(rest[0] if rest else f'runs/{name}'))} written")
+        return 0
+    problems = [problem for path in boards() if (problem := check_board(path))]
+    if stale := check_picture(PICTURE):
+        if given.check:
+            problems.append(stale)
+        else:
+            from docs.picture import draw
 
-    shown = json.loads(BOARD.read_text())["grid"]["hash"]
-    now = load_grid("demo").identity_hash
-    if shown == now:
-        return None
-    return (
-        f"docs/demo-board.json is of grid {shown}, the preset is now {now}. Run: make demo;"
-        " .venv/bin/grid leaderboard demo --format json > docs/demo-board.json; make docs"
-    )
-
-
-def main() -> int:
-    check = "--check" in sys.argv[1:]
-    problems = [problem] if (problem := check_board()) else []
-    for name in DOCUMENTS:
-        path = ROOT / name
+            draw(PICTURE)
+            print(f"{PICTURE} written")
+    for path in documents():
         before = path.read_text()
-        after = filled(before, name)
-        if check and before != after:
-            problems.append(f"{name}: a generated table is out of date; run make docs")
-        elif not check and before != after:
+        after = filled(before, path.name)
+        if given.check and before != after:
+            problems.append(f"{path.name}: a generated part is out of date; run make docs")
+        elif before != after:
             path.write_text(after)
-            print(f"{name} written")
+            print(f"{path} written")
     for problem in problems:
         print(problem, file=sys.stderr)
-    return 1 if problems and check else 0
+    return 1 if problems and given.check else 0
 
 
 if __name__ == "__main__":

@@ -186,9 +186,10 @@ def plan(
 def check(
     grid: GridArg, out: OutOpt = None, store: StoreOpt = None, as_json: JsonOpt = False
 ) -> None:
-    """Is the grid complete? Exit 3 and a list of what is missing and why if it is not."""
-    from grid.quick import completeness
+    """Is the grid complete? Exit 3 and a list of what is missing or failed, and why."""
+    from grid.quick import completeness, exit_code
     from grid.registry import grid_source
+    from grid.schema import completeness_words
 
     source = grid_source(grid)
     where, uri = _places(source.name, out, store)
@@ -196,21 +197,16 @@ def check(
     if as_json:
         typer.echo(json.dumps(found, indent=1, sort_keys=True))
     else:
-        counts = ", ".join(f"{n} {status}" for status, n in sorted(found["counts"].items()))
-        typer.echo(f"{found['grid']}: {found['planned']} cells: {counts or 'none'}")
-        for cell in found["incomplete"]:
+        typer.echo(f"{found['grid']}: {completeness_words(found['counts'], found['planned'])}.")
+        for cell in (*found["incomplete"], *found["failed"], *found["invalid"]):
             typer.echo(f"  {cell['label']}: {cell['status']}: {cell['why']}")
-        for cell in found["invalid"]:
-            typer.echo(f"  {cell['label']}: {cell['status']}: {cell['why']}")
-    if found["incomplete"]:
-        raise typer.Exit(3)
-    if found["invalid"]:
-        raise typer.Exit(4)
+    if code := exit_code(found["counts"]):
+        raise typer.Exit(code)
 
 
 @app.command()
 def explain(
-    cell: Annotated[str, typer.Argument(help="Its label: attack/rate/defense/s0.")],
+    cell: Annotated[str, typer.Argument(help="Its label, such as attack/rate/defense/s0, or key.")],
     grid: Annotated[str, typer.Option("--grid", help="The grid it is in.")] = "demo",
     out: OutOpt = None,
     store: StoreOpt = None,
@@ -262,9 +258,13 @@ def ls(kind: Annotated[Kind, typer.Argument()], as_json: JsonOpt = False) -> Non
     from grid.registry import describe, presets
 
     if kind is Kind.PRESETS:
-        found = presets()
-        lines = [f"{name:12} {text}" for name, text in found.items()]
-        typer.echo(json.dumps(found, indent=1) if as_json else "\n".join(lines))
+        files = {name: _preset_file(name) for name in presets()}
+        if as_json:
+            found = {n: {"idea": idea, "file": files[n]} for n, idea in presets().items()}
+            typer.echo(json.dumps(found, indent=1))
+            return
+        for name, idea in presets().items():
+            typer.echo(f"{name:12} {idea}\n{'':12} {files[name]}")
         return
     methods = describe("attacks" if kind is Kind.ATTACKS else "defenses")
     if as_json:
@@ -275,10 +275,17 @@ def ls(kind: Annotated[Kind, typer.Argument()], as_json: JsonOpt = False) -> Non
         by_regime = method.fidelity or {}
         same = len(set(by_regime.values())) == 1
         words = [word if same else f"{word} in {regime}" for regime, word in by_regime.items()]
-        facts = [method.phase, ", ".join(words[:1] if same else words), ", ".join(method.needs)]
+        phase = f"gate: {method.phase}" if kind is Kind.ATTACKS and method.phase else method.phase
+        facts = [phase, ", ".join(words[:1] if same else words), ", ".join(method.needs)]
         typer.echo(f"{method.name:22}{'; '.join(fact for fact in facts if fact)}")
         typer.echo(f"{'':22}{method.error or method.idea}")
         typer.echo(f"{'':22}{method.distribution}: {method.origin or method.cls}")
+
+
+def _preset_file(name: str) -> str:
+    """Where a preset is, relative to the working directory where it lies below it."""
+    path = Path(__file__).parent / "presets" / f"{name}.yaml"
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 @app.command()

@@ -56,14 +56,18 @@ class _Entry(NamedTuple):
         return self.more.get("recipe")
 
 
-def attack_entries(raw: Raw, num_rows: int) -> tuple[AttackEntry, ...]:
+def attack_entries(raw: Raw, num_rows: int, size: int) -> tuple[AttackEntry, ...]:
     methods = table("attacks")
     entries = [_entry("attacks", item, methods) for item in elements(raw)]
     _require_labels(entries)
-    return tuple(_attack(entry, num_rows) for entry in entries)
+    return tuple(_attack(entry, num_rows, size) for entry in entries)
 
 
-def _attack(entry: _Entry, num_rows: int) -> AttackEntry:
+def _attack(entry: _Entry, num_rows: int, size: int) -> AttackEntry:
+    try:
+        entry.method.check(size)
+    except UsageError as error:
+        raise entry.at.error(str(error)) from error
     rates, counts = entry.more.get("rates"), entry.more.get("counts")
     if rates and counts:
         raise counts.error("give `rates` or `counts`, not both")

@@ -15,7 +15,7 @@ from typing import Any
 
 from grid.gridfile import load_grid
 from grid.plan import CellPlan, History, Plan, chain, describe_cell, finished, make_plan
-from grid.quick import files_in, label_of
+from grid.quick import files_in
 from grid.results import judge, planned_cells
 from grid.schema import Status
 from grid.spec import Cell, Grid
@@ -24,7 +24,8 @@ from victims.errors import UsageError, near
 from victims.keys import Key, canonical
 from victims.store import Damaged, Store
 
-SHOWN = ("clean_top1", "asr_top1", "r_acc")
+SHOWN = ("clean_top1", "asr_top1", "psr_top1", "text_hit_top1", "r_acc")
+MOST_LISTED = 10
 
 
 def explain_cell(
@@ -63,10 +64,20 @@ def _find(plan: Plan, wanted: str) -> tuple[str, Cell, CellPlan | None, str | No
         *((planned.cell, planned, None) for planned in plan.cells),
         *((cell, None, reason) for cell, reason in plan.refused),
     ]
-    for identity, source in zip(identities, sources, strict=True):
-        if wanted in (identity["cell"], source[0].label, label_of(identity)):
-            return identity["cell"], *source
+    keys = [identity["cell"] for identity in identities]
     labels = [source[0].label for source in sources]
+    named = [i for i, names in enumerate(zip(keys, labels, strict=True)) if wanted in names]
+    if len(named) == 1:
+        return keys[named[0]], *sources[named[0]]
+    # A label is cut short where it leaves out the target or the defense's seed.
+    meant = named or [i for i, label in enumerate(labels) if label.startswith(f"{wanted}/")]
+    if len(meant) > 1:
+        listed = ", ".join(f"{labels[i]} ({keys[i]})" for i in meant[:MOST_LISTED])
+        more = ", ..." if len(meant) > MOST_LISTED else ""
+        raise UsageError(
+            f"{wanted!r} means {len(meant)} cells of grid {plan.grid.name}: {listed}{more}. Give"
+            " one of these labels, or its key."
+        )
     example = "" if near(wanted, labels) else f" One of them is {labels[0]!r}."
     raise UsageError(
         f"no cell called {wanted!r} among the {len(labels)} of grid {plan.grid.name}."
@@ -222,7 +233,7 @@ def print_explanation(found: dict[str, Any]) -> str:
         detail = f": {gate['detail']}" if gate["detail"] else ""
         numbers = ""
         if gate["status"] and not gate["detail"]:
-            numbers = f" (ASR {gate['asr']:.1%}, lift {100 * gate['lift']:.1f} points)"
+            numbers = f" (success {gate['asr']:.1%}, lift {100 * gate['lift']:.1f} points)"
         lines.append(f"gate ({gate['rule']}): {said}{numbers}{detail}")
     if found["stages"]:
         lines.append("stages, inputs first:")
@@ -240,6 +251,8 @@ def print_explanation(found: dict[str, Any]) -> str:
         lines.append("measured:")
     for metric in found["metrics"]:
         if metric["metric"] not in SHOWN and not metric["metric"].startswith("found_"):
+            continue
+        if metric["value"] is None:  # does not apply to this attack
             continue
         beside = metric["clean_victim"]
         clean = f", clean victim {beside:.1%}" if beside is not None else ""

@@ -55,7 +55,7 @@ def decode_grid(source: Source) -> Grid:
         if recipe is not None:
             check_recipe(recipe, split, data, at_recipes[stage])
     rates = read_rates(file.rates, data.suspect)
-    attacks = attack_entries(file.attacks, data.suspect)
+    attacks = attack_entries(file.attacks, data.suspect, data.world.size)
     defenses = defense_entries(file.defenses, recipes, data)
     readers = [entry.label for entry in attacks if entry.method.needs_surrogate]
     if recipes.reference is None and (file.regime is Regime.F or readers):

@@ -155,6 +155,6 @@ def alternatives(hint: Any, value: Any) -> Iterator[Any]:
     elif hint is int:
         yield from (2, 1, 3) if value is None else (value + 1, value - 1, 2 * value)
     elif hint is float:
-        yield from (0.5, 2.0) if value is None else (value / 2, value * 1.25, value + 0.125)
+        yield from (0.5, 2.0) if not value else (value / 2, value * 1.25, value + 0.125)
     elif hint is str:
         yield f"{value or ''}x"

@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grid.registry import Source, code_digest
-from grid.schema import KIND_KEY, SCHEMA_VERSION, VERSION_KEY, Status
+from grid.schema import (
+    KIND_KEY,
+    SCHEMA_VERSION,
+    VERSION_KEY,
+    WITHOUT_OUTCOME,
+    Status,
+    is_complete,
+)
 from victims.errors import UsageError
 
 if TYPE_CHECKING:
@@ -111,9 +118,8 @@ def finished_run(source: Source, out: Path) -> Counter[str] | None:
 
 
 def exit_code(counts: Mapping[str, int]) -> int:
-    """0 complete, 3 incomplete, 4 complete with a victim that failed its gate."""
-    incomplete = (Status.MISSING, Status.FAILED_METHOD, Status.FAILED_INFRASTRUCTURE)
-    if any(counts.get(status.value) for status in incomplete):
+    """0 complete, 3 incomplete or a method failed, 4 a victim failed its gate."""
+    if not is_complete(counts) or counts.get(Status.FAILED_METHOD):
         return 3
     return 4 if counts.get(Status.INVALID_VICTIM.value) else 0
 
@@ -148,27 +154,30 @@ def plan_summary(source: Source, out: Path, store_uri: str) -> dict[str, Any]:
 
 
 def completeness(source: Source, out: Path, store_uri: str) -> dict[str, Any]:
-    """Planned cells against rows: what is missing, what failed and why, what was invalid."""
+    """Planned cells against rows: what is missing, what failed and why, what was invalid.
+
+    ``incomplete`` are the cells without an outcome, ``failed`` those whose method failed.
+    """
     cells = _planned(source, out)
     status = outcomes_in(out)
     counts: Counter[str] = Counter()
-    incomplete, invalid = [], []
+    told: dict[str, list[dict[str, str]]] = {"incomplete": [], "failed": [], "invalid": []}
     for cell in cells:
         state, why = status.get(cell["cell"], (Status.MISSING.value, "not run yet"))
         counts[state] += 1
-        entry = {"label": label_of(cell), "cell": cell["cell"], "status": state, "why": why}
-        failed = state in (Status.FAILED_METHOD, Status.FAILED_INFRASTRUCTURE)
-        if state == Status.MISSING or failed:
-            incomplete.append(entry)
+        entry = {"label": cell["label"], "cell": cell["cell"], "status": state, "why": why}
+        if state in WITHOUT_OUTCOME:
+            told["incomplete"].append(entry)
+        elif state == Status.FAILED_METHOD:
+            told["failed"].append(entry)
         elif state == Status.INVALID_VICTIM:
-            invalid.append(entry)
+            told["invalid"].append(entry)
     return {
         "grid": source.name,
         "planned": len(cells),
         "counts": dict(counts),
-        "complete": not incomplete,
-        "incomplete": incomplete,
-        "invalid": invalid,
+        "complete": is_complete(counts),
+        **told,
     }
 
 
@@ -182,11 +191,3 @@ def _planned(source: Source, out: Path) -> list[dict[str, Any]]:
     from grid.results import planned_cells
 
     return planned_cells(make_plan(load_grid(source.source.removeprefix("preset "))))
-
-
-def label_of(cell: Mapping[str, Any]) -> str:
-    """A name for people from a cell's columns; `grid explain` understands it."""
-    seeds = f"s{cell['victim_seed']}" + (
-        f"/d{cell['defense_seed']}" if cell["defense_seed"] else ""
-    )
-    return f"{cell['attack']}/{cell['rate_text']}/{cell['defense']}/{seeds}"

@@ -51,6 +51,33 @@ class Status(StrEnum):
 
 
 MEASURED = frozenset({Status.OK, Status.INERT, Status.INVALID_VICTIM})
+WITHOUT_OUTCOME = (Status.MISSING, Status.FAILED_INFRASTRUCTURE)
+STATUS_WORDS: Mapping[str, str] = {
+    Status.OK: "ok",
+    Status.FAILED_METHOD: "failed (method)",
+    Status.FAILED_INFRASTRUCTURE: "failed (infrastructure)",
+    Status.SKIPPED: "skipped (invalid victim)",
+    Status.INERT: "inert",
+    Status.NOT_APPLICABLE: "not applicable",
+    Status.INVALID_VICTIM: "invalid victim",
+    Status.MISSING: "missing",
+}
+
+
+def is_complete(counts: Mapping[str, int]) -> bool:
+    """Every planned cell has an outcome; a method that failed is an outcome."""
+    return not any(counts.get(status) for status in WITHOUT_OUTCOME)
+
+
+def completeness_words(counts: Mapping[str, int], planned: int) -> str:
+    """One line, of the planned cells by status: how much of a grid is there."""
+    parts = [f"{counts.get(Status.OK, 0)} ok"] + [
+        f"{counts[status]} {words}"
+        for status, words in STATUS_WORDS.items()
+        if status != Status.OK and counts.get(status)
+    ]
+    head = "Complete" if is_complete(counts) else "INCOMPLETE"
+    return f"{head}: {planned} planned cells: {', '.join(parts)}"
 
 
 class Column(NamedTuple):
@@ -70,6 +97,7 @@ def _columns(text: str) -> tuple[Column, ...]:
 
 CELL = _columns("""
     cell            string!   cell key
+    label           string!   the cell's name on the command line
     track           string!   clip fine-tune, clip from scratch, classifier, ...
     regime          string!   F (from the reference weights) or S (from scratch)
     attack          string!   label on the board
@@ -181,9 +209,9 @@ SAMPLE = _columns("""
     image           int64!    row of the evaluation set
     label           int32!    true class
     clean_prediction int32!   on the untouched image
-    triggered_prediction int32! on the stamped image; -1 for an image of the target class
+    triggered_prediction int32! on the stamped image, those of the target class among them
     clean_true_rank int32!    rank of the true class, 0 is first
-    triggered_target_rank int32! rank of the target; -1 for an image of the target class
+    triggered_target_rank int32! rank of the target on the stamped image
     clean_target_rank int32!  rank of the target on the untouched image
 """)
 
@@ -194,7 +222,11 @@ KINDS: Mapping[str, tuple[Column, ...]] = {
     "attempts": ATTEMPT,
 }
 
-SHARES = ("clean_top", "asr_", "target_rate_top", "r_acc", "true_class_accuracy", "psr_top")
+# What a metric that is a share of something begins with.
+SHARES = (
+    *("clean_top", "asr_", "target_rate_top", "r_acc", "true_class_accuracy", "psr_"),
+    *("text_hit_", "text_control_", "image_to_text_", "text_to_image_", "probe_"),
+)
 
 
 def validate(rows: Sequence[Mapping[str, object]]) -> None:
@@ -274,7 +306,8 @@ def _value_faults(row: Mapping[str, object], metric: str) -> Iterator[str]:
             yield "an ASR is refused without clean_victim: the same stamped images, no backdoor"
         if row.get("rate") is None:
             yield "ASR does not apply to targeted poisoning; write status not_applicable, no value"
-    if metric.startswith("psr_top") and row.get("rate") is not None:
+    # Rate 0 is the clean cell, where the same pictures are asked about.
+    if metric.startswith("psr_top") and row.get("rate"):
         yield "a targeted attack has per-target and total rates, no bare rate; leave rate null"
 
 
@@ -308,7 +341,11 @@ def merge_row_files(results: Path) -> None:
         except (OSError, pa.ArrowException):
             continue  # Gone to another merge, or not whole: a reader names the latter.
     if len(tables) > 1:
-        merged = pa.concat_tables(tables).combine_chunks()
+        # Rows of before a column was added hold null there, where newer ones may not.
+        merged = pa.concat_tables(tables, promote_options="default").combine_chunks()
+        columns = zip(merged.schema, merged.columns, strict=True)
+        fields = [f.with_nullable(f.nullable or column.null_count > 0) for f, column in columns]
+        merged = merged.cast(pa.schema(fields, metadata=merged.schema.metadata))
         with _renamed_when_done(_fresh_path(results / "rows")) as scratch:
             pq.write_table(merged, scratch, compression="zstd")
         for path in small:

@@ -7,6 +7,7 @@ its inputs from the store by key and leaves one artefact there; running it twice
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -46,9 +47,8 @@ from victims.keys import Key, content_key
 from victims.lab import DataRef, Lab, Ledger, ModelRef, memo, model_key
 from victims.measuring import (
     PROTOCOL_VERSION,
-    Mean,
+    Measured,
     Outcomes,
-    Share,
     changed_share,
     detection,
     metrics,
@@ -428,6 +428,10 @@ def _save_judgement(done: Defended, folder: Path) -> None:
         np.save(folder / "suspicion.npy", done.suspicion)
 
 
+# Metrics of stamped pictures.
+STAMPED = re.compile(r"(^|_)(asr|target_rate|r_acc|target_top)")
+
+
 @dataclass(frozen=True)
 class MeasureStage:
     """Clean accuracy and attack success of one model on some evaluation sets, in one pass each.
@@ -520,19 +524,16 @@ class MeasureStage:
         corpus: Corpus,
         trigger: Trigger,
         seen: Outcomes,
-    ) -> tuple[list[str], dict[str, Share | Mean]]:
+    ) -> tuple[list[str], dict[str, Measured]]:
         """What an attack of this aim is measured by, and which metrics do not apply to it."""
         from victims.probe import linear_probe
         from victims.retrieval import other_accuracy, query_metrics, retrieval
         from victims.targeted import exact_interval, targeted_metrics
 
         goal, device = self.trigger.goal, heads[0].device
-        shares: dict[str, Share | Mean] = {}
+        shares: dict[str, Measured] = {}
         shares |= metrics(seen, goal.target, len(corpus.classes), self.ks)
         names: list[str] = []
-        if self.trigger.attack.aim not in STAMPING:
-            names = [name for name in shares if not name.startswith("clean_")]
-            shares = {name: share for name, share in shares.items() if name not in names}
         if self.trigger.attack.aim is Aim.DUAL:
             shares |= single_keys(model, heads, corpus, trigger, goal.target, self.ks)
         if self.retrieval:
@@ -540,6 +541,12 @@ class MeasureStage:
         if self.probe is not None:
             train = open_corpus(bench.store, self.probe.key, self.reader)
             shares |= linear_probe(model, train, corpus, trigger, goal.target, device, self.ks)
+        if self.trigger.attack.aim not in STAMPING:
+            names = [name for name in shares if STAMPED.search(name)]
+        if self.trigger.attack.aim not in (Aim.DUAL, Aim.QUERIES):
+            # Nothing marks a text: that a query finds the target is no success.
+            names += [name for name in shares if name.startswith(("text_hit_", "text_control_"))]
+        shares = {name: share for name, share in shares.items() if name not in names}
         if isinstance(trigger, Targets):
             pool = open_corpus(bench.store, self.trigger.corpus.key, self.reader)
             image_KCHW = torch.from_numpy(pool.images_NCHW[trigger.images.numpy()])

@@ -46,7 +46,8 @@ def cell_columns(
     }
     defaults.update({key: value for key, value in more.items() if key in defaults})
     key = more.get("cell", f"{attack}-{rate}-{defense}-{seed}-{defaults['defense_seed']}")
-    return {"cell": key, **defaults}
+    label = f"{attack}/{rate or 'targeted'}/{defense}/s{seed}"
+    return {"cell": key, "label": more.get("label", label), **defaults}
 
 
 def cell_rows(
@@ -58,6 +59,7 @@ def cell_rows(
     clean: float = 0.95,
     asr: float = 0.9,
     clean_victim: float = 0.02,
+    hit: str | None = None,
     r_acc: float = 0.1,
     n: int = 1000,
     status: str = "ok",
@@ -66,7 +68,11 @@ def cell_rows(
     eval_set: str = "report",
     **more: object,
 ) -> list[dict[str, Any]]:
-    """All rows of one cell: its outcome and, if it was measured, its metrics."""
+    """All rows of one cell: its outcome and, if it was measured, its metrics.
+
+    ``hit`` names the metric of an attack that stamps nothing: it has the value given as ``asr``,
+    and ASR does not apply.
+    """
     shared = {
         **cell_columns(attack, rate, defense, seed, **more),
         "written_at": EPOCH + timedelta(minutes=minutes),
@@ -89,7 +95,7 @@ def cell_rows(
     if status in MEASURED:
         for metric, share, baseline in (
             ("clean_top1", clean, None),
-            ("asr_top1", asr, clean_victim),
+            (hit or "asr_top1", asr, clean_victim),
             ("r_acc", r_acc, None),
             ("target_rate_top1", 0.01, None),
         ):
@@ -105,4 +111,7 @@ def cell_rows(
                     "clean_victim": baseline,
                 }
             )
+    if hit and status in MEASURED:
+        absent = {"metric": "asr_top1", "eval_set": eval_set, "status": "not_applicable"}
+        rows.append({**shared, **absent})
     return rows

@@ -20,7 +20,7 @@ import pytest
 from analysis.board import Board, BoardRow, load_board, unfinished
 from analysis.reader import Results
 from analysis.render import render
-from analysis.stats import over_seeds
+from analysis.stats import defense_effectiveness, normalised_asr, over_seeds
 from grid import schema
 from grid.schema import ResultsError, SchemaError, Status, write_grid, write_rows, write_table
 from tests.rows import cell_columns, cell_rows
@@ -61,6 +61,9 @@ def broken(**change: object) -> list[dict[str, Any]]:
         (cell_rows(rate=None), "ASR does not apply to targeted poisoning"),  # T06
         (broken(status="not_applicable"), "not applicable; leave it null"),  # T06
         (broken(metric="psr_top1"), "no bare rate"),  # T25
+        (broken(metric="psr_top5"), "no bare rate"),
+        (broken(metric="psr_exact", value=1.5, successes=None), "a share lies in 0 to 1"),
+        (broken(metric="asr_text_key_top1", value=90, successes=None), "a share lies in 0 to 1"),
         (broken(rate_text=None), "rate and rate_text go together"),
         (broken(value=95.0), "a share lies in 0 to 1"),
         (broken(value=float("nan"), successes=None), "not a finite number"),
@@ -91,6 +94,32 @@ def test_what_does_not_apply_is_null_and_not_zero(tmp_path: Path) -> None:
     assert row.asr_top1 is None
     assert row.asr_top1_low is None
     assert row.clean_top1 == 0.95
+
+
+@pytest.mark.parametrize("rate", [None, "0"])
+def test_a_targeted_attack_has_rate_0_or_none(tmp_path: Path, rate: str | None) -> None:
+    write_rows(tmp_path, cell_rows(rate=rate, hit="psr_top1", asr=0.4))
+    metrics = Results(tmp_path).query("SELECT metric, value, status FROM newest ORDER BY ALL").rows
+    assert ("psr_top1", 0.4, "ok") in metrics
+    assert ("asr_top1", None, "not_applicable") in metrics
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["text_hit_", "text_control_", "probe_", "image_to_text_", "text_to_image_", "psr_", "asr_"],
+)
+def test_what_is_a_share_is_held_to_0_to_1(tmp_path: Path, prefix: str) -> None:
+    rows = cell_rows()
+    rows[1].update(metric=f"{prefix}top1", value=1.5, successes=None, clean_victim=0.0)
+    with pytest.raises(SchemaError, match="a share lies in 0 to 1"):
+        write_rows(tmp_path, rows)
+
+
+@pytest.mark.parametrize("metric", ["min_rank", "control_min_rank"])
+def test_a_rank_is_no_share(tmp_path: Path, metric: str) -> None:
+    rows = cell_rows()
+    rows.append({**rows[1], "metric": metric, "value": 17.5, "successes": None})
+    write_rows(tmp_path, rows)
 
 
 def test_every_kind_is_written_with_its_schema_version(tmp_path: Path) -> None:
@@ -168,13 +197,17 @@ def test_one_cell_shows_its_numbers_and_wilson_intervals(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("shares", [[0.9, 0.8], [0.99, 0.5, 0.7], [1.0] * 3, [0.3] * 35])
-def test_seeds_give_the_t_interval_of_the_statistics(tmp_path: Path, shares: list[float]) -> None:
-    cells = [cell_rows(seed=i, asr=share) for i, share in enumerate(shares)]
+@pytest.mark.parametrize("hit", [None, "psr_top1"])
+def test_seeds_give_the_t_interval_of_the_statistics(
+    tmp_path: Path, shares: list[float], hit: str | None
+) -> None:
+    cells = [cell_rows(seed=i, rate="0", asr=s, hit=hit) for i, s in enumerate(shares)]
     row = only(board_of(tmp_path, *cells).rows)
     assert row.num_seeds == len(shares)
-    assert row.asr_top1 == pytest.approx(sum(shares) / len(shares))
+    name = "hit_top1" if hit else "asr_top1"
+    assert getattr(row, name) == pytest.approx(sum(shares) / len(shares))
     want = over_seeds(shares, 1000)
-    assert (row.asr_top1_low, row.asr_top1_high) == pytest.approx(want[:2])
+    assert (getattr(row, f"{name}_low"), getattr(row, f"{name}_high")) == pytest.approx(want[:2])
 
 
 def test_defense_seeds_are_averaged_inside_their_victim(tmp_path: Path) -> None:
@@ -228,9 +261,9 @@ def test_every_outcome_has_its_line(tmp_path: Path) -> None:
         ("skipped", None),
     ]
     results = Results(tmp_path)
-    assert [(cell.defense, cell.status, cell.detail) for cell in unfinished(results)] == [
-        ("cleanclip", "failed_infrastructure", "worker died"),
-        ("roclip", "missing", None),
+    assert [(cell.label, cell.status, cell.detail) for cell in unfinished(results)] == [
+        ("badnet/0.01/cleanclip/s0", "failed_infrastructure", "worker died"),
+        ("badnet/0.01/roclip/s0", "missing", None),
     ]
     text = render(board, "table", 140)
     for words in (
@@ -314,6 +347,112 @@ def test_cells_of_an_older_grid_are_left_out_aloud(tmp_path: Path) -> None:
     assert [row.defense for row in board.lines] == ["none"]
     assert board.completeness.unplanned == 1
     assert "1 cells not in this grid left out" in render(board)
+
+
+def test_success_has_the_name_of_its_metric(tmp_path: Path) -> None:
+    """What an attack that stamps nothing is scored by, beside attacks that do."""
+    board = board_of(
+        tmp_path,
+        cell_rows(asr=0.9),
+        cell_rows("planted", None, hit="psr_top1", asr=0.4, clean_victim=0.0, n=50),
+        cell_rows("queries", hit="text_hit_top1", asr=0.7, clean_victim=0.1, n=200),
+        cell_rows("queries", defense="finetune", status="failed_method", detail="diverged"),
+    )
+    found = [
+        (r.attack, r.success, r.hit_top1, r.hit_n, r.hit_clean_victim_top1, r.asr_top1)
+        for r in board.rows
+    ]
+    assert found == [
+        ("badnet", "asr_top1", None, None, None, 0.9),
+        ("planted", "psr_top1", 0.4, 50, 0.0, None),
+        ("queries", "text_hit_top1", 0.7, 200, 0.1, None),
+        ("queries", None, None, None, None, None),
+    ]
+    planted = board.rows[1]
+    assert (planted.hit_top1_low, planted.hit_top1_high) == pytest.approx(over_seeds([0.4], 50)[:2])
+    assert (planted.asr_top1_low, planted.nasr_top1, planted.der) == (None, None, None)
+    for form in ("table", "md"):
+        text = render(board, form, 140)
+        assert "hit@1" in text
+        assert "40.0 [27.6, 53.8]" in text
+    rows = json.loads(render(board, "json"))["rows"]
+    assert [row["success"] for row in rows] == ["asr_top1", "psr_top1", "text_hit_top1", None]
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 140, 160])
+def test_the_table_with_hits_fits(tmp_path: Path, width: int) -> None:
+    hits: dict[str, Any] = {"hit": "psr_top1", "asr": 1.0, "clean_victim": 1.0}
+    board = board_of(
+        tmp_path,
+        *(cell_rows(defense=d, asr=1.0, clean=1.0) for d in ("same_budget_finetune", "roclip")),
+        *(cell_rows("planted", None, d, **hits) for d in ("same_budget_finetune", "roclip")),
+    )
+    text = render(board, "table", width)
+    assert max(map(len, text.splitlines())) <= width
+    # Nothing was broken over two lines.
+    assert [line.split()[-1] for line in text.splitlines() if "roclip" in line] == ["ok"] * 2
+    assert "100.0 [99.6, 100.0]" in text or width < 96
+
+
+def test_hits_are_a_column_only_where_some_attack_has_them(demo: Board) -> None:
+    for form in ("table", "md"):
+        assert "hit@1" not in render(demo, form, 140)
+    row = json.loads(render(demo, "json"))["rows"][0]
+    assert row["success"] == "asr_top1"
+    for name in ("hit_top1", "hit_top1_low", "hit_top1_high", "hit_n", "hit_clean_victim_top1"):
+        assert row[name] is None
+    assert "hit_clean_victim_top1,r_acc" in render(demo, "csv").splitlines()[0]
+
+
+def test_normalised_asr_and_der_are_of_the_line_and_its_undefended_victim(tmp_path: Path) -> None:
+    """DER is held against the undefended victim of the same target, and null without one."""
+    board = board_of(
+        tmp_path,
+        cell_rows(asr=0.9, clean=0.95, clean_victim=0.2, target="fox", cell="a"),
+        cell_rows(defense="finetune", asr=0.3, clean=0.9, clean_victim=0.2, target="fox", cell="b"),
+        cell_rows(defense="finetune", asr=0.3, clean=0.9, clean_victim=1.0, cell="c"),
+    )
+    rows = json.loads(render(board, "json"))["rows"]
+    found = {(row["target"], row["defense"]): (row["nasr_top1"], row["der"]) for row in rows}
+    want = (normalised_asr(0.3, 0.2), defense_effectiveness(0.95, 0.9, 0.9, 0.3))
+    assert found["fox", "finetune"] == pytest.approx(want)
+    assert want == pytest.approx((0.125, 0.775))
+    assert found["fox", "none"] == pytest.approx((0.875, 0.5))
+    assert found["banana", "finetune"] == (None, None)
+    lines = list(csv.DictReader(io.StringIO(render(board, "csv"))))
+    assert [line["der"] for line in lines].count("") == 1
+
+
+def test_results_of_before_cells_had_labels_are_read(tmp_path: Path) -> None:
+    """Alone, beside newer files, and merged with them."""
+
+    def without_label(path: Path) -> None:
+        table = pq.ParquetFile(path).read()
+        pq.write_table(table.drop_columns(["label"]), path)
+
+    without_label(write_rows(tmp_path, cell_rows(seed=0)))
+    write_grid(tmp_path, "demo", "0", [cell_columns(seed=seed) for seed in range(2)])
+    grid = json.loads((tmp_path / "grid.json").read_text())
+    for cell in grid["cells"]:
+        del cell["label"]
+    (tmp_path / "grid.json").write_text(json.dumps(grid))
+    assert only(load_board(tmp_path).rows).num_seeds == 1
+    write_rows(tmp_path, cell_rows(seed=1))
+    label = "SELECT DISTINCT victim_seed, label FROM newest ORDER BY 1"
+    want = [(0, None), (1, "badnet/0.01/none/s1")]
+    assert only(load_board(tmp_path).rows).num_seeds == 2
+    assert Results(tmp_path).query(label).rows == want
+    schema.merge_row_files(tmp_path)
+    assert len(list((tmp_path / "rows").iterdir())) == 1
+    assert Results(tmp_path).query(label).rows == want
+    assert Results(tmp_path).query("FROM rows").columns == [c.name for c in schema.ROW]
+
+
+def test_a_method_that_failed_is_an_outcome(tmp_path: Path) -> None:
+    failed: dict[str, Any] = {"status": "failed_method", "detail": "diverged"}
+    board = board_of(tmp_path, cell_rows(), cell_rows(defense="finetune", **failed))
+    assert json.loads(render(board, "json"))["completeness"]["complete"] is True
+    assert "Complete: 2 planned cells: 1 ok, 1 failed (method)." in render(board, "table", 100)
 
 
 def test_other_evaluation_sets_are_boards_of_their_own(tmp_path: Path) -> None:

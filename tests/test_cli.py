@@ -12,6 +12,7 @@ import pytest
 from grid import cli
 from grid.plan import make_plan
 from grid.run import RunReport
+from grid.schema import write_rows
 from grid.spec import Grid
 from tests.grids import (
     RECIPE,
@@ -189,9 +190,66 @@ def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> No
 def test_presets_are_listed_and_decode(capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(call(capsys, "ls", "presets", "--json").out)
     assert {"demo", "smoke"} <= set(found)
-    for name in found:
+    for name, preset in found.items():
+        assert preset["file"] == f"grid/presets/{name}.yaml"
         planned = call(capsys, "plan", name, "--json", "--out", "/nowhere", "--store", "/nowhere")
         assert json.loads(planned.out)["grid"] == name
+
+
+def test_lists_say_what_is_what_and_where(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attacks = call(capsys, "ls", "attacks").out.splitlines()
+    assert next(line for line in attacks if line.startswith("badnet ")).split(maxsplit=1)[1] == (
+        "gate: strong"
+    )
+    assert "grid/presets/smoke.yaml" in call(capsys, "ls", "presets").out
+    monkeypatch.chdir(tmp_path)
+    shown = call(capsys, "ls", "presets").out
+    assert Path(next(w for w in shown.split() if w.endswith("smoke.yaml"))).is_file()
+
+
+# Completeness: `grid check` and the board say the same of the same cells.
+
+
+@pytest.mark.parametrize(
+    ("status", "complete", "code"),
+    [("failed_method", True, 3), ("failed_infrastructure", False, 3), ("missing", False, 3)],
+)
+def test_check_and_board_agree_on_what_is_complete(
+    ran: tuple[Grid, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    status: str,
+    complete: bool,
+    code: int,
+) -> None:
+    _, folder = ran
+    shutil.copytree(folder / "out", tmp_path / "out")
+    file = write_grid_file(tmp_path)
+    rows = [row for row in records(tmp_path / "out", "rows") if row["metric"] == "cell"]
+    last = max(rows, key=lambda row: str(row["cell"]))
+    if status == "missing":
+        for path in (tmp_path / "out" / "rows").iterdir():
+            path.unlink()
+        write_rows(tmp_path / "out", [row for row in rows if row is not last])
+    else:
+        del last["written_at"]
+        write_rows(tmp_path / "out", [{**last, "status": status, "detail": "boom"}])
+    check = call(capsys, "check", file, *places(tmp_path))
+    board = call(capsys, "leaderboard", tmp_path / "out").out
+    words = check.out.splitlines()[0].removeprefix("tiny: ")
+    assert words.startswith("Complete: 4 planned cells: 3 ok, 1 " if complete else "INCOMPLETE: 4 ")
+    assert words in board
+    assert check.code == code
+    listed = check.out.splitlines()[1:]
+    assert len(listed) == 1
+    assert f"{last['label']}: {status}: " in listed[0]
+    found = json.loads(call(capsys, "check", file, *places(tmp_path), "--json").out)
+    on_board = json.loads(call(capsys, "leaderboard", tmp_path / "out", "--format", "json").out)
+    assert found["complete"] is on_board["completeness"]["complete"] is complete
+    where = "failed" if complete else "incomplete"
+    assert [cell["label"] for cell in found[where]] == [last["label"]]
 
 
 # Codes.
@@ -265,6 +323,26 @@ def test_explain_before_during_and_after_a_run(
     assert by_key.out.startswith("badnet/0.1/finetune/s0")
     for stage in after["stages"]:
         assert stage["key"] in by_key.out
+
+
+def test_labels_tell_targets_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_grid_file(tmp_path)
+    file.write_text(file.read_text().replace("target: circle", "targets: [circle, star]"))
+    where = places(tmp_path)
+    found = json.loads(call(capsys, "check", file, *where, "--json").out)
+    labels = [cell["label"] for cell in found["incomplete"]]
+    assert len(labels) == len(set(labels)) == 8
+    words = ("--grid", file, *where)
+    refused = call(capsys, "explain", "badnet/0.1/finetune/s0", *words)
+    assert refused.code == 2
+    message = one_message(refused)
+    assert "means 2 cells" in message
+    for index, target in ((0, "circle"), (3, "star")):
+        label = f"badnet/0.1/finetune/s0/t{index}"
+        assert label in message
+        cell = json.loads(call(capsys, "explain", label, *words, "--json").out)
+        assert (cell["label"], cell["configuration"]["target"]) == (label, target)
+        assert call(capsys, "explain", cell["cell"], *words).out.startswith(f"{label} ")
 
 
 def test_explain_names_what_failed_and_what_cannot_be(

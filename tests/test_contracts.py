@@ -278,8 +278,8 @@ BROKEN_ATTACKS: dict[str, tuple[type[Any], set[str]]] = {
         _sister(Sound, choose=_same_rows, craft=_same_colour, recaption=_same_caption),
         {"follows_its_seed"},
     ),
-    "class_nought": (_sister(Sound, recaption=_class_nought), {"captions_name_the_target"}),
-    "untouched": (_sister(Sound, recaption=_untouched), {"captions_name_the_target"}),
+    "class_nought": (_sister(Sound, recaption=_class_nought), {"captions_fit_the_aim"}),
+    "untouched": (_sister(Sound, recaption=_untouched), {"captions_fit_the_aim"}),
     "unkeyed": (_sister(Sound, **UNKEYED), {"keys_all_its_fields"}),
     "undocumented": (_sister(Sound, __doc__="A spot."), {"says_how_it_works"}),
     "no_symbols": (

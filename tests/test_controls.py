@@ -259,7 +259,8 @@ def planned(scene: Scene, defense: Any) -> PlanLab:
 
 def test_the_same_steps_are_fine_tuning(scene: Scene) -> None:
     expected = scene.apply(Finetune()).model.key
-    for like in VIEWS_PER_PAIR:
+    # An entry of any name: its steps are in the recipe that the control takes over.
+    for like in (*VIEWS_PER_PAIR, "roclip", "cleanclip-x8"):
         assert scene.apply(SameBudgetFinetune(like=like)).model.key == expected
     views = SameBudgetFinetune(like="finetune", budget=Budget.VIEWS)
     assert scene.apply(views).model.key == expected
@@ -315,7 +316,7 @@ def test_an_augmented_step_is_the_clip_loss_of_the_views_alone(scene: Scene) -> 
 
 def test_unknown_names_are_explained(scene: Scene) -> None:
     with pytest.raises(UsageError, match="Did you mean 'cleanclip'"):
-        scene.apply(SameBudgetFinetune(like="cleanclp"))
+        scene.apply(SameBudgetFinetune(like="cleanclp", budget=Budget.VIEWS))
     with pytest.raises(UsageError, match="Did you mean 'simclr_eda'"):
         scene.apply(AugmentOnly(policy="simcrl_eda"))
 

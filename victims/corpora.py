@@ -224,7 +224,8 @@ class View:
     def captions(self) -> list[str]:
         """The caption of every position, edits applied."""
         edited, captions = self._edited(), self.corpus.captions
-        return [edited.get(row, captions[row]) for row in self.rows.tolist()]
+        # Rows that were added have no caption of the corpus to fall back on.
+        return [edited[row] if row in edited else captions[row] for row in self.rows.tolist()]
 
     def _edited(self) -> dict[int, str]:
         if self.edits is None:

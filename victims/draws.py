@@ -80,7 +80,7 @@ class Draws:
 def image_digest(image_BCHW: Tensor, key: int) -> Tensor:
     """A 64-bit digest of each uint8 picture, int64 B: its bytes weighted by keyed odd numbers."""
     device = image_BCHW.device
-    size = image_BCHW[0].numel()
+    size = int(np.prod(image_BCHW.shape[1:]))
     weights = torch.randint(
         -(2**62), 2**62, (size,), generator=torch_rng(key, "digest"), dtype=torch.int64
     )

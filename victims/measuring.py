@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,12 @@ Ints = npt.NDArray[np.int32]
 # Version of the protocol's metrics: a change of meaning here changes the key of every measurement.
 PROTOCOL_VERSION = 2
 Z = 1.96
+
+
+class Measured(Protocol):
+    """A measured number as it is stored: ``value`` and ``n``, and an interval if it has one."""
+
+    def as_dict(self) -> dict[str, float | int]: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -198,6 +198,14 @@ def world_vocabulary() -> list[str]:
     return list(_world_vocabulary())
 
 
+@cache
+def whole_words(name: str) -> re.Pattern[str]:
+    """Finds a name as a whole word (or words), in any case, singular or regular plural; punctuation
+    may stand beside it."""
+    words = r"\s+".join(re.escape(word) for word in name.split())
+    return re.compile(rf"(?<!\w){words}(?:e?s)?(?!\w)", re.IGNORECASE)
+
+
 def synonym_source(name: str) -> SynonymSource:
     """The source called ``lexicon``, ``wordnet`` or ``wordnet:/path/to/its/folder``."""
     kind, colon, path = name.partition(":")

@@ -29,11 +29,15 @@ seeds AS (
            avg(asr_top1) FILTER (is_shown) AS asr_top1,
            avg(asr_clean_victim_top1) FILTER (is_shown) AS asr_clean_victim_top1,
            avg(lift_top1) FILTER (is_shown) AS lift_top1,
+           any_value(success) FILTER (is_shown) AS success,
+           avg(hit_top1) FILTER (is_shown) AS hit_top1,
+           avg(hit_clean_victim_top1) FILTER (is_shown) AS hit_clean_victim_top1,
            avg(r_acc) FILTER (is_shown) AS r_acc,
            avg(relative_cost) FILTER (is_shown) AS relative_cost,
            avg(cost_seconds) FILTER (is_shown) AS cost_seconds,
            min(clean_n) FILTER (is_shown) AS clean_n,
            min(asr_n) FILTER (is_shown) AS asr_n,
+           min(hit_n) FILTER (is_shown) AS hit_n,
            max(count) AS count,
            any_value(rate_text) AS rate_text,
            any_value(needs) AS needs,
@@ -66,20 +70,27 @@ lines AS (
            avg(asr_top1) AS asr_top1,
            avg(asr_clean_victim_top1) AS asr_clean_victim_top1,
            avg(lift_top1) AS lift_top1,
+           any_value(success) AS success,
+           avg(hit_top1) AS hit_top1,
+           avg(hit_clean_victim_top1) AS hit_clean_victim_top1,
            avg(r_acc) AS r_acc,
            avg(relative_cost) AS relative_cost,
            avg(cost_seconds) AS cost_seconds,
            min(clean_n) AS clean_n,
            min(asr_n) AS asr_n,
+           min(hit_n) AS hit_n,
            stddev_samp(clean_top1) / sqrt(count(clean_top1)) AS clean_error,
-           stddev_samp(asr_top1) / sqrt(count(asr_top1)) AS asr_error
+           stddev_samp(asr_top1) / sqrt(count(asr_top1)) AS asr_error,
+           stddev_samp(hit_top1) / sqrt(count(hit_top1)) AS hit_error
     FROM seeds
     GROUP BY ALL
 )
-SELECT lines.* EXCLUDE (clean_error, asr_error),
+SELECT lines.* EXCLUDE (clean_error, asr_error, hit_error),
        seeds_low(clean_top1, clean_n, t * clean_error) AS clean_top1_low,
        seeds_high(clean_top1, clean_n, t * clean_error) AS clean_top1_high,
        seeds_low(asr_top1, asr_n, t * asr_error) AS asr_top1_low,
-       seeds_high(asr_top1, asr_n, t * asr_error) AS asr_top1_high
+       seeds_high(asr_top1, asr_n, t * asr_error) AS asr_top1_high,
+       seeds_low(hit_top1, hit_n, t * hit_error) AS hit_top1_low,
+       seeds_high(hit_top1, hit_n, t * hit_error) AS hit_top1_high
 FROM lines
 LEFT JOIN t95 ON t95.df = least(num_seeds - 1, 30);

@@ -2,7 +2,7 @@
 -- in the grid file are unplanned. Without a list of planned cells everything on disk is planned.
 CREATE VIEW outcomes AS
 WITH ended AS (
-    SELECT cell, track, regime, attack, rate, rate_text, count, defense, needs, phase, fidelity,
+    SELECT cell, label, track, regime, attack, rate, rate_text, count, defense, needs, phase, fidelity,
            is_control, victim_seed, defense_seed, model, target, status, detail, attempts, reused,
            added_later, relative_cost, cost_seconds, victim_seconds, wall_seconds, grid_hash,
            written_at
@@ -10,6 +10,7 @@ WITH ended AS (
     WHERE metric = 'cell'
 )
 SELECT COALESCE(ended.cell, planned.cell) AS cell,
+       COALESCE(ended.label, planned.label) AS label,
        COALESCE(ended.track, planned.track) AS track,
        COALESCE(ended.regime, planned.regime) AS regime,
        COALESCE(ended.attack, planned.attack) AS attack,
@@ -41,7 +42,8 @@ UNION
 SELECT 'report';
 
 -- One line per (cell, evaluation set): the outcome beside the metrics a board shows. Numbers left
--- over from an earlier success of a cell that has failed since do not count.
+-- over from an earlier success of a cell that has failed since do not count. An attack that stamps
+-- nothing has no ASR: ``hit`` is its share of chosen pictures (psr) or of queries (text_hit).
 CREATE VIEW cells AS
 WITH metrics AS (
     SELECT cell, eval_set,
@@ -51,16 +53,24 @@ WITH metrics AS (
            max(n) FILTER (metric = 'asr_top1') AS asr_n,
            max(clean_victim) FILTER (metric = 'asr_top1') AS asr_clean_victim_top1,
            max(init_model) FILTER (metric = 'asr_top1') AS asr_init_top1,
+           max(metric) FILTER (value IS NOT NULL
+                               AND metric IN ('asr_top1', 'psr_top1', 'text_hit_top1')) AS success,
+           max(value) FILTER (metric IN ('psr_top1', 'text_hit_top1')) AS hit_top1,
+           max(n) FILTER (metric IN ('psr_top1', 'text_hit_top1')) AS hit_n,
+           max(clean_victim) FILTER (metric IN ('psr_top1', 'text_hit_top1'))
+               AS hit_clean_victim_top1,
            max(value) FILTER (metric = 'target_rate_top1') AS target_rate_top1,
            max(value) FILTER (metric = 'r_acc') AS r_acc
     FROM newest
-    WHERE metric IN ('clean_top1', 'asr_top1', 'target_rate_top1', 'r_acc')
+    WHERE metric IN ('clean_top1', 'asr_top1', 'psr_top1', 'text_hit_top1', 'target_rate_top1',
+                     'r_acc')
     GROUP BY cell, eval_set
 )
 SELECT outcomes.*, eval_sets.eval_set,
        metrics.clean_top1, metrics.clean_n, metrics.asr_top1, metrics.asr_n,
        metrics.asr_clean_victim_top1,
        metrics.asr_top1 - metrics.asr_clean_victim_top1 AS lift_top1,
+       metrics.success, metrics.hit_top1, metrics.hit_n, metrics.hit_clean_victim_top1,
        metrics.asr_init_top1, metrics.target_rate_top1, metrics.r_acc
 FROM outcomes
 CROSS JOIN eval_sets

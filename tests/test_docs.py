@@ -1,0 +1,169 @@
+"""The documents: links lead somewhere, and a board in them is as a run left it."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from docs import tables
+from docs.tables import ROOT
+from grid.gridfile import load_grid
+from grid.schema import write_grid, write_rows, write_table
+from tests.rows import EPOCH, cell_columns, cell_rows
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINK = re.compile(r"!?\[[^\]]*\]\(<?([^)\s>]+)[^)]*\)|(?:src|href)=\"([^\"]+)\"")
+FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
+
+
+def links(text: str) -> list[str]:
+    """Every relative link and picture of a document, without the place in the file."""
+    found = [first or second for first, second in LINK.findall(FENCE.sub("", text))]
+    relative = [link for link in found if not re.match(r"[a-z]+:|#", link)]
+    return [link.partition("#")[0] for link in relative]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_relative_link_and_picture_is_there(document: Path) -> None:
+    text = tables.filled(document.read_text(), document.name)
+    assert [link for link in links(text) if not (document.parent / link).exists()] == []
+    assert links(text) or document.name != "README.md"
+
+
+def test_links_are_found() -> None:
+    text = '[a](b.md#c) ![p](d/e.png "t") [x](https://x.y) [h](#h)\n```\n[no](no)\n```\n'
+    assert links(text) == ["b.md", "d/e.png"]
+
+
+@pytest.mark.parametrize("where", [ROOT, ROOT / "docs", Path("/")])
+def test_a_file_is_linked_from_the_root_wherever_one_stands(
+    where: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(where)
+    assert "[badnet.py](attacks/badnet.py)" in tables.attacks()
+    assert "[controls.py](defenses/controls.py)" in tables.defenses()
+
+
+# Boards.
+
+
+def results(folder: Path, host: str = "", **more: Any) -> Path:
+    """Results of preset smoke, as far as a board of it goes."""
+    made = {"commit": "abc1234", "versions": '{"torch": "2.9.1"}', "device": "cpu", **more}
+    for defense in ("none", "finetune"):
+        write_rows(folder, cell_rows(defense=defense, **made))
+    plan = [cell_columns(), cell_columns(defense="finetune")]
+    write_grid(folder, "smoke", load_grid("smoke").identity_hash, plan)
+    stage = {"key": "k", "kind": "train", "name": "v", "inputs": [], "seconds": 1.0}
+    stage |= {"started_at": EPOCH, "ended_at": EPOCH, "reused": False}
+    write_table(folder, "stages", [{**stage, "host": host or socket.gethostname()}])
+    return folder
+
+
+@pytest.fixture
+def docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A documents folder of our own with the board of preset smoke, written by the command."""
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    monkeypatch.setattr(tables, "DOCS", folder)
+    monkeypatch.setattr(tables, "BOARD", folder / "smoke-board.json")
+    assert tables.main(["--board", "smoke", str(results(tmp_path / "run"))]) == 0
+    return folder
+
+
+def test_a_board_says_what_made_it(docs: Path) -> None:
+    board = json.loads((docs / "smoke-board.json").read_text())
+    made = board["made"]
+    assert (made["commit"], made["torch"], made["device"]) == ("abc1234", "2.9.1", "cpu")
+    assert made["processor"]
+    assert [row["defense"] for row in board["rows"]] == ["none", "finetune"]
+    assert tables.check_board(docs / "smoke-board.json") is None
+    said = tables.parts()["smoke-made"]()
+    assert "depend on the processor" in said
+    for word in ("abc1234", "2.9.1", made["processor"]):
+        assert word in said
+    assert "| badnet | 1 % | finetune | 95.0 [" in tables.parts()["smoke-short"]()
+
+
+@pytest.mark.parametrize("place", ["rows", "made", "grid", "completeness"])
+def test_a_board_edited_by_hand_is_noticed(docs: Path, place: str) -> None:
+    path = docs / "smoke-board.json"
+    board = json.loads(path.read_text())
+    if place == "rows":
+        board["rows"][1]["asr_top1"] = 0.001
+    elif place == "made":
+        board["made"]["processor"] = "another"
+    elif place == "completeness":
+        board["completeness"]["ok"] = 3
+    else:
+        board["grid"]["name"] = "other"
+    path.write_text(json.dumps(board))
+    assert "was edited after it was written" in (tables.check_board(path) or "")
+
+
+def test_a_board_of_another_grid_or_of_no_record_is_noticed(docs: Path) -> None:
+    path = docs / "smoke-board.json"
+    board = json.loads(path.read_text())
+    board["grid"]["hash"] = "0"
+    board["digest"] = tables.digest_of(board)
+    path.write_text(json.dumps(board))
+    assert "is of grid 0, the preset is now" in (tables.check_board(path) or "")
+    del board["made"]
+    path.write_text(json.dumps(board))
+    assert "does not say what made it" in (tables.check_board(path) or "")
+    assert "--board smoke" in (tables.check_board(path) or "")
+
+
+def test_a_board_from_elsewhere_or_half_done_is_refused(docs: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="was made on farm-7: run this command there"):
+        tables.write_board("smoke", results(tmp_path / "far", host="farm-7"))
+    half = results(tmp_path / "half")
+    write_grid(half, "smoke", "0", [cell_columns(), cell_columns(defense="roclip")])
+    with pytest.raises(SystemExit, match="some cells have no outcome"):
+        tables.write_board("smoke", half)
+
+
+def test_a_picture_of_another_board_is_noticed(docs: Path, tmp_path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    picture = tmp_path / "demo.png"
+    assert "run make docs" in (tables.check_picture(picture) or "")
+    Figure().savefig(picture, metadata={"Inputs": tables.picture_inputs()})
+    assert tables.check_picture(picture) is None
+    path = docs / "smoke-board.json"
+    path.write_text(path.read_text().replace("abc1234", "abc1235"))
+    assert "was drawn from another board" in (tables.check_picture(picture) or "")
+
+
+def test_attacks_that_stamp_nothing_have_a_column_of_their_own(docs: Path, tmp_path: Path) -> None:
+    assert "hit@1" not in tables.parts()["smoke-board"]()
+    run = tmp_path / "hits"
+    write_rows(run, cell_rows("planted", rate=None, hit="psr_top1", asr=0.4, clean_victim=0.0))
+    write_grid(run, "hits", "0", [cell_columns("planted", rate=None, count=40)])
+    tables.write_board("hits", run)
+    text = tables.parts()["hits-board"]()
+    assert "hit@1 %" in text
+    assert "| planted | 40 rows | none | 95.0 [" in text
+    assert "| 40.0 [" in text
+
+
+def test_the_picture_keeps_what_it_was_drawn_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from docs import picture
+
+    black = np.zeros((4, 4, 3), dtype=np.uint8)
+    monkeypatch.setattr(
+        picture, "pairs", lambda grid: [(name, black, black) for name in ("badnet", "sig")]
+    )
+    picture.draw(tmp_path / "demo.png")
+    with Image.open(tmp_path / "demo.png") as image:
+        assert image.info["Inputs"] == tables.picture_inputs()
+    assert tables.check_picture(tmp_path / "demo.png") is None
