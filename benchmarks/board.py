@@ -50,6 +50,7 @@ def made_cells(num_cells: int) -> list[dict[str, Any]]:
     return [
         {
             **{"cell": f"cell-{index:016x}", "track": "multimodal", "regime": "F"},
+            "label": f"{attack}/{rate}/{defense}/s{seed}",
             **{"attack": attack, "rate": float(rate), "rate_text": rate},
             **{"count": round(float(rate) * 10_000), "defense": defense, "needs": ["victim"]},
             **{"phase": "finetuning", "fidelity": "exact", "is_control": "oracle" in defense},

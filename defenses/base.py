@@ -170,7 +170,8 @@ class Defended:
 
 
 class Defense(Protocol):
-    """A frozen dataclass. ``fidelity`` is one word, or a mapping by regime."""
+    """A frozen dataclass that derives from this class. ``fidelity`` is one word, or a mapping by
+    regime."""
 
     name: ClassVar[str]
     version: ClassVar[int]
@@ -179,6 +180,10 @@ class Defense(Protocol):
     needs: ClassVar[frozenset[Need]]
     fidelity: ClassVar[Any]
     variants: ClassVar[Mapping[str, Mapping[str, Any]]]
+
+    def check(self) -> None:
+        """Raise `UsageError` where the fields cannot be meant; asked when a grid file is read."""
+        return None
 
     def apply(self, lab: Lab, case: Case) -> Defended: ...
 

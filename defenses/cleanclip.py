@@ -23,15 +23,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from defenses.base import Case, Defended, Fidelity, Need, Phase
-from victims.augment import augment
+from defenses.base import Case, Defended, Defense, Fidelity, Need, Phase
+from victims.augment import augment, policy_from
 from victims.batches import Batch, cat_tokens
 from victims.draws import Draws
 from victims.lab import Lab
 from victims.losses import clip_loss, in_modal_loss
 from victims.models import Clip
 from victims.recipe import Clock
-from victims.rewrite import EdaMode, eda_text
+from victims.rewrite import EdaMode, eda_text, pinned_source
 from victims.training import Objective
 
 
@@ -85,7 +85,7 @@ class InModalSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CleanClip:
+class CleanClip(Defense):
     name: ClassVar[str] = "cleanclip"
     version: ClassVar[int] = 1
     paper: ClassVar[str] = "arXiv 2303.03323"
@@ -101,6 +101,10 @@ class CleanClip:
     synonyms: str = "lexicon"
     side: Side = Side.BOTH
     concat_views: bool = True
+
+    def check(self) -> None:
+        policy_from(self.image_policy)
+        pinned_source(self.synonyms)
 
     def apply(self, lab: Lab, case: Case) -> Defended:
         recipe = case.recipes.repair

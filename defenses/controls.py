@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from defenses.base import Case, Defended, Fidelity, Need, Phase
+from defenses.base import Case, Defended, Defense, Fidelity, Need, Phase
 from victims.augment import augment
 from victims.batches import Batch
 from victims.draws import Draws, numpy_rng
@@ -31,7 +31,7 @@ from victims.lab import Lab
 from victims.losses import clip_loss
 from victims.models import Clip
 from victims.recipe import Clock
-from victims.rewrite import EdaMode, eda_text
+from victims.rewrite import EdaMode, eda_text, pinned_source
 from victims.training import Objective, PlainClipSpec
 
 # Pair views with gradient per clean pair and epoch, for `same_budget_finetune`.
@@ -58,7 +58,7 @@ def _share(name: str, value: float) -> float:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NoDefense:
+class NoDefense(Defense):
     """The undefended victim."""
 
     name: ClassVar[str] = "none"
@@ -74,7 +74,7 @@ class NoDefense:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CleanModel:
+class CleanModel(Defense):
     """The public reference, untouched: how much of an ASR is no backdoor at all."""
 
     name: ClassVar[str] = "clean_model"
@@ -90,7 +90,7 @@ class CleanModel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CleanTraining:
+class CleanTraining(Defense):
     """FIT on the data with every poisoned row restored: the ceiling of training-time defenses."""
 
     name: ClassVar[str] = "clean_training"
@@ -107,7 +107,7 @@ class CleanTraining:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OracleFilter:
+class OracleFilter(Defense):
     """FIT without the poisoned rows, or without a random share ``recall`` of them."""
 
     name: ClassVar[str] = "oracle_filter"
@@ -120,9 +120,13 @@ class OracleFilter:
 
     recall: float = 1.0
 
+    def check(self) -> None:
+        _share("oracle_filter: recall", self.recall)
+
     def apply(self, lab: Lab, case: Case) -> Defended:
+        self.check()
         poisoned = np.flatnonzero(case.truth.poisoned)
-        count = round(_share("oracle_filter: recall", self.recall) * len(poisoned))
+        count = round(self.recall * len(poisoned))
         # The order of the draw does not depend on the recall, so that a larger one drops more of
         # the same rows.
         rng = numpy_rng(case.seed, "oracle", case.suspect_data.key)
@@ -130,7 +134,7 @@ class OracleFilter:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PartialOracle:
+class PartialOracle(Defense):
     """`oracle_filter` with a detector's recall instead of 1."""
 
     name: ClassVar[str] = "partial_oracle"
@@ -146,12 +150,15 @@ class PartialOracle:
 
     recall: float = 0.9
 
+    def check(self) -> None:
+        _share("partial_oracle: recall", self.recall)
+
     def apply(self, lab: Lab, case: Case) -> Defended:
         return OracleFilter(recall=self.recall).apply(lab, case)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RandomFilter:
+class RandomFilter(Defense):
     """FIT without floor(q N) uniformly drawn rows: what dropping data does by itself."""
 
     name: ClassVar[str] = "random_filter"
@@ -163,6 +170,9 @@ class RandomFilter:
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     fraction: float = 0.1
+
+    def check(self) -> None:
+        _share("random_filter: fraction", self.fraction)
 
     def apply(self, lab: Lab, case: Case) -> Defended:
         num_rows = len(case.suspect_data)
@@ -182,7 +192,7 @@ def _filtered(lab: Lab, case: Case, dropped: np.ndarray) -> Defended:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SameBudgetFinetune:
+class SameBudgetFinetune(Defense):
     """Plain fine-tuning with the recipe and the budget of another method."""
 
     name: ClassVar[str] = "same_budget_finetune"
@@ -196,12 +206,15 @@ class SameBudgetFinetune:
     like: str = "cleanclip"
     budget: Budget = Budget.STEPS
 
+    def check(self) -> None:
+        # Steps come with the recipe of any entry; views are known of these methods alone.
+        if self.budget == Budget.VIEWS and self.like not in VIEWS_PER_PAIR:
+            raise unknown("method", self.like, VIEWS_PER_PAIR, "same_budget_finetune.like")
+
     def apply(self, lab: Lab, case: Case) -> Defended:
+        self.check()
         recipe = case.recipes.repair
         if self.budget == Budget.VIEWS:
-            # Steps come with the recipe of any entry; views are known of these methods alone.
-            if self.like not in VIEWS_PER_PAIR:
-                raise unknown("method", self.like, VIEWS_PER_PAIR, "same_budget_finetune.like")
             recipe = replace(recipe, epochs=recipe.epochs * VIEWS_PER_PAIR[self.like])
         return Defended(lab.train(PlainClipSpec(), case.clean_data, recipe, init=case.victim))
 
@@ -234,7 +247,7 @@ class AugmentedClipSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AugmentOnly:
+class AugmentOnly(Defense):
     """Fine-tuning on augmented views and nothing else: augmentation's share in a cure."""
 
     name: ClassVar[str] = "augment_only"
@@ -252,9 +265,13 @@ class AugmentOnly:
     like: str = "cleanclip"
     synonyms: str = "lexicon"
 
-    def apply(self, lab: Lab, case: Case) -> Defended:
+    def check(self) -> None:
         if self.policy not in POLICIES:
             raise unknown("policy", self.policy, POLICIES, "augment_only.policy")
+        pinned_source(self.synonyms)
+
+    def apply(self, lab: Lab, case: Case) -> Defended:
+        self.check()
         image_policy, eda = POLICIES[self.policy]
         recipe = case.recipes.repair
         if self.policy == "none":

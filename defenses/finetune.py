@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from defenses.base import Case, Defended, Fidelity, Need, Phase
+from defenses.base import Case, Defended, Defense, Fidelity, Need, Phase
 from victims.lab import Lab
 from victims.models import Clip
 from victims.training import Objective, PlainClip, PlainClipSpec
@@ -68,7 +68,7 @@ class PartialClipSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finetune:
+class Finetune(Defense):
     name: ClassVar[str] = "finetune"
     version: ClassVar[int] = 1
     paper: ClassVar[str] = "baseline of arXiv 2303.03323"

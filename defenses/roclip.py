@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from defenses.base import Case, Defended, Fidelity, Need, Phase, Regime
+from defenses.base import Case, Defended, Defense, Fidelity, Need, Phase, Regime
 from victims.augment import augment, policy_from
 from victims.batches import Batch
 from victims.distributed import gather
@@ -38,7 +38,7 @@ from victims.lab import Lab
 from victims.losses import clip_loss, similarity
 from victims.models import Clip
 from victims.recipe import Clock
-from victims.rewrite import EdaMode, eda_text
+from victims.rewrite import EdaMode, eda_text, pinned_source
 from victims.training import Objective
 
 
@@ -142,7 +142,7 @@ class PooledCaptionsSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RoClip:
+class RoClip(Defense):
     name: ClassVar[str] = "roclip"
     version: ClassVar[int] = 1
     paper: ClassVar[str] = "arXiv 2303.06854"
@@ -168,10 +168,15 @@ class RoClip:
     query: Query = Query.IMAGE
     text_drift: bool = False
 
-    def apply(self, lab: Lab, case: Case) -> Defended:
-        data, recipe = case.suspect_data, case.recipes.victim
+    def check(self) -> None:
         if self.every is not None and self.every < 1:
             raise UsageError(f"roclip: every must be at least 1 (or null), got {self.every}")
+        policy_from("simclr", crop_scale=self.crop_scale)
+        pinned_source(self.synonyms)
+
+    def apply(self, lab: Lab, case: Case) -> Defended:
+        self.check()
+        data, recipe = case.suspect_data, case.recipes.victim
         size = self.pool_size
         if size is None:
             size = max(recipe.batch_size, math.ceil(0.02 * len(data)))

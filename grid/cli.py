@@ -289,6 +289,23 @@ def _preset_file(name: str) -> str:
 
 
 @app.command()
+def gallery(
+    grid: GridArg,
+    out: Annotated[Path | None, typer.Option("--out", help="Default runs/NAME.")] = None,
+    store: StoreOpt = None,
+) -> None:
+    """Draw what every attack does to pairs: gallery.png and gallery.html."""
+    from grid.gallery import make_gallery
+    from grid.gridfile import load_grid
+    from victims.store import Store
+
+    decoded = load_grid(grid)
+    where, uri = _places(decoded.name, out, store)
+    picture, page = make_gallery(decoded, where, Store(uri), say)
+    typer.echo(f"{picture}\n{page}")
+
+
+@app.command()
 def mock(
     method: Annotated[str, typer.Argument(help="A method's name, or package.module:Class.")],
 ) -> None:

@@ -126,6 +126,11 @@ def defense_entries(raw: Raw, recipes: Recipes, data: WorldData) -> tuple[Defens
     if not any(entry.method.name == UNDEFENDED for entry in entries):
         entries.insert(0, _entry("defenses", Raw.of(UNDEFENDED, raw.where), methods))
     _require_labels(entries)
+    for entry in entries:
+        try:
+            entry.method.check()
+        except UsageError as error:
+            raise entry.at.error(str(error)) from error
     own = {entry.label: _overrides(entry, recipes.repair) for entry in entries}
     found = []
     for entry in entries:

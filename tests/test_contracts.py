@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from attacks.base import Attack, GateGroup, Knowledge, Track, pick, template_caption
-from defenses.base import Case, Defended, Fidelity, Need, Phase
+from defenses.base import Case, Defended, Defense, Fidelity, Need, Phase
 from grid import kit
 from grid.kit_base import Broken, Kit
 from grid.kit_common import alternatives, built, explains_itself
@@ -339,7 +339,7 @@ def test_an_attack_that_depends_on_its_process_is_found(world: Kit) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gentle:
+class Gentle(Defense):
     __doc__ = DOC
 
     name: ClassVar[str] = "gentle"

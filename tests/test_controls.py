@@ -372,7 +372,7 @@ def test_the_truth_is_the_poisoned_rows_and_the_data_as_it_was(scene: Scene) -> 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cheat:
+class Cheat(Defense):
     """A filter that would like to know."""
 
     name: ClassVar[str] = "cheat"

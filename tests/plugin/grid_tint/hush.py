@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from defenses.base import Case, Defended, Fidelity, Need, Phase
+from defenses.base import Case, Defended, Defense, Fidelity, Need, Phase
 from victims.batches import Batch
 from victims.draws import Draws
 from victims.lab import Lab
@@ -53,7 +53,7 @@ class NoisySpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hush:
+class Hush(Defense):
     name: ClassVar[str] = "hush"
     version: ClassVar[int] = 1
     paper: ClassVar[str] = "an example"
