@@ -24,7 +24,16 @@ from victims.recipe import Runtime
 from victims.store import Store
 
 LEARNING_RATES = (5e-4, 1e-3, 2e-3, 3e-3, 5e-3, 8e-3)
-ROCLIP = ((3, 0.75), (3, 0.5), (3, 0.08), (2, 0.75), (2, 0.5), (2, 0.08))  # K, smallest crop
+ROCLIP = (
+    (3, 0.9),
+    (3, 0.75),
+    (3, 0.5),
+    (3, 0.08),
+    (2, 0.9),
+    (2, 0.75),
+    (2, 0.5),
+    (2, 0.08),
+)  # K, smallest crop
 
 
 def candidates() -> dict[str, list[tuple[str, str]]]:

@@ -21,11 +21,11 @@ More.
 """
 from dataclasses import dataclass
 from typing import ClassVar
-from defenses.base import Defended, Fidelity, Need, Phase
+from defenses.base import Defended, Defense, Fidelity, Need, Phase
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shrug:
+class Shrug(Defense):
     name: ClassVar = "shrug"
     version: ClassVar = 3
     paper: ClassVar = "arXiv 0000.00000"

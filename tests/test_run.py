@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -317,10 +317,10 @@ def test_the_machines_fault_is_tried_three_times(
 
 TEA = """
 from dataclasses import dataclass
-from defenses.base import Defended, Fidelity, Need, Phase
+from defenses.base import Defended, Defense, Fidelity, Need, Phase
 
 @dataclass(frozen=True, kw_only=True)
-class Tea:
+class Tea(Defense):
     name = "tea"; version = 1; paper = "none"; phase = Phase.FINETUNING
     needs = frozenset({Need.VICTIM}); fidelity = Fidelity.EXACT; variants = {}
     def apply(self, lab, case):
@@ -417,15 +417,18 @@ def test_a_victim_that_fails_takes_its_cells_along_and_no_others(tmp_path: Path)
 
 
 @dataclass(frozen=True)
-class _FailingStamp:
+class _FailingStamp(Attack):
     """An attack that cannot craft its trigger."""
 
     like: Attack
 
     name: ClassVar[str] = "blended"
     version: ClassVar[int] = 99
+    paper: ClassVar[str] = "none"
     group: ClassVar[GateGroup] = GateGroup.STRONG
     tracks: ClassVar[frozenset[Track]] = frozenset({Track.MULTIMODAL})
+    trigger: ClassVar[type[Any]] = object
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def craft(self, lab: Any, held: Any, size: int) -> Any:
         raise ArithmeticError("no trigger")
