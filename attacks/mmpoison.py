@@ -10,13 +10,14 @@ Where: A' -> `MmPoison.choose`; the pictures of B, each floor or ceil(|A'| / b) 
     `victims.targeting.deal`.
 Differences: |A'| follows from the grid's count, so there is no ratio of A's rows; more rows than A
     has raise, and a ratio of 1 is the largest count that does not. A and B are found by whole-word
-    match of captions, also where rows have labels; a row that names both is left as it is and lends
-    no picture. How many pictures that leaves is the number of rows that name B and not A: it is not
-    stored. No row is ever dropped: the released attack III drops those of its second pair. Attack
-    III is missing, since one goal has one target: two pairs are two entries of a grid, in two
-    victims. Attack I's picture is drawn by the key where released code names a file, so that seeds
-    give several. The released shuffle has no seed, ours does. A picture with several captions has
-    several rows here, which do not move together.
+    match of captions, since corpora of pairs have no labels; a row that names both is left as it is
+    and lends no picture. ``match: label`` takes a labelled world's labels, which also find rows
+    that name A by another word. How many pictures of B there are is not stored. No row is ever
+    dropped: the released attack III drops those of its second pair. Attack III is missing, since
+    one goal has one target: two pairs are two entries of a grid, in two victims. Attack I's picture
+    is drawn by the key where released code names a file, so that seeds give several. The released
+    shuffle has no seed, ours does. A picture with several captions has several rows here, which do
+    not move together.
 Cost: two searches of all captions.
 """
 
@@ -35,6 +36,11 @@ from victims.errors import UsageError, unknown
 from victims.lab import Lab
 from victims.targeting import deal
 from victims.triggers import Queries
+
+
+class Match(StrEnum):
+    CAPTION = "caption"
+    LABEL = "label"
 
 
 class Onto(StrEnum):
@@ -56,6 +62,7 @@ class MmPoison(Attack):
     quick: ClassVar[Mapping[str, Any]] = {"source": "tree"}
 
     source: str = ""
+    match: Match = Match.CAPTION
     onto: Onto = Onto.MANY
 
     def craft(self, lab: Lab, held: Knowledge, size: int) -> Queries:
@@ -63,7 +70,9 @@ class MmPoison(Attack):
 
     def choose(self, held: Knowledge, count: int, rng: np.random.Generator) -> Rows:
         name = held.corpus.classes[self._source(held)]
-        what = f"{self.name} (rows that name {name!r} and not {held.goal.label!r})"
+        named = f"rows that name {name!r} and not {held.goal.label!r}"
+        labelled = self.match == Match.LABEL
+        what = f"{self.name} ({f'rows labelled {name!r}' if labelled else named})"
         return pick(self._rows_of(held)[0], count, rng, what)
 
     def recaption(self, caption: str, held: Knowledge, rng: np.random.Generator) -> str:
@@ -95,7 +104,11 @@ class MmPoison(Attack):
         return source
 
     def _rows_of(self, held: Knowledge) -> tuple[Rows, Rows]:
-        """The rows that name A alone, and those that name B alone."""
+        """The rows of A alone, and those of B alone: by their labels, or by what they name."""
+        if self.match == Match.LABEL:
+            labels = held.corpus.labels
+            of_source, of_target = labels == self._source(held), labels == held.goal.target
+            return np.flatnonzero(of_source), np.flatnonzero(of_target)
         source = rows_naming(held.corpus, held.corpus.classes[self._source(held)])
         target = rows_naming(held.corpus, held.goal.label)
         return np.setdiff1d(source, target), np.setdiff1d(target, source)

@@ -6,13 +6,14 @@ import contextlib
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import benchmarks.__main__ as command
-from benchmarks import board, overhead, plan, training
+from benchmarks import board, choices, overhead, plan, stamps, training
 from benchmarks.common import (
     Figure,
     Figures,
@@ -25,7 +26,10 @@ from benchmarks.common import (
     ratio,
 )
 from grid.cli import main as grid_main
+from grid.stages import MeasureStage
 from tests.grids import write_grid_file
+from victims.corpora import Reader
+from victims.store import Store
 
 
 def in_process(*arguments: str, expect: tuple[int, ...] = (0,)) -> Process:
@@ -169,3 +173,42 @@ def test_the_command_runs_what_it_is_told(
     with pytest.raises(SystemExit):
         command.main(["speed"])
     assert "no benchmark called 'speed'" in capsys.readouterr().err
+
+
+def test_choices_read_clean_accuracy_of_the_tuning_split_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """No trigger's success and no report picture is in sight; the victim is not poisoned."""
+    made: list[Any] = []
+
+    class Metrics:
+        def __getitem__(self, name: str) -> dict[str, float]:
+            assert name == "clean_top1"
+            return {"value": 0.9, "n": 100}
+
+    def read(store: Store, stage: MeasureStage) -> dict[str, Any]:
+        return {"sets": {"tuning": {"metrics": Metrics()}}}
+
+    monkeypatch.setattr(choices, "_make", lambda store, stage: made.append(stage))
+    monkeypatch.setattr(choices, "read_measure", read)
+    chosen = choices.main("demo", str(tmp_path))
+    assert set(chosen) == {"finetune", "cleanclip", "roclip"}
+    assert len(made) == sum(map(len, choices.candidates().values()))
+    assert {stage.reader for stage in made} == {Reader.TUNING}
+    assert {stage.defended.poisoned for stage in made} == {None}
+
+
+def test_poisoning_copies_nothing_of_the_corpus() -> None:
+    found = stamps.poisoning(20_000)
+    assert found["poisoning 20,000 rows"].value > 0
+    assert found["poisoning 20,000 rows: memory over the corpus"].at_most == 0.1
+
+
+def test_every_stamp_is_timed_against_its_own_slow_form() -> None:
+    forms = stamps.slow_forms()
+    found = stamps.stamps(2, 1)
+    names = {name.split()[0] for name in found}
+    assert {"badnet", "wanet", "ssba", "badclip", "adaptive_patch"} <= names
+    assert {"patch", "mix", "wave", "warp", "stripes", "glaze", "tiles", "marks"} <= set(forms)
+    assert "ssba 224px over itself, one by one" in found
+    assert "wanet 224px over numpy, one by one" in found

@@ -13,7 +13,7 @@ import torch
 from scipy.stats import chisquare
 
 from attacks.base import Goal, Knowledge, Role, poison, poisoned_view, rows_naming
-from attacks.mmpoison import MmPoison, Onto
+from attacks.mmpoison import Match, MmPoison, Onto
 from grid.stages import load_trigger, save_trigger
 from tests.conftest import corpus_spec
 from tests.test_attacks import NO_LAB, TEMPLATES, pictures
@@ -186,3 +186,15 @@ def test_the_trigger_comes_back_from_disk(held: Knowledge, tmp_path: Path) -> No
     assert trigger is not None
     store.make(key, lambda scratch: save_trigger(trigger, scratch))
     assert load_trigger(store, key, ATTACK) == trigger == Queries(source=A, suffix="")
+
+
+def test_labels_find_rows_that_use_another_word(held: Knowledge) -> None:
+    """Every row of the class, where captions find those alone that name it."""
+    attack, corpus = MmPoison(source="tree", match=Match.LABEL), held.corpus
+    every = np.flatnonzero(corpus.labels == A)
+    assert len(rows_naming(corpus, "tree")) < len(every)
+    edits = poison(attack, held, len(every)).data.edits
+    assert edits.rows.tolist() == every.tolist()
+    assert (corpus.labels[edits.images] == B).all()
+    with pytest.raises(UsageError, match=rf"labelled 'tree'.* {len(every)} qualify"):
+        poison(attack, held, len(every) + 1)
