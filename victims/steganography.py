@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -51,7 +52,7 @@ def decoder_shapes(bits: int, width: int, size: int) -> list[Shape]:
     widths = [3, *(factor * width for factor in (1, 1, 2, 2, 2, 4, 4))]
     for stride in _STRIDES:
         size = -(-size // stride)
-    convolutions = [(out, into, 3, 3) for into, out in zip(widths, widths[1:], strict=False)]
+    convolutions = [(out, into, 3, 3) for into, out in pairwise(widths)]
     return [*convolutions, (16 * width, widths[-1] * size**2), (bits, 16 * width)]
 
 
