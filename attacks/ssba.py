@@ -139,7 +139,13 @@ class Ssba(Attack):
     secret_weight: float = 1.5
 
     def craft(self, lab: Lab, held: Knowledge, size: int) -> Hidden:
-        self._check(held, size)
+        self.check(size)
+        if held.corpus.size != size or len(held.corpus) < 2:
+            raise UsageError(
+                f"{self.name}: the networks are trained on the pool itself, of 2 rows or more; the"
+                f" trigger is for {size} px, the pool has {len(held.corpus)} pictures of"
+                f" {held.corpus.size} px"
+            )
         order = numpy_rng(held.seed, self.name, "rows").permutation(len(held.corpus))
         checked, rest = np.split(order, [min(_HELD_OUT, max(1, len(order) // 10))])
         rows, eps = rest[: self.rows], 255.0 if self.eps is None else self.eps
@@ -183,7 +189,7 @@ class Ssba(Attack):
             **measured,
         )
 
-    def _check(self, held: Knowledge, size: int) -> None:
+    def check(self, size: int) -> None:
         positive = {
             "bits": self.bits,
             "epochs": self.epochs,
@@ -200,20 +206,21 @@ class Ssba(Attack):
             "perceptual_weight": self.perceptual_weight,
             "secret_weight": self.secret_weight,
         }
-        for name, value in {**positive, **weights}.items():
-            if value < 0 or (value == 0 and name in positive):
-                low = "must be above 0" if name in positive else "must not be negative"
-                raise UsageError(f"{self.name}: {name} {value} {low}")
+        for name, value in positive.items():
+            if not value > 0:
+                raise UsageError(f"{self.name}: {name} is {value}; it must be above 0")
+        for name, value in weights.items():
+            if not value >= 0:
+                raise UsageError(f"{self.name}: {name} is {value}; it must not be negative")
         if self.secret_epochs > self.epochs or (self.plane or 0) > size:
             raise UsageError(
-                f"{self.name}: secret_epochs {self.secret_epochs} must lie in 0..{self.epochs}"
-                f" (epochs), plane {self.plane} in 1..{size} (the picture's side)"
+                f"{self.name}: secret_epochs is {self.secret_epochs}, it must lie in"
+                f" 0..{self.epochs} (epochs); plane is {self.plane}, in 1..{size} (the side)"
             )
-        if size % STEP or held.corpus.size != size or len(held.corpus) < 2:
+        if size % STEP:
             raise UsageError(
-                f"{self.name}: the networks are trained on the pool itself, at sides of a multiple"
-                f" of {STEP} px and on 2 rows or more; the trigger is for {size} px, the pool has"
-                f" {len(held.corpus)} pictures of {held.corpus.size} px"
+                f"{self.name}: the picture's side is {size} px; the encoder halves it four times"
+                f" and needs a multiple of {STEP}"
             )
 
 
