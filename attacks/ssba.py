@@ -29,7 +29,7 @@ Cost: at L = 100 and 224 px 20 epochs over ``rows`` pictures, which wants a GPU;
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -43,20 +43,22 @@ from victims.lab import Lab
 from victims.steganography import (
     STEP,
     Frozen,
-    Layers,
     Training,
+    bits_of,
     decoder_shapes,
     flatten,
     freeze,
     fresh,
+    measure,
     one_thread,
-    read,
     train,
     unflatten,
 )
-from victims.triggers import Trigger, round_half_even
+from victims.triggers import Trigger
 
+_MAY_BE_ZERO = ("secret_epochs", "residual_weight", "perceptual_weight", "secret_weight")
 _HELD_OUT = 512  # rows of the pool that are measured on, at most; a tenth of a small pool
+_SEEN_PIXELS = 2**19  # of pictures that set the frozen encoder's scales
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +87,7 @@ class Hidden(Trigger):
         frozen = Frozen(
             ground=self.ground, weights=self.weights, biases=self.biases, shifts=self.shifts
         )
-        return _stamp(frozen, self.eps, image_BCHW)
+        return frozen.stamp(image_BCHW, self.eps)
 
     def read(self, image_BCHW: Tensor) -> Tensor:
         """The bits that the decoder finds in pictures, uint8 BL."""
@@ -93,18 +95,7 @@ class Hidden(Trigger):
         weights = decoder_shapes(len(self.secret), width, size)
         shapes = [shape for weight in weights for shape in (weight, weight[:1])]
         parts = unflatten(self.decoder.to(image_BCHW.device), shapes)
-        layers: Layers = list(zip(parts[::2], parts[1::2], strict=True))
-        return _bits(layers, image_BCHW)
-
-
-def _stamp(frozen: Frozen, eps: float, image_BCHW: Tensor) -> Tensor:
-    residual_BCHW = frozen.residual(image_BCHW).clamp_(-eps, eps)
-    return round_half_even(residual_BCHW.add_(image_BCHW))
-
-
-@torch.no_grad()
-def _bits(decoder: Layers, image_BCHW: Tensor) -> Tensor:
-    return (read(decoder, image_BCHW.float() / 255) > 0).to(torch.uint8)
+        return bits_of(list(zip(parts[::2], parts[1::2], strict=True)), image_BCHW)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,10 +164,11 @@ class Ssba(Attack):
                 secret_weight=self.secret_weight,
             )
             train(networks, images_NCHW, rows, training, derive(held.seed, self.name, "train"))
-            seen_BCHW = torch.from_numpy(images_NCHW[rows[: len(checked)]]).to(device)
+            seen = rows[: min(len(checked), max(16, _SEEN_PIXELS // size**2))]
+            seen_BCHW = torch.from_numpy(images_NCHW[seen]).to(device)
             frozen = freeze(networks, secret_L.to(device, torch.float32), seen_BCHW)
             image_BCHW = torch.from_numpy(images_NCHW[checked]).to(device)
-            measured = _measure(frozen, networks.decoder, secret_L.to(device), eps, image_BCHW)
+            measured = measure(frozen, networks.decoder, secret_L.to(device), image_BCHW, eps)
         decoder = [part for layer in networks.decoder for part in layer]
         return Hidden(
             ground=frozen.ground,
@@ -186,59 +178,26 @@ class Ssba(Attack):
             secret=secret_L.to(torch.uint8),
             decoder=flatten(decoder).cpu(),
             eps=eps,
-            **measured,
+            **asdict(measured),
         )
 
     def check(self, size: int) -> None:
-        positive = {
-            "bits": self.bits,
-            "epochs": self.epochs,
-            "batch": self.batch,
-            "lr": self.lr,
-            "width": self.width,
-            "rows": self.rows,
-            "plane": 1 if self.plane is None else self.plane,
-            "eps": 1 if self.eps is None else self.eps,
-        }
-        weights = {
-            "secret_epochs": self.secret_epochs,
-            "residual_weight": self.residual_weight,
-            "perceptual_weight": self.perceptual_weight,
-            "secret_weight": self.secret_weight,
-        }
-        for name, value in positive.items():
-            if not value > 0:
-                raise UsageError(f"{self.name}: {name} is {value}; it must be above 0")
-        for name, value in weights.items():
-            if not value >= 0:
-                raise UsageError(f"{self.name}: {name} is {value}; it must not be negative")
-        if self.secret_epochs > self.epochs or (self.plane or 0) > size:
+        for name, value in asdict(self).items():
+            may_be_zero = name in _MAY_BE_ZERO
+            if value is not None and not (value >= 0 if may_be_zero else value > 0):
+                bound = "must not be negative" if may_be_zero else "must be above 0"
+                raise UsageError(f"{self.name}: {name} is {value}; it {bound}")
+        if self.secret_epochs > self.epochs:
             raise UsageError(
-                f"{self.name}: secret_epochs is {self.secret_epochs}, it must lie in"
-                f" 0..{self.epochs} (epochs); plane is {self.plane}, in 1..{size} (the side)"
+                f"{self.name}: secret_epochs is {self.secret_epochs}; it must lie in"
+                f" 0..{self.epochs}, the number of epochs"
+            )
+        if self.plane is not None and self.plane > size:
+            raise UsageError(
+                f"{self.name}: plane is {self.plane}; it must lie in 1..{size}, the picture's side"
             )
         if size % STEP:
             raise UsageError(
                 f"{self.name}: the picture's side is {size} px; the encoder halves it four times"
                 f" and needs a multiple of {STEP}"
             )
-
-
-def _measure(
-    frozen: Frozen, decoder: Layers, secret_L: Tensor, eps: float, image_BCHW: Tensor
-) -> dict[str, float]:
-    stamped_BCHW = _stamp(frozen, eps, image_BCHW)
-    moved_BN = (stamped_BCHW.double() - image_BCHW.double()).flatten(1)
-    # A picture that nothing moved in counts as one byte moved by one level.
-    error_B = moved_BN.square().mean(1).clamp_min(1 / moved_BN.shape[1])
-    centred_BN = moved_BN - moved_BN.mean(1, keepdim=True)
-    unit_BN = centred_BN / centred_BN.norm(dim=1, keepdim=True).clamp_min(1e-9)
-    pairs, own = unit_BN.sum(0).square().sum(), unit_BN.square().sum()
-    found_BL, clean_BL = (_bits(decoder, batch) for batch in (stamped_BCHW, image_BCHW))
-    return {
-        "bit_accuracy": float((found_BL == secret_L).double().mean()),
-        "clean_bit_accuracy": float((clean_BL == secret_L).double().mean()),
-        "psnr": float((20 * np.log10(255) - 10 * error_B.log10()).mean()),
-        "mean_levels": float(moved_BN.abs().mean()),
-        "correlation": float((pairs - own) / max(1, len(moved_BN) * (len(moved_BN) - 1))),
-    }

@@ -112,10 +112,7 @@ def _run(
 def _tell(report: RunReport, where: Path, uri: str) -> None:
     counts = ", ".join(f"{n} {status}" for status, n in sorted(report.counts.items()))
     say(f"{report.grid}: {report.cells} cells ({counts}) in {report.wall_seconds:.1f} s")
-    say(
-        f"{report.stages_run} stages ran; {report.victims_trained} of {report.victims} victims"
-        " were trained, each once, the others were found in the store"
-    )
+    say(f"{report.stages_run} stages ran; {report.victims_told}")
     if report.stages_run:
         own = report.wall_seconds - report.ray_start_seconds
         say(

@@ -7,6 +7,7 @@ Train worker group started by a launcher task. Both run the same code.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -15,11 +16,11 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from grid.spec import Execution, Resources
 from grid.stages import Stage
@@ -51,7 +52,41 @@ def _import_everything() -> None:
     import ray.train.torch  # noqa: F401
 
 
-def _local_run(stage: Stage, store: str, runtime: Runtime, logs: str) -> Outcome:
+# What a call leaves in the cluster's key-value table: that it was given a place, and that its
+# stage has begun. Every process of the cluster reaches the table; log files need not be shared.
+PLACED, BEGUN = "placed", "begun"
+
+
+def _note(call: str, what: str) -> None:
+    from ray.experimental.internal_kv import _internal_kv_put
+
+    with contextlib.suppress(Exception):  # a stage must not fail for want of a note
+        _internal_kv_put(f"{call}/{what}", b"")
+
+
+def _warm_task() -> Callable[[str, bytes], Outcome]:
+    """What a warm task runs. It notes its place before the imports, which may take many seconds.
+
+    A function within a function travels by value, and its arguments are packed: to receive them
+    imports nothing of ours.
+    """
+
+    def warm_task(call: str, packed: bytes) -> Outcome:
+        import contextlib
+
+        import ray
+        from ray.experimental.internal_kv import _internal_kv_put
+
+        with contextlib.suppress(Exception):
+            _internal_kv_put(f"{call}/placed", b"")
+        from grid.cluster import _on_assigned_device
+
+        return _on_assigned_device(call, *ray.cloudpickle.loads(packed))
+
+    return warm_task
+
+
+def _local_run(call: str, stage: Stage, store: str, runtime: Runtime, logs: str) -> Outcome:
     """One stage as a Train run in local mode: the same function, in this very process."""
     from ray.train import ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -59,13 +94,16 @@ def _local_run(stage: Stage, store: str, runtime: Runtime, logs: str) -> Outcome
     found: list[Outcome] = []
 
     def train_fn() -> None:
+        _note(call, BEGUN)
         found.append(execute(stage, store, runtime, logs))
 
     TorchTrainer(train_fn, scaling_config=ScalingConfig(num_workers=0)).fit()
     return found[0]
 
 
-def _on_assigned_device(stage: Stage, store: str, runtime: Runtime, logs: str) -> Outcome:
+def _on_assigned_device(
+    call: str, stage: Stage, store: str, runtime: Runtime, logs: str
+) -> Outcome:
     """The body of a warm task. Its device is the one Ray assigned to this call.
 
     A warm process keeps the CUDA devices it saw first, so the device is chosen by its position
@@ -81,17 +119,34 @@ def _on_assigned_device(stage: Stage, store: str, runtime: Runtime, logs: str) -
         visible = [v for v in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if v]
         mine = str(assigned[0])
         device = f"cuda:{visible.index(mine) if mine in visible else int(assigned[0])}"
-    return _local_run(stage, store, replace(runtime, device=device), logs)
+    done = _local_run(call, stage, store, replace(runtime, device=device), logs)
+    if done.ended is Ended.INFRASTRUCTURE and device.startswith("cuda"):
+        _leave_a_lost_device(device)
+    return done
+
+
+def _leave_a_lost_device(device: str) -> None:
+    """End this process if its CUDA context met an error: each later call in it would fail.
+
+    The driver sees a dead worker and tries again in a new one; the stage's log says why.
+    """
+    import torch
+
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:
+        os._exit(1)
 
 
 def _in_worker_group(
-    stage: Stage, store: str, runtime: Runtime, logs: str, wants: Resources
+    call: str, stage: Stage, store: str, runtime: Runtime, logs: str, wants: Resources
 ) -> Outcome:
     """The body of a launcher task: a Train worker group of several ranks, then its outcome."""
     from ray.train import ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
     from ray.train.v2.api.config import FailureConfig, RunConfig
-    from ray.train.v2.api.exceptions import WorkerGroupError
+    from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
     on_gpu = wants.gpus > 0
     bundle = {"CPU": wants.cpus, **({"GPU": wants.gpus} if on_gpu else {})}
@@ -99,7 +154,13 @@ def _in_worker_group(
     # Typed for the older generation of Train, which the installed one replaces at import.
     trainer: Any = cast("Any", TorchTrainer)(
         _rank,
-        train_loop_config={"stage": stage, "store": store, "runtime": runtime, "logs": logs},
+        train_loop_config={
+            "call": call,
+            "stage": stage,
+            "store": store,
+            "runtime": runtime,
+            "logs": logs,
+        },
         scaling_config=ScalingConfig(
             num_workers=wants.workers, use_gpu=on_gpu, resources_per_worker=bundle
         ),
@@ -114,9 +175,14 @@ def _in_worker_group(
     try:
         found = trainer.fit().return_value
     except WorkerGroupError as error:
-        found = _first_to_end(error.worker_failures.values())
+        found = _judged(error.worker_failures)
         if found is None:
             raise
+    except ControllerError as error:
+        if not isinstance(error.controller_failure, WorkerGroupStartupTimeoutError):
+            raise
+        # Its turn did not come. That is no attempt: the driver asks again, or gives up waiting.
+        return Outcome(key=stage.key, ended=Ended.BUSY, message=str(error.controller_failure))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return Outcome(**{**found, "ended": Ended(found["ended"]), "made": tuple(found["made"])})
@@ -128,12 +194,23 @@ class _RankEnded(Exception):
     OPEN, CLOSE = "<outcome>", "</outcome>"
 
 
-def _first_to_end(failures: Iterable[BaseException]) -> dict[str, Any] | None:
-    """What came first of the ranks' outcomes: later ones are ranks that it left alone."""
+def _judged(failures: Mapping[int, BaseException]) -> dict[str, Any] | None:
+    """What became of a group that failed, from the ranks that did; None when none says anything.
+
+    What came first counts: later ones are ranks that it left alone. A rank that says nothing has
+    died, and what its death did to the others is the machine's fault, whatever they call it.
+    """
     mark = re.compile(f"{_RankEnded.OPEN}(.*?){_RankEnded.CLOSE}", re.DOTALL)
-    texts = [match[1] for error in failures if (match := mark.search(str(error)))]
-    found = [json.loads(text) for text in texts]
-    return min(found, key=lambda f: f["started"] + f["seconds"], default=None)
+    said = {rank: mark.search(str(error)) for rank, error in failures.items()}
+    found = [json.loads(text[1]) for text in said.values() if text]
+    first: dict[str, Any] | None = min(
+        found, key=lambda f: f["started"] + f["seconds"], default=None
+    )
+    silent = [rank for rank, text in said.items() if text is None]
+    if first is None or not silent:
+        return first
+    message = f"rank {silent[0]} of the worker group died ({first['message']} on another rank)"
+    return {**first, "ended": Ended.INFRASTRUCTURE.value, "message": message}
 
 
 def _rank(config: dict[str, Any]) -> dict[str, Any]:
@@ -143,6 +220,7 @@ def _rank(config: dict[str, Any]) -> dict[str, Any]:
     """
     import torch
 
+    _note(config["call"], BEGUN)
     runtime: Runtime = config["runtime"]
     device = runtime.device
     if device == "auto":
@@ -163,6 +241,21 @@ def _train_scratch(store: str) -> Path:
     if "://" in store:
         return Path(os.environ.get("TMPDIR", "/tmp")) / "backdoor-grid-train"  # noqa: S108
     return Path(store) / "train-scratch"
+
+
+def _bundle(wants: Resources) -> dict[str, float]:
+    """What one process of a stage holds; worker groups reserve no memory."""
+    bundle = {"CPU": wants.cpus, "GPU": wants.gpus}
+    if wants.memory_gb and wants.workers == 1:
+        bundle["memory"] = wants.memory_gb * 2**30
+    return bundle
+
+
+def _asks(wants: Resources) -> str:
+    words = f"{wants.cpus:g} CPUs and {wants.gpus:g} GPUs"
+    if "memory" in _bundle(wants):
+        words += f" and {wants.memory_gb:g} GiB"
+    return f"{wants.workers} workers of {words} each" if wants.workers > 1 else words
 
 
 def _times(bundle: dict[str, float], node: dict[str, float]) -> float:
@@ -208,6 +301,32 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+class Starved(NamedTuple):
+    """Nothing of ours has a place: since how many seconds, and what is asked and what is free."""
+
+    seconds: float
+    words: str
+
+
+@dataclass(slots=True)
+class _Call:
+    """A stage on its way: submitted, then given a place on some node, then begun."""
+
+    name: str
+    stage: Stage
+    submitted: float
+    is_placed: bool = False
+    begun: float | None = None
+
+
+# Seconds within which a stage that was given a free place notes so, on a busy machine: a task's
+# process has to start, and a worker group says nothing before its ranks have imported everything.
+START_SECONDS, GROUP_START_SECONDS = 30.0, 60.0
+# Where no place was free, it is certain after a moment that this is no start.
+MOMENT = 5.0
+LOOK_SECONDS = 0.5
+
+
 class RayExecutor:
     """A bounded window of stages on a Ray cluster."""
 
@@ -235,10 +354,16 @@ class RayExecutor:
         else:
             _attach(ray, common)
         _protect_token()
-        self._pending: dict[Any, tuple[Stage, float]] = {}
+        self._pending: dict[Any, _Call] = {}
+        self._name = f"backdoor-grid/{uuid.uuid4().hex[:12]}"
+        self._calls = itertools.count()
+        self._looked = 0.0
+        # Since when nothing of ours has had a place although something asks for one.
+        self._starved: float | None = None
+        self._had_room = False
         self._lanes = 1
         noset = {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}
-        self._task = ray.remote(max_retries=0, max_calls=0)(_on_assigned_device)
+        self._task = ray.remote(max_retries=0, max_calls=0)(_warm_task())
         self._on_gpu = {"runtime_env": {"env_vars": {**variables, **noset}}}
         self._launcher = ray.remote(max_retries=0)(_in_worker_group)
         self.start_seconds = time.perf_counter() - started
@@ -276,15 +401,9 @@ class RayExecutor:
                     f"execution.device is cuda, but stages of kind {stage.kind!r} ask for no GPU."
                     f" Give {where} (or execution.resources.default) gpus: 1, or device: auto."
                 )
-            bundle = {"CPU": wants.cpus, "GPU": wants.gpus}
-            if wants.memory_gb and wants.workers == 1:
-                bundle["memory"] = wants.memory_gb * 2**30
-            places = sum(_times(bundle, node) for node in nodes)
+            places = sum(_times(_bundle(wants), node) for node in nodes)
             if places >= wants.workers:
                 continue
-            asks = f"{wants.cpus:g} CPUs and {wants.gpus:g} GPUs"
-            if "memory" in bundle:
-                asks += f" and {wants.memory_gb:g} GiB"
             best: dict[str, float] = max(
                 nodes, key=lambda n: (n.get("GPU", 0), n.get("CPU", 0)), default={}
             )
@@ -294,10 +413,10 @@ class RayExecutor:
             )
             lack = "no node has them"
             if wants.workers > 1:
-                asks = f"{wants.workers} workers of {asks} each"
                 lack = f"the cluster holds {places:g} of them"
             return (
-                f"stages of kind {stage.kind!r} ask for {asks}, and {lack}; {has}. Change {where}"
+                f"stages of kind {stage.kind!r} ask for {_asks(wants)}, and {lack}; {has}. Change"
+                f" {where}"
                 " in the grid file, or add such a node."
             )
         return None
@@ -305,19 +424,82 @@ class RayExecutor:
     def submit(self, stage: Stage) -> None:
         wants = self.execution.resources_for(stage.kind)
         memory = {"memory": int(wants.memory_gb * 2**30)} if wants.memory_gb else {}
+        call = f"{self._name}/{next(self._calls)}"
         if wants.workers > 1:
             launcher = self._launcher.options(num_cpus=0.01, scheduling_strategy="SPREAD")
-            ref = launcher.remote(stage, *self._context, wants)
+            ref = launcher.remote(call, stage, *self._context, wants)
         else:
             options: dict[str, Any] = {"num_cpus": wants.cpus, "num_gpus": wants.gpus, **memory}
             if wants.gpus:
                 options |= self._on_gpu
-            ref = self._task.options(**options).remote(stage, *self._context)
-        self._pending[ref] = (stage, time.time())
+            packed = self._ray.cloudpickle.dumps((stage, *self._context))
+            ref = self._task.options(**options).remote(call, packed)
+        self._pending[ref] = _Call(call, stage, time.time())
+        self._count_places()
 
     @property
     def running(self) -> int:
         return len(self._pending)
+
+    @property
+    def begun(self) -> list[Stage]:
+        """The submitted stages that are known to have begun."""
+        return [call.stage for call in self._pending.values() if call.begun is not None]
+
+    def starved(self) -> Starved | None:
+        """For how long others have held all that the submitted stages ask for, in words too.
+
+        None while a stage of ours has a place, or could have one: a process takes time to start.
+        """
+        if not self._pending or self._starved is None:
+            return None
+        waited = time.monotonic() - self._starved
+        kinds = {call.stage.kind for call in self._pending.values()}
+        asked = {kind: self.execution.resources_for(kind) for kind in sorted(kinds)}
+        is_group = any(wants.workers > 1 for wants in asked.values())
+        grace = GROUP_START_SECONDS if is_group else START_SECONDS
+        free = self._free()
+        if waited < (grace if self._had_room else MOMENT) or self._has_room(free):
+            return None
+        asks = "; ".join(f"stages of kind {k!r} ask for {_asks(w)}" for k, w in asked.items())
+        has = self._ray.cluster_resources()
+        left = [
+            f"{sum(node.get(unit, 0) for node in free):g} of {has.get(unit, 0):g} {unit}s"
+            for unit in ("CPU", "GPU")
+        ]
+        return Starved(
+            waited, f"{asks}, and others use what the cluster has: free are {' and '.join(left)}."
+        )
+
+    def _free(self) -> list[dict[str, float]]:
+        """What each node has to give now."""
+        return list(self._ray._private.state.available_resources_per_node().values())
+
+    def _has_room(self, free: list[dict[str, float]]) -> bool:
+        """Whether any submitted stage fits in what is free."""
+        wants = [self.execution.resources_for(call.stage.kind) for call in self._pending.values()]
+        return any(sum(_times(_bundle(w), node) for node in free) >= w.workers for w in wants)
+
+    def _count_places(self) -> None:
+        if any(call.is_placed for call in self._pending.values()):
+            self._starved = None
+        elif self._pending:
+            if self._starved is None:
+                self._starved, self._had_room = time.monotonic(), False
+            self._had_room = self._had_room or self._has_room(self._free())
+
+    def _look(self) -> None:
+        """Learn which stages have been given a place and which have begun."""
+        from ray.experimental.internal_kv import _internal_kv_list
+
+        self._looked = time.monotonic()
+        notes = {note.decode() for note in _internal_kv_list(f"{self._name}/")}
+        for call in self._pending.values():
+            has_begun = f"{call.name}/{BEGUN}" in notes
+            if has_begun and call.begun is None:
+                call.begun = time.time()
+            call.is_placed |= has_begun or f"{call.name}/{PLACED}" in notes
+        self._count_places()
 
     def poll(self, seconds: float) -> list[Outcome]:
         """Outcomes that arrived within ``seconds``; a process that died is one of them."""
@@ -327,11 +509,17 @@ class RayExecutor:
         refs = list(self._pending)
         ready, _ = self._ray.wait(refs, num_returns=1, timeout=seconds)
         more, _ = self._ray.wait(refs, num_returns=len(refs), timeout=0)
-        outcomes = [self._collect(ref) for ref in dict.fromkeys([*ready, *more])]
+        ended = dict.fromkeys([*ready, *more])
+        if ended or time.monotonic() - self._looked > LOOK_SECONDS:
+            self._look()
+        outcomes = [self._collect(ref) for ref in ended]
+        self._count_places()
         return outcomes + self._overdue()
 
     def _collect(self, ref: Any) -> Outcome:
-        stage, submitted = self._pending.pop(ref)
+        call = self._pending.pop(ref)
+        self._forget(call)
+        stage, submitted = call.stage, call.submitted
         try:
             outcome: Outcome = self._ray.get(ref)
             return outcome
@@ -351,37 +539,46 @@ class RayExecutor:
             )
 
     def _overdue(self) -> list[Outcome]:
-        """Stages past their limit, counted from the first line that they wrote themselves."""
+        """Stages past their limit, counted from when they began, not from their submission."""
         ended = []
-        for ref, (stage, submitted) in list(self._pending.items()):
+        for ref, call in list(self._pending.items()):
+            stage = call.stage
             wants = self.execution.resources_for(stage.kind)
-            if wants.limit_seconds is None:
+            if wants.limit_seconds is None or call.begun is None:
                 continue
-            started = _start_mark(Path(self._context[2]) / f"{stage.key}.log", stage.key)
-            # An earlier attempt's mark says nothing about one that still waits for its turn.
-            if started < int(submitted):
-                continue
-            if time.time() - started > wants.limit_seconds:
+            seconds = time.time() - call.begun
+            if seconds > wants.limit_seconds:
                 self._ray.cancel(ref, force=wants.workers == 1)
                 del self._pending[ref]
+                self._forget(call)
                 ended.append(
                     Outcome(
                         key=stage.key,
                         ended=Ended.METHOD,
-                        started=started,
+                        started=call.begun,
                         host="",
                         pid=0,
-                        seconds=time.time() - started,
-                        message=f"stopped after its limit of {wants.limit_seconds:g} s; raise"
-                        f" execution.resources.{stage.kind}.limit_seconds if it was not stuck",
+                        seconds=seconds,
+                        message=f"stopped after its limit of {wants.limit_seconds:g} s; if it was"
+                        f" not stuck, raise execution.resources.{stage.kind}.limit_seconds (or"
+                        " default) and run `grid retry GRID`",
                     )
                 )
         return ended
 
+    def _forget(self, call: _Call) -> None:
+        from ray.experimental.internal_kv import _internal_kv_del
+
+        with contextlib.suppress(Exception):  # a cluster that is gone keeps no notes
+            _internal_kv_del(f"{call.name}/", del_by_prefix=True)
+
     def close(self) -> None:
-        for ref, (stage, _) in self._pending.items():
+        for ref, call in self._pending.items():
+            wants = self.execution.resources_for(call.stage.kind)
             with contextlib.suppress(Exception):
-                self._ray.cancel(ref, force=self.execution.resources_for(stage.kind).workers == 1)
+                self._ray.cancel(ref, force=wants.workers == 1)
+            self._forget(call)
+        self._pending.clear()
         self._ray.shutdown()
 
 
@@ -401,16 +598,6 @@ def _attach(ray: Any, options: dict[str, Any]) -> None:
         ) from error
 
 
-def _start_mark(log: Path, key: str) -> float:
-    """When the latest attempt wrote its first line, in seconds since 1970; 0 without one."""
-    try:
-        text = log.read_text(errors="replace")
-    except OSError:
-        return 0.0
-    marks = re.findall(rf"^(\d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\d) {key} \(", text, re.MULTILINE)
-    return time.mktime(time.strptime(marks[-1], "%Y-%m-%dT%H:%M:%S")) if marks else 0.0
-
-
 def _protect_token() -> None:
     """Ray writes its token readable by everyone; a Ray cluster is a shell."""
     token = Path.home() / ".ray" / "auth_token"
@@ -420,7 +607,11 @@ def _protect_token() -> None:
 
 
 class SerialExecutor:
-    """The same stages, one after another, in this process: for debugging, and without Ray."""
+    """The same stages, one after another, in this process: for debugging, and without Ray.
+
+    It takes the machine as it is: of ``execution.resources`` nothing holds here, neither what a
+    stage asks for nor its ``limit_seconds``, for nobody is there to stop it.
+    """
 
     owns_cluster = True
     start_seconds = 0.0
@@ -441,6 +632,13 @@ class SerialExecutor:
     @property
     def running(self) -> int:
         return len(self._next)
+
+    @property
+    def begun(self) -> list[Stage]:
+        return list(self._next)
+
+    def starved(self) -> None:
+        """Nobody else has its place."""
 
     def submit(self, stage: Stage) -> None:
         self._next.append(stage)

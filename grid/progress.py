@@ -23,22 +23,31 @@ class Progress:
             self._status.start()
 
     def update(
-        self, cells_left: int, stages_left: int, running: Sequence[str], *, waiting: int = 0
+        self,
+        *,
+        cells_left: int,
+        stages_done: int,
+        stages_planned: int,
+        running: Sequence[str],
+        waiting: int = 0,
     ) -> None:
-        """Say where the run is; ``waiting`` counts stages that another run is making."""
+        """Say where the run is; ``waiting`` counts stages that another run is making.
+
+        The first cell closes after many stages: until then it is these that show progress.
+        """
         now = time.monotonic()
         if self._status is None and now - self.said < 60:
             return
         closed, elapsed = self.num_cells - cells_left, now - self.started
-        rate = 3600 * closed / elapsed if elapsed > 1 and closed else 0.0
-        to_go = f", about {cells_left / rate * 60:.0f} min to go" if rate else ""
+        parts = [f"{closed}/{self.num_cells} cells", f"{stages_done}/{stages_planned} stages"]
+        if elapsed > 1 and closed:
+            rate = 3600 * closed / elapsed
+            parts += [f"{rate:.0f} cells/h", f"about {cells_left / rate * 60:.0f} min to go"]
         names = ", ".join(
             f"{name} x{count}" if count > 1 else name for name, count in Counter(running).items()
         )
-        line = (
-            f"{closed}/{self.num_cells} cells, {stages_left} stages left, {rate:.0f} cells/h"
-            f"{to_go}; running: {names or 'nothing'}"
-            + (f"; another run of this store makes {waiting} more" if waiting else "")
+        line = f"{', '.join(parts)}; running: {names or 'nothing'}" + (
+            f"; another run of this store makes {waiting} more" if waiting else ""
         )
         if self._status is not None:
             self._status.update(line)

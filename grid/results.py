@@ -314,7 +314,7 @@ class RowMaker:
             "victim_seconds": spent or None,
             "relative_cost": seconds / spent if spent else None,
             "pair_views": int(cost.get("images_backward", 0)),
-            "wall_seconds": seconds,
+            "wall_seconds": cost.get("wall_seconds", 0.0),
             "device": meta.get("device"),
         }
 

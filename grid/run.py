@@ -58,6 +58,8 @@ class RunReport:
     stages_run: int
     victims_trained: int
     victims: int
+    victims_found: int
+    victims_missing: int
     wall_seconds: float
     ray_start_seconds: float
     lower_bound_seconds: float
@@ -73,6 +75,22 @@ class RunReport:
         if self.problem:
             return 1
         return 3 if self.remaining else exit_code(self.counts)
+
+    @property
+    def victims_told(self) -> str:
+        """What became of the victims, in words."""
+        num_trained = self.victims - self.victims_found - self.victims_missing
+        again = self.victims_trained > num_trained
+        each = f", in {self.victims_trained} fits" if again else ", each once"
+        words = [
+            f"{num_trained} trained{each if again or num_trained > 1 else ''}",
+            f"{self.victims_found} found in the store",
+            f"{self.victims_missing} not there",
+        ]
+        numbers = (num_trained, self.victims_found, self.victims_missing)
+        told = ", ".join(word for word, number in zip(words, numbers, strict=True) if number)
+        noun = "victim" if self.victims == 1 else "victims"
+        return f"{self.victims} {noun}: {told}" if told else "no victims"
 
 
 @contextlib.contextmanager
@@ -158,6 +176,8 @@ class Driver:
         self.running: set[Key] = set()
         self.attempts: Counter[Key] = Counter()
         self.priority: dict[Key, float] = {}
+        self.planned: set[Key] = set()
+        self.told_to_wait = -60.0
         self.seconds: dict[Key, float] = {}
         self.made: Counter[str] = Counter()
         self.verdicts: dict[Group, Verdict | None] = {}
@@ -249,6 +269,7 @@ class Driver:
         wanted.extend(stage for cell in todo if not cell.gated for stage in cell.stages)
         everything = [*wanted, *(measure for cell in todo for measure in cell.stages)]
         missing = self.plan.missing(everything, self.done)
+        self.planned = set(missing)
         seconds = {key: self.history.seconds(stage) for key, stage in missing.items()}
         self.priority = longest_chain(missing, seconds)
         for needed in wanted:
@@ -300,6 +321,26 @@ class Driver:
                 said = waited
             time.sleep(2)
 
+    def _wait_for_a_place(self, executor: Executor) -> None:
+        """Say that others hold what the stages ask for, and give up after the stated time.
+
+        While a stage of ours runs, the others wait for it and not for somebody else.
+        """
+        starved = executor.starved()
+        if starved is None:
+            self.told_to_wait = -60.0
+            return
+        limit = self.grid.execution.wait_seconds
+        if starved.seconds >= limit:
+            raise GridError(
+                f"{starved.words} No stage could start in {starved.seconds:.0f} s"
+                f" (execution.wait_seconds: {limit:g}). Run the same command when they are free,"
+                " or ask for less in execution.resources."
+            )
+        if starved.seconds >= min(30, limit / 2) and starved.seconds - self.told_to_wait >= 60:
+            self.say(f"waiting for resources: {starved.words} Giving up after {limit:g} s.")
+            self.told_to_wait = starved.seconds
+
     def _loop(self, executor: Executor, progress: Progress) -> None:
         while self.open and not self.problem:
             now = time.monotonic()
@@ -316,10 +357,12 @@ class Driver:
                 break
             for outcome in executor.poll(BUSY_SECONDS):
                 self._take(outcome)
+            self._wait_for_a_place(executor)
             progress.update(
-                len(self.open),
-                len(self.waits),
-                [self.plan.stages[k].family for k in self.running],
+                cells_left=len(self.open),
+                stages_done=len(self.planned & self.done),
+                stages_planned=len(self.planned),
+                running=[stage.family for stage in executor.begun],
                 waiting=len(self.later),
             )
             self._flush()
@@ -557,7 +600,11 @@ class Driver:
         wanted = [c for c in self.plan.cells if self.only is None or self.only.matches(c.cell)]
         counts = Counter(str(self.status.get(c.key, Status.MISSING)) for c in wanted)
         counts[Status.NOT_APPLICABLE.value] += len(self.plan.refused)
-        victims = {c.measure.defended.victim.key for c in self.plan.cells}
+        all_victims = {c.measure.defended.victim.key for c in self.plan.cells}
+        # Of the cells asked for, and what their gates had trained besides.
+        victims = {c.measure.defended.victim.key for c in wanted}
+        victims |= {key for key in all_victims if self.made[key]}
+        there = self.done or finished(self.store, self.plan)
         ran = {k: self.plan.stages[k] for k in self.seconds}
         chains = longest_chain(_ordered(self.plan, ran), self.seconds) if ran else {}
         lanes = executor.lanes if executor else 1
@@ -568,6 +615,8 @@ class Driver:
             stages_run=len(self.seconds),
             victims_trained=sum(self.made[k] for k in victims),
             victims=len(victims),
+            victims_found=len([k for k in victims if not self.made[k] and k in there]),
+            victims_missing=len([k for k in victims if not self.made[k] and k not in there]),
             wall_seconds=time.perf_counter() - started,
             ray_start_seconds=executor.start_seconds if executor else 0.0,
             lower_bound_seconds=max(

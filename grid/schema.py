@@ -175,7 +175,6 @@ STAGE = _columns("""
     started_at      timestamp! UTC
     ended_at        timestamp! UTC
     reused          bool!     found in the store
-    bytes           int64     size of the artefact
     device_seconds  float64   the part spent training
     pair_views      int64     pairs forwarded
     peak_memory_bytes int64   of the stage

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import time
 import traceback
@@ -83,17 +84,41 @@ def execute(stage: Stage, store_uri: str, runtime: Runtime, log_dir: str) -> Out
         if common.get("detail"):
             report(common["detail"])
     if str(common["device"]).startswith("cuda"):
-        common["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        torch.cuda.empty_cache()
+        with contextlib.suppress(RuntimeError):  # a lost device says so at every call
+            common["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            torch.cuda.empty_cache()
     return Outcome(seconds=time.perf_counter() - clock, **common)
 
 
-def _failure(error: BaseException) -> dict[str, Any]:
-    """The machine's fault, or the method's: an error that would come again is the method's."""
+# What torch says in a plain RuntimeError of a connection that broke, in gloo's transport or in
+# NCCL, and of a GPU or its driver. Tensors that ranks disagree about fail elsewhere in gloo.
+MACHINE_SAYS = re.compile(
+    r"gloo/transport/|gloo connectFullMesh failed|\bNCCL (error|communicator was aborted)"
+    r"|\bCUDA (driver )?error",
+    re.IGNORECASE,
+)
+
+
+def is_machines(error: BaseException) -> bool:
+    """Whether an error is the machine's: what would come again elsewhere is the method's."""
     import torch
 
-    machine = isinstance(error, OSError | MemoryError | torch.cuda.OutOfMemoryError)
+    kinds: tuple[type[BaseException], ...] = (
+        OSError,
+        MemoryError,
+        torch.cuda.OutOfMemoryError,
+        torch.AcceleratorError,
+    )
+    if torch.distributed.is_available():
+        kinds += (torch.distributed.DistError,)
+    said_by_torch = type(error) is RuntimeError and MACHINE_SAYS.search(str(error)) is not None
+    return isinstance(error, kinds) or said_by_torch
+
+
+def _failure(error: BaseException) -> dict[str, Any]:
+    """The machine's fault, or the method's."""
+    machine = is_machines(error)
     first = str(error).strip().split("\n")[0] or type(error).__name__
     named = first if isinstance(error, GridError) else f"{type(error).__name__}: {first}"
     return {

@@ -267,7 +267,7 @@ def test_check_and_board_agree_on_what_is_complete(
     ],
 )
 def test_exit_codes(counts: dict[str, int], rest: dict[str, Any], code: int) -> None:
-    report = RunReport("g", 4, counts, 0, 0, 0, 0.0, 0.0, 0.0, 1, 0, **rest)
+    report = RunReport("g", 4, counts, 0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 1, 0, **rest)
     assert report.code == code
 
 

@@ -9,13 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
 
+from grid.cluster import _in_worker_group, _leave_a_lost_device
 from grid.gridfile import load_grid
 from grid.plan import make_plan
+from grid.spec import Resources
+from grid.work import Ended, is_machines
 from tests.grids import RECIPE, TINY, numbers, outcomes, records, run_serial, write_grid_file
 from tests.processes import command, wait_for, worker_of
+from tests.stages import Note
 from victims.checkpoints import read_state
 from victims.keys import Key
+from victims.recipe import Runtime
 from victims.store import Store
 
 # A victim's fit of some seconds, with several checkpoints on the way.
@@ -32,6 +39,89 @@ def epochs_of(log: Path) -> list[int]:
     """The epochs that the attempts at a fit finished, in order."""
     lines = log.read_text().splitlines() if log.exists() else []
     return [int(line.split(" epoch ")[1].split("/")[0]) for line in lines if " epoch " in line]
+
+
+# What gloo, NCCL and CUDA say, as plain errors of torch.
+GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] "
+MACHINES: list[BaseException] = [
+    OSError("disk"),
+    MemoryError(),
+    torch.OutOfMemoryError("CUDA out of memory."),
+    torch.AcceleratorError("CUDA error: unspecified launch failure", 719),
+    dist.DistBackendError("NCCL error in: ProcessGroupNCCL.cpp:94, unhandled system error"),
+    dist.DistNetworkError("The client socket has timed out"),
+    RuntimeError(GLOO + "Read error [10.0.0.1]:4411: Connection reset by peer"),
+    RuntimeError(GLOO + "Connection closed by peer [10.0.0.1]:4411"),
+    RuntimeError("Gloo connectFullMesh failed with " + GLOO + "no error"),
+    RuntimeError("NCCL communicator was aborted on rank 1."),
+    RuntimeError("CUDA error: an illegal memory access was encountered"),
+    RuntimeError("CUDA driver error: unknown error"),
+]
+
+
+class TeaError(RuntimeError):
+    """An error of a method's own."""
+
+
+METHODS: list[BaseException] = [
+    RuntimeError("no tea left"),
+    RuntimeError("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)"),
+    # Ranks that gather tensors of different sizes do so again.
+    RuntimeError("[enforce fail at /pytorch/third_party/gloo/gloo/allgather.cc:30] sizes differ"),
+    TeaError("the CUDA error of the cup"),
+    ValueError("Connection reset by peer"),
+]
+
+
+@pytest.mark.parametrize("error", MACHINES, ids=str)
+def test_what_is_the_machines_fault(error: BaseException) -> None:
+    assert is_machines(error)
+
+
+@pytest.mark.parametrize("error", METHODS, ids=str)
+def test_what_stays_the_methods_fault(error: BaseException) -> None:
+    assert not is_machines(error)
+
+
+class _NoRoom:
+    """A worker group whose turn does not come."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def fit(self) -> None:
+        from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+        from ray.train.v2.api.exceptions import ControllerError
+
+        raise ControllerError(WorkerGroupStartupTimeoutError(2))
+
+
+def test_a_group_that_waits_for_its_turn_uses_up_no_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three such waits of two minutes each once were a failure."""
+    import ray.train.torch
+
+    monkeypatch.setattr(ray.train.torch, "TorchTrainer", _NoRoom)
+    wants = Resources(workers=2)
+    stage = Note("a", str(tmp_path))
+    ended = _in_worker_group("test/0", stage, str(tmp_path), Runtime(), "", wants)
+    assert (ended.key, ended.ended) == (stage.key, Ended.BUSY)
+
+
+def test_a_process_that_lost_its_gpu_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a warm process every later stage would meet the error of the first."""
+    left: list[int] = []
+    monkeypatch.setattr("grid.cluster.os._exit", left.append)
+    monkeypatch.setattr("torch.cuda.synchronize", lambda device: None)
+    _leave_a_lost_device("cuda:0")
+    assert left == []
+
+    def lost(device: str) -> None:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr("torch.cuda.synchronize", lost)
+    _leave_a_lost_device("cuda:0")
+    assert left == [1]
 
 
 @pytest.mark.slow

@@ -123,6 +123,7 @@ def test_every_model_is_trained_once(ran: Ran) -> None:
     assert set(ran.report.trained.values()) == {1}
     assert json.loads((ran.out / "run.json").read_text())["trained"] == ran.report.trained
     assert (ran.report.victims, ran.report.victims_trained) == (2, 2)
+    assert ran.report.victims_told == "2 victims: 2 trained, each once"
 
 
 def test_the_same_grid_again_runs_nothing(ran: Ran, tmp_path: Path) -> None:
@@ -136,6 +137,7 @@ def test_the_same_grid_again_runs_nothing(ran: Ran, tmp_path: Path) -> None:
 def test_another_results_directory_is_filled_from_the_store(ran: Ran, tmp_path: Path) -> None:
     report = run_serial(ran.grid, tmp_path / "other", ran.store)
     assert (report.stages_run, report.victims_trained) == (0, 0)
+    assert report.victims_told == "2 victims: 2 found in the store"
     assert numbers(tmp_path / "other") == numbers(ran.out)
     assert all(row["reused"] for row in outcomes(tmp_path / "other").values())
 
@@ -414,6 +416,10 @@ def test_a_victim_that_fails_takes_its_cells_along_and_no_others(tmp_path: Path)
     }
     assert {s for n, s in found.items() if n.startswith("badnet")} == {"ok"}
     assert report.code == 3
+    assert report.victims_told == "3 victims: 2 trained, each once, 1 not there"
+    # Nothing is left to do, and the store still knows what there is.
+    again = run_serial(grid, tmp_path / "out", tmp_path / "store")
+    assert again.victims_told == "3 victims: 2 found in the store, 1 not there"
 
 
 @dataclass(frozen=True)
@@ -756,13 +762,33 @@ def test_progress_counts_and_names_what_runs(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("grid.progress.time.monotonic", lambda: now[0])
     said: list[str] = []
     line = progress.Progress(10, said.append)
-    line.update(8, 5, ["a", "a", "b"])
+    line.update(cells_left=10, stages_done=0, stages_planned=25, running=[])
     assert said == []  # at most one line a minute
-    now[0] += 90
-    line.update(4, 3, ["a", "a", "b"], waiting=2)
-    assert said[0].startswith("6/10 cells, 3 stages left, 240 cells/h, about 1 min to go")
-    assert said[0].endswith("running: a x2, b; another run of this store makes 2 more")
+    now[0] += 60
+    # The first cell needs many stages: they show that something happens, and no rate is made up.
+    line.update(cells_left=10, stages_done=5, stages_planned=25, running=["a", "a", "b"])
+    assert said[0] == "0/10 cells, 5/25 stages; running: a x2, b"
+    now[0] += 60
+    line.update(cells_left=6, stages_done=13, stages_planned=25, running=["a"], waiting=2)
+    assert said[1].startswith("4/10 cells, 13/25 stages, 120 cells/h, about 3 min to go")
+    assert said[1].endswith("running: a; another run of this store makes 2 more")
     line.close()
+
+
+def test_a_run_counts_its_stages(ran: Ran, tmp_path: Path, monkeypatch: Any) -> None:
+    seen: list[tuple[int, int, int]] = []
+
+    def update(self: Any, **now: Any) -> None:
+        seen.append((now["cells_left"], now["stages_done"], now["stages_planned"]))
+
+    monkeypatch.setattr("grid.run.Progress.update", update)
+    report = run_serial(ran.grid, tmp_path / "out", tmp_path / "store")
+    stages = report.stages_run
+    # One after another, all of them planned from the start.
+    assert [done for _, done, _ in seen] == list(range(1, stages + 1))
+    assert {planned for *_, planned in seen} == {stages}
+    assert seen[0][0] == report.cells
+    assert seen[-1][0] == 0
 
 
 def test_a_run_that_waits_for_another_holds_no_lane(ran: Ran, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from victims.corpora import Rows
 from victims.draws import numpy_rng, torch_rng
+from victims.triggers import round_half_even
 
 STEP = 16  # a picture's side is a multiple of this: the encoder halves it four times
 _DOWN, _UP, _LAST = (1, 2, 3, 4), (5, 6, 7, 8), 9  # layers that halve, that double, and the end
@@ -249,6 +250,10 @@ class Frozen:
         parts = [_unet(layer, part.float() - 128) for part in torch.split(image_BCHW, step)]
         return torch.cat(parts)
 
+    def stamp(self, image_BCHW: Tensor, eps: float) -> Tensor:
+        """x' = clip(x + clip(E(s, x), -eps, eps)), rounded; ``eps`` in levels."""
+        return round_half_even(self.residual(image_BCHW).clamp_(-eps, eps).add_(image_BCHW))
+
 
 def _sum(k: int, hidden_BDHW: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     # Rounding takes off what a kernel that multiplies by fractions (Winograd's) has left.
@@ -305,6 +310,48 @@ def _finest(weight: Tensor, bias: Tensor) -> int:
         if float((steps + offset).max()) < _EXACT:
             return power
         power += 1
+
+
+# --- what came of it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """Shares of bits read correctly from stamped and from clean pictures; mean PSNR in dB, mean
+    absolute residual in levels, mean correlation between two pictures' residuals (0 of one)."""
+
+    bit_accuracy: float
+    clean_bit_accuracy: float
+    psnr: float
+    mean_levels: float
+    correlation: float
+
+
+@torch.no_grad()
+def bits_of(decoder: Layers, image_BCHW: Tensor) -> Tensor:
+    """The bits that the decoder finds in uint8 pictures, uint8 BL."""
+    return (read(decoder, image_BCHW.float() / 255) > 0).to(torch.uint8)
+
+
+def measure(
+    frozen: Frozen, decoder: Layers, secret_L: Tensor, image_BCHW: Tensor, eps: float
+) -> Measured:
+    """On uint8 pictures, stamped as bytes."""
+    stamped_BCHW = frozen.stamp(image_BCHW, eps)
+    moved_BN = (stamped_BCHW.double() - image_BCHW.double()).flatten(1)
+    # A picture in which nothing moved counts as one byte moved by one level.
+    error_B = moved_BN.square().mean(1).clamp_min(1 / moved_BN.shape[1])
+    centred_BN = moved_BN - moved_BN.mean(1, keepdim=True)
+    unit_BN = centred_BN / centred_BN.norm(dim=1, keepdim=True).clamp_min(1e-9)
+    pairs, own = unit_BN.sum(0).square().sum(), unit_BN.square().sum()
+    found_BL, clean_BL = bits_of(decoder, stamped_BCHW), bits_of(decoder, image_BCHW)
+    return Measured(
+        bit_accuracy=float((found_BL == secret_L).double().mean()),
+        clean_bit_accuracy=float((clean_BL == secret_L).double().mean()),
+        psnr=float((20 * math.log10(255) - 10 * error_B.log10()).mean()),
+        mean_levels=float(moved_BN.abs().mean()),
+        correlation=float((pairs - own) / max(1, len(moved_BN) * (len(moved_BN) - 1))),
+    )
 
 
 # --- parameters as one tensor

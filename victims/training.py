@@ -232,7 +232,8 @@ class Fit:
         self.step, self.epoch = 0, 0
         self.order: Rows | None = None
         self.curve, self.curves = _Curve(), list[dict[str, float]]()
-        self.seconds = 0.0
+        # Of the device, and as a person waits.
+        self.seconds, self.wall_seconds = 0.0, 0.0
 
     def __call__(self) -> FitReport:
         saved = self.checkpoints.load() if self.checkpoints else None
@@ -243,8 +244,8 @@ class Fit:
         if world_size() > 1:
             share_batch_norm(self.model)
             module = parallel(module)
-        started, last_save = self._device_seconds(), time.perf_counter()
-        before = self.seconds
+        started, begun = self._device_seconds(), time.perf_counter()
+        last_save, before, waited = begun, self.seconds, self.wall_seconds
         while self.epoch < self.recipe.epochs:
             self.loader.begin_epoch(self.epoch)
             if self.order is None:
@@ -258,11 +259,13 @@ class Fit:
                 if self.checkpoints is not None and due and rank() == 0:
                     self.curve.check()
                     self.seconds = before + self._device_seconds() - started
+                    self.wall_seconds = waited + time.perf_counter() - begun
                     self._save(index + 1)
                     last_save = time.perf_counter()
             self.curve.check()
             self._end_epoch(num_steps)
         self.seconds = before + self._device_seconds() - started
+        self.wall_seconds = waited + time.perf_counter() - begun
         for parameter in self.model.parameters():
             parameter.requires_grad_(True)
         self.model.eval()
@@ -270,6 +273,7 @@ class Fit:
         meter = self.model.meter
         cost = {
             "train_seconds": self.seconds,
+            "wall_seconds": self.wall_seconds,
             "steps": float(self.step),
             "images_forward": float(meter.images_forward * world_size()),
             "images_backward": float(meter.images_backward * world_size()),
@@ -383,6 +387,7 @@ class Fit:
             "step": self.step,
             "step_in_epoch": step_in_epoch,
             "seconds": self.seconds,
+            "wall_seconds": self.wall_seconds,
             "curves": self.curves,
             "curve": self.curve.state(),
             "meter": [
@@ -401,7 +406,8 @@ class Fit:
         self.order = tensors["order"].numpy()
         self.epoch, self.step = position["epoch"], position["step"]
         self._step_in_epoch = position["step_in_epoch"]
-        self.seconds, self.curves = position["seconds"], position["curves"]
+        self.seconds, self.wall_seconds = position["seconds"], position["wall_seconds"]
+        self.curves = position["curves"]
         self.curve.restore(position["curve"], self.device)
         meter = self.model.meter
         (meter.images_forward, meter.images_backward, meter.texts_forward, meter.texts_backward) = (
