@@ -21,7 +21,8 @@ Differences: both networks are trained here, on the attacker's clean pool, so no
     trained on. ``eps`` is ours: it bounds the residual, in levels. The encoder is frozen in whole
     numbers (weights of 11 bits, activations of 8), so that a picture's bytes depend on no batch,
     thread or device; all figures are measured with these. Presets for 32 px hide 8 bits within 32
-    levels. Trained on a GPU, the last bits of the weights may differ from run to run.
+    levels. A short secret may chance to be what the decoder reads of clean pictures
+    (``clean_bit_accuracy`` near 1): little is then hidden. Trained on a GPU, the last bits of the weights may differ from run to run.
 Cost: at L = 100 and 224 px 20 epochs over ``rows`` pictures, which wants a GPU; with the presets
     about a minute on one core. A stamp is one pass of the U-Net.
 """

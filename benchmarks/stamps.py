@@ -105,7 +105,7 @@ def poisoning(rows: int) -> Figures:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             file.truncate(file.tell() + int(np.prod(shape)))
-        images_NCHW = np.load(path, mmap_mode="r")
+        images_NCHW = np.load(path, mmap_mode="r", allow_pickle=False)
         corpus = Corpus(
             key=Key("corpus-0000000000000000"),
             digest="0" * 16,

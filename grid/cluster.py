@@ -416,8 +416,7 @@ class RayExecutor:
                 lack = f"the cluster holds {places:g} of them"
             return (
                 f"stages of kind {stage.kind!r} ask for {_asks(wants)}, and {lack}; {has}. Change"
-                f" {where}"
-                " in the grid file, or add such a node."
+                f" {where} in the grid file, or add such a node."
             )
         return None
 
@@ -434,6 +433,8 @@ class RayExecutor:
                 options |= self._on_gpu
             packed = self._ray.cloudpickle.dumps((stage, *self._context))
             ref = self._task.options(**options).remote(call, packed)
+        if not self._pending and time.monotonic() - self._looked > MOMENT:
+            self._starved = None  # for a while nothing was asked for
         self._pending[ref] = _Call(call, stage, time.time())
         self._count_places()
 

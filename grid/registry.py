@@ -155,7 +155,7 @@ def _checked(kind: Kind, method: Method, cls: Any) -> type[Any]:
     found: Any = cls
     if not found.__dataclass_params__.frozen:
         raise _broken(method, "its dataclass is not frozen=True")
-    missing = [name for name in _declared(kind) if not hasattr(cls, name)]
+    missing = [name for name in _declared(kind) if not _has(cls, kind, name)]
     if missing:
         raise _broken(method, f"it lacks {', '.join(missing)}")
     if found.name != method.name:
@@ -167,6 +167,13 @@ def _checked(kind: Kind, method: Method, cls: Any) -> type[Any]:
     return cls
 
 
+def _has(cls: Any, kind: Kind, name: str) -> bool:
+    """Whether a class has a member of its protocol; the one that says nothing there, its own."""
+    own = {"attacks": "craft", "defenses": "apply"}[kind]
+    found = getattr(cls, name, None)
+    return hasattr(cls, name) and not (name == own and found is getattr(_protocol(kind), own))
+
+
 def _broken(method: Method, problem: str) -> GridError:
     return GridError(
         f"{method.target} of {method.distribution} is registered as {method.name!r}, but"
@@ -174,12 +181,16 @@ def _broken(method: Method, problem: str) -> GridError:
     )
 
 
-def _declared(kind: Kind) -> list[str]:
-    """The members of the protocol, which are what every method must have."""
+def _protocol(kind: Kind) -> Any:
     from attacks.base import Attack
     from defenses.base import Defense
 
-    protocol: Any = Attack if kind == "attacks" else Defense
+    return Attack if kind == "attacks" else Defense
+
+
+def _declared(kind: Kind) -> list[str]:
+    """The members of the protocol, which are what every method must have."""
+    protocol = _protocol(kind)
     methods = [name for name, value in vars(protocol).items() if inspect.isfunction(value)]
     return [n for n in (*protocol.__annotations__, *methods) if not n.startswith("_")]
 

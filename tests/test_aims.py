@@ -73,7 +73,7 @@ def test_cover_rows_are_counted_apart_and_keep_their_captions(ran: tuple[Path, P
     cell = next(c for c in plan.cells if c.cell.attack.label == "wanet" and c.cell.count)
     data = cell.victim.data
     assert isinstance(data, PoisonStage)
-    roles = np.load(Store(store).need(data.truth_key).path("roles.npy"))
+    roles = np.load(Store(store).need(data.truth_key).path("roles.npy"), allow_pickle=False)
     counts = np.bincount(roles, minlength=len(ROLES))
     assert dict(zip(ROLES, counts.tolist(), strict=True)) == {
         Role.CLEAN: 32,
@@ -118,7 +118,7 @@ def test_added_pairs_lengthen_the_data_and_hide_in_it(ran: tuple[Path, Path, Any
         lab = Lab(Store(store), plan.grid.model, Runtime())
         handle = data_ref(lab, data)
         assert len(handle) == length
-        roles = np.load(Store(store).need(data.truth_key).path("roles.npy"))
+        roles = np.load(Store(store).need(data.truth_key).path("roles.npy"), allow_pickle=False)
         hidden = np.flatnonzero(roles)
         assert len(hidden) == cell.cell.count
         assert hidden.tolist() != list(range(length - len(hidden), length))

@@ -216,7 +216,7 @@ def test_stages_that_others_keep_waiting_are_told_and_given_up(
         GridError, match=r"free are \d of 3 CPUs and 0 of 2 GPUs.* No stage"
     ) as ended:
         driver.run()
-    assert 8 <= time.monotonic() - began < 40
+    assert 8 <= time.monotonic() - began < 200
     assert ended.value.code == 1
     assert "\n" not in str(ended.value)
     assert "execution.wait_seconds: 8" in str(ended.value)
@@ -303,6 +303,7 @@ def test_what_a_failing_rank_said_arrives(tmp_path: Path) -> None:
     assert _judged({0: RuntimeError("the machine is gone")}) is None
 
 
+@pytest.mark.timeout(600)
 def test_a_rank_that_dies_costs_the_work_since_the_last_checkpoint(
     start: Start, tmp_path: Path
 ) -> None:
