@@ -12,17 +12,18 @@ Where: E(s, x), D(x) and the loss -> `victims.steganography`; x' = clip(x + E(s,
 Differences: both networks are trained here, on the attacker's clean pool, so nothing is downloaded:
     the perceptual term is 1 - SSIM in place of LPIPS, which needs downloaded weights. There is no
     discriminator (ports keep one that is never updated) and no spatial transformer in the decoder.
-    L = 100 is what the CLIP ports hide: 56 bits of text, 35 of an error code, padding; ours are
-    100 drawn bits without a code, and what is read of them is measured. Ports for classifiers hide
-    20 (variant ``released``; the CLIP port's own encoder is switched off and changes no picture).
-    From 128 px on the secret's plane has a quarter of the side (``plane``) and is enlarged, since
-    the linear layer would have 3 S S L weights. A byte's middle is 128 in the encoder's input. The
+    L = 100 is what the CLIP ports hide: 56 bits of text, 35 of an error code, padding; ours are 100
+    drawn bits without a code, and what is read of them is measured. Ports for classifiers hide 20
+    (variant ``released``; the CLIP port's own encoder is switched off and changes no picture). From
+    128 px on the secret's plane has a quarter of the side (``plane``) and is enlarged, since the
+    linear layer would have 3 S S L weights. A byte's middle is 128 in the encoder's input. The
     plane's weights start small, for residuals that follow the picture. Of a large pool ``rows`` are
     trained on. ``eps`` is ours: it bounds the residual, in levels. The encoder is frozen in whole
     numbers (weights of 11 bits, activations of 8), so that a picture's bytes depend on no batch,
     thread or device; all figures are measured with these. Presets for 32 px hide 8 bits within 32
     levels. A short secret may chance to be what the decoder reads of clean pictures
-    (``clean_bit_accuracy`` near 1): little is then hidden. Trained on a GPU, the last bits of the weights may differ from run to run.
+    (``clean_bit_accuracy`` near 1): little is then hidden. Trained on a GPU, the last bits of the
+    weights may differ from run to run.
 Cost: at L = 100 and 224 px 20 epochs over ``rows`` pictures, which wants a GPU; with the presets
     about a minute on one core. A stamp is one pass of the U-Net.
 """
