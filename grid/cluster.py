@@ -64,14 +64,14 @@ def _note(call: str, what: str) -> None:
         _internal_kv_put(f"{call}/{what}", b"")
 
 
-def _warm_task() -> Callable[[str, bytes], Outcome]:
+def _warm_task() -> Callable[[str, list[Any]], Outcome]:
     """What a warm task runs. It notes its place before the imports, which may take many seconds.
 
-    A function within a function travels by value, and its arguments are packed: to receive them
-    imports nothing of ours.
+    A function within a function travels by value, and its arguments as a reference within a list,
+    which Ray hands over unopened: to receive them imports nothing of ours.
     """
 
-    def warm_task(call: str, packed: bytes) -> Outcome:
+    def warm_task(call: str, held: list[Any]) -> Outcome:
         import contextlib
 
         import ray
@@ -81,7 +81,7 @@ def _warm_task() -> Callable[[str, bytes], Outcome]:
             _internal_kv_put(f"{call}/placed", b"")
         from grid.cluster import _on_assigned_device
 
-        return _on_assigned_device(call, *ray.cloudpickle.loads(packed))
+        return _on_assigned_device(call, *ray.get(held[0]))
 
     return warm_task
 
@@ -431,8 +431,8 @@ class RayExecutor:
             options: dict[str, Any] = {"num_cpus": wants.cpus, "num_gpus": wants.gpus, **memory}
             if wants.gpus:
                 options |= self._on_gpu
-            packed = self._ray.cloudpickle.dumps((stage, *self._context))
-            ref = self._task.options(**options).remote(call, packed)
+            held = [self._ray.put((stage, *self._context))]
+            ref = self._task.options(**options).remote(call, held)
         if not self._pending and time.monotonic() - self._looked > MOMENT:
             self._starved = None  # for a while nothing was asked for
         self._pending[ref] = _Call(call, stage, time.time())
