@@ -177,13 +177,13 @@ class Arena:
                     {"params": plain, "weight_decay": 0.0},
                     {"params": decayed, "weight_decay": recipe.weight_decay},
                 ],
-                lr=recipe.lr,
+                lr=recipe.rate,
                 betas=(recipe.beta1, recipe.beta2),
                 eps=recipe.eps,
             )
             data = load()
             steps = len(data["train"].dataloader) * recipe.epochs
-            schedule = cosine_lr(optimizer, recipe.lr, recipe.warmup_steps, steps)
+            schedule = cosine_lr(optimizer, recipe.rate, recipe.warmup_steps, steps)
             loss = open_clip.ClipLoss()
             for epoch in range(recipe.epochs):
                 train_one_epoch(net, data, loss, epoch, optimizer, None, schedule, None, options)

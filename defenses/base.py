@@ -7,7 +7,7 @@ anything the defense has not declared, and hands back a `Defended`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar, NoReturn, Protocol
 
@@ -160,18 +160,60 @@ class Guard(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Defended:
-    """What a defense hands back. ``flagged`` marks the rows it held to be poisoned, if it judged;
-    ``suspicion`` ranks all rows, higher is more suspicious."""
+    """What a defense hands back.
+
+    ``flagged`` marks the rows it held to be poisoned, if it judged; ``suspicion`` ranks all rows,
+    higher is more suspicious. ``sets`` and ``scores`` are the same for its intermediate findings,
+    by name: they are measured beside. ``notes`` are numbers about the run for the cell's row.
+    """
 
     model: ModelRef
     guard: Guard | None = None
     flagged: npt.NDArray[np.bool_] | None = None
     suspicion: npt.NDArray[np.float32] | None = None
+    sets: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
+    scores: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    notes: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Knob:
+    """The setting along which a defense trades accuracy against attack success: a field of its own
+    or ``recipe.FIELD``, and the values of its curve."""
+
+    name: str
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Between:
+    """A range of a search space; of whole numbers where both ends are whole."""
+
+    low: float
+    high: float
+    log: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OneOf:
+    """The choices of a search space."""
+
+    values: tuple[Any, ...]
+
+
+Space = Mapping[str, Between | OneOf]
+LR_KNOB = Knob(name="recipe.lr", values=(1e-6, 3e-6, 4.5e-6, 1e-5, 2e-5))
+LR = Between(low=1e-6, high=1e-4, log=True)
+EPOCHS = Between(low=1, high=20)
 
 
 class Defense(Protocol):
-    """A frozen dataclass that derives from this class. ``fidelity`` is one word, or a mapping by
-    regime."""
+    """A frozen dataclass that derives from this class.
+
+    ``fidelity`` is one word, or a mapping by regime. ``needs`` are those of the defaults; where
+    they depend on a field, `needed` tells them. What is no control declares its ``knob`` and, for
+    campaigns, the ``space`` in which its settings are searched, named as the knob is.
+    """
 
     name: ClassVar[str]
     version: ClassVar[int]
@@ -180,6 +222,12 @@ class Defense(Protocol):
     needs: ClassVar[frozenset[Need]]
     fidelity: ClassVar[Any]
     variants: ClassVar[Mapping[str, Mapping[str, Any]]]
+    knob: ClassVar[Knob | None] = None
+    space: ClassVar[Space] = {}
+
+    def needed(self) -> frozenset[Need]:
+        """What this configuration is to be given."""
+        return self.needs
 
     def check(self) -> None:
         """Raise `UsageError` where the fields cannot be meant; asked when a grid file is read."""
@@ -190,7 +238,8 @@ class Defense(Protocol):
 
 def check_truth(defense: Defense | type[Defense]) -> None:
     """Raise where something other than a control declares the truth among its needs."""
-    if Need.TRUTH in defense.needs and defense.phase != Phase.CONTROL:
+    needs = defense.needs if isinstance(defense, type) else defense.needed()
+    if Need.TRUTH in needs and defense.phase != Phase.CONTROL:
         raise Forbidden(
             f"{defense.name} is a {defense.phase} defense and declares Need.TRUTH, which no"
             " defender has. Remove it from its `needs`; only controls (phase control) may hold it."
@@ -200,7 +249,8 @@ def check_truth(defense: Defense | type[Defense]) -> None:
 def resolved_needs(defense: Defense | type[Defense], regime: Regime) -> list[str]:
     """The needs as the board shows them: in regime F the start weights are the reference."""
     start = {Need.START: Need.REFERENCE} if regime is Regime.F else {}
-    shown = {start.get(need, need) for need in defense.needs}
+    needs = defense.needs if isinstance(defense, type) else defense.needed()
+    shown = {start.get(need, need) for need in needs}
     if regime is Regime.S:
         shown.discard(Need.START)
     return [need.value for need in Need if need in shown]

@@ -17,7 +17,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from attacks.base import Aim, poison_count
-from defenses.base import Phase
+from defenses.base import Need, Phase
 from grid.decode import decode
 from grid.nodes import Raw
 from grid.registry import Kind, Method, resolve, table
@@ -135,7 +135,7 @@ def defense_entries(raw: Raw, recipes: Recipes, data: WorldData) -> tuple[Defens
     found = []
     for entry in entries:
         values = {**_inherited(entry, entries, own), **own[entry.label]}
-        replaces_training = entry.method.phase in (Phase.PRETRAINING, Phase.FILTERING)
+        replaces_training = _replaces_training(entry.method)
         at = entry.recipe or entry.at
         repair = replace(recipes.repair, **values)
         victim = replace(recipes.victim, **values) if replaces_training else recipes.victim
@@ -152,6 +152,13 @@ def defense_entries(raw: Raw, recipes: Recipes, data: WorldData) -> tuple[Defens
             )
         )
     return tuple(found)
+
+
+def _replaces_training(method: Any) -> bool:
+    """Whether a defense trains with the victim's recipe, from where the victim began."""
+    return method.phase is not Phase.FINETUNING and (
+        Need.START in method.needed() or method.phase in (Phase.PRETRAINING, Phase.FILTERING)
+    )
 
 
 def _overrides(entry: _Entry, base: Recipe) -> dict[str, Any]:

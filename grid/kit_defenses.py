@@ -65,7 +65,7 @@ def is_refused_what_it_does_not_declare(defense: Defense, kit: Kit) -> None:
     stage = stage_of(defense, kit)
     case: Case = stage.case(kit.lab(store=kit.ready))
     for need in Need:
-        if need in defense.needs:
+        if need in defense.needed():
             given = getattr(case, need.value)
             expect(given is not None, f"nothing for the declared need {need}", "what it names")
             continue
@@ -80,12 +80,12 @@ def reads_what_it_declares_alone(defense: Defense, kit: Kit) -> None:
     """Of the store it reads its needs and what it made: no evaluation split, no truth."""
     run = run_of(defense, kit)
     allowed = {*run.stage.inputs, *run.used}
-    if Need.TRUTH in defense.needs:
+    if Need.TRUTH in defense.needed():
         allowed.add(kit.poisoned.truth_key)
     names = {kit.corpus(split).key: split for split in ("public", "tuning", "report", "shifted")}
     names |= {kit.poisoned.truth_key: "the truth", kit.poisoned.key: "the suspect data"}
     strays = [f"{key} ({names.get(Key(key)) or kind_of(key)})" for key in run.read - allowed]
-    needs = ", ".join(sorted(defense.needs))
+    needs = ", ".join(sorted(defense.needed()))
     expect(not strays, f"that it read {', '.join(sorted(strays))}", f"its needs alone: {needs}")
 
 
@@ -121,7 +121,7 @@ def judges_every_row(defense: Defense, kit: Kit) -> None:
         shown = f"`{name}` of {getattr(found, 'dtype', type(found).__name__)} {np.shape(found)}"
         expect(fits, shown, f"{dtype} ({ROWS},), one per suspect row")
         expect(bool(np.isfinite(found).all()), f"`{name}` with NaN", "finite numbers")
-        allowed = Need.SUSPECT_DATA in defense.needs
+        allowed = Need.SUSPECT_DATA in defense.needed()
         expect(allowed, f"`{name}` without the need suspect_data", "that it saw what it judges")
 
 
@@ -191,7 +191,7 @@ def defends_other_victims(defense: Defense, kit: Kit) -> None:
     """It also runs where nothing is poisoned, and on a victim trained from nothing."""
     _, clean, scratch = kit.victims()
     cases = {"a victim of rate 0": clean}
-    if Need.REFERENCE not in defense.needs:
+    if Need.REFERENCE not in defense.needed():
         cases["a victim of regime S"] = scratch
     for what, victim in cases.items():
         stage = dataclasses.replace(stage_of(defense, kit, victim), defense=defense)

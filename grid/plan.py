@@ -127,7 +127,7 @@ def parents(stage: Stage) -> list[Stage]:
     if isinstance(stage, PoisonStage):
         return [stage.trigger]
     if isinstance(stage, DefendStage):
-        needs, found = stage.defense.needs, list[Stage]()
+        needs, found = stage.defense.needed(), list[Stage]()
         if Need.VICTIM in needs:
             found.append(stage.victim)
         if Need.SUSPECT_DATA in needs:
@@ -295,7 +295,7 @@ def _plan_cell(build: Builder, plan: Plan, cell: Cell) -> CellPlan:
     gate = plan.gates.get(group)
     checks = [m.key for m in gate.stages] if gate else []
     others = [clean.key, *([init.key] if init else [])]
-    needs = cell.defense.method.needs
+    needs = cell.defense.method.needed()
     about = {
         "attack": cell.attack.label,
         "defense": cell.defense.label,
@@ -321,7 +321,7 @@ def _plan_cell(build: Builder, plan: Plan, cell: Cell) -> CellPlan:
 
 
 def _impossible(grid: Grid, cell: Cell) -> str | None:
-    if grid.regime is Regime.S and Need.REFERENCE in cell.defense.method.needs:
+    if grid.regime is Regime.S and Need.REFERENCE in cell.defense.method.needed():
         return f"{cell.defense.label} needs a reference model; regime S has none"
     return None
 

@@ -53,6 +53,7 @@ from victims.measuring import (
     detection,
     metrics,
     outcomes,
+    separation,
     single_keys,
     templates_digest,
     text_head,
@@ -325,12 +326,12 @@ class DefendStage:
 
     @property
     def trains_like_victim(self) -> bool:
-        return Need.START in self.defense.needs
+        return Need.START in self.defense.needed()
 
     @property
     def repairs(self) -> bool:
         data = {Need.CLEAN_DATA, Need.SUSPECT_DATA}
-        return Need.VICTIM in self.defense.needs and bool(data & self.defense.needs)
+        return Need.VICTIM in self.defense.needed() and bool(data & self.defense.needed())
 
     @property
     def trains(self) -> bool:
@@ -350,7 +351,7 @@ class DefendStage:
 
     @cached_property
     def inputs(self) -> Sequence[Key]:
-        needs, found = self.defense.needs, list[Key]()
+        needs, found = self.defense.needed(), list[Key]()
         if Need.VICTIM in needs:
             found.append(self.victim.key)
         if Need.SUSPECT_DATA in needs:
@@ -386,7 +387,7 @@ class DefendStage:
             Need.TRUTH: lambda: self._truth(lab),
         }
         check_truth(self.defense)
-        granted = {need: give for need, give in grants.items() if need in self.defense.needs}
+        granted = {need: give for need, give in grants.items() if need in self.defense.needed()}
         training = (self.recipes, self.seed) if self.trains else None
         return Case(self.defense.name, granted, training)
 
@@ -407,7 +408,13 @@ class DefendStage:
             done = self.defense.apply(lab, self.case(lab))
             _save_judgement(done, scratch)
             device = bench.runtime.device
-            return {"model_key": done.model.key, "cost": lab.ledger.total(), "device": device}
+            return {
+                "model_key": done.model.key,
+                "cost": lab.ledger.total(),
+                "device": device,
+                "notes": {name: float(value) for name, value in done.notes.items()},
+                "choices": list(lab.ledger.choices.values()),
+            }
 
         bench.memo(self.key, make)
 
@@ -422,10 +429,12 @@ def _roles(store: Store, data: PoisonStage) -> npt.NDArray[np.int8]:
 def _save_judgement(done: Defended, folder: Path) -> None:
     if done.guard is not None:
         raise NotImplementedError("no defense of this version returns a guard")
-    if done.flagged is not None:
-        np.save(folder / "flagged.npy", done.flagged)
-    if done.suspicion is not None:
-        np.save(folder / "suspicion.npy", done.suspicion)
+    own = {"flagged": done.flagged, "suspicion": done.suspicion}
+    found = {name: values for name, values in own.items() if values is not None}
+    found |= {f"flagged-{name}": values for name, values in done.sets.items()}
+    found |= {f"suspicion-{name}": values for name, values in done.scores.items()}
+    for name, values in found.items():
+        np.save(folder / f"{name}.npy", values)
 
 
 # Metrics of stamped pictures.
@@ -453,7 +462,7 @@ class MeasureStage:
 
     @property
     def truth(self) -> PoisonStage | None:
-        judges = Need.SUSPECT_DATA in self.defended.defense.needs
+        judges = Need.SUSPECT_DATA in self.defended.defense.needed()
         return self.defended.poisoned if judges else None
 
     @cached_property
@@ -560,14 +569,28 @@ class MeasureStage:
         return names, shares
 
     def _detection(self, bench: Bench) -> dict[str, Any]:
-        artefact = bench.store.need(self.defended.key)
-        if self.truth is None or "flagged.npy" not in artefact.files:
+        """How well the defense's findings tell the poisoned rows, by metric.
+
+        Cover rows are neither poison nor clean; where there are some, a second line of every
+        metric, ``with_cover``, counts them as poison.
+        """
+        if self.truth is None:
             return {}
-        flagged = np.load(artefact.path("flagged.npy"), allow_pickle=False)
+        artefact = bench.store.need(self.defended.key)
         roles = _roles(bench.store, self.truth)
-        # Cover rows are no finding and no false alarm.
-        judged = roles != ROLES.index(Role.COVER)
-        shares = detection(flagged[judged], roles[judged] == ROLES.index(Role.POISON))
+        poisoned, cover = (roles == ROLES.index(role) for role in (Role.POISON, Role.COVER))
+        readings = {"": (~cover, poisoned)}
+        if cover.any():
+            readings["with_cover_"] = (np.ones_like(cover), poisoned | cover)
+        shares: dict[str, Measured] = {}
+        for file in sorted(f for f in artefact.files if f.endswith(".npy")):
+            what, _, name = file.removesuffix(".npy").partition("-")
+            values = np.load(artefact.path(file), allow_pickle=False)
+            judge = detection if what == "flagged" else separation
+            for reading, (judged, is_poison) in readings.items():
+                prefix = reading + (f"{name}_" if name else "")
+                measured = judge(values[judged], is_poison[judged])
+                shares |= {f"{prefix}{metric}": share for metric, share in measured.items()}
         return {name: share.as_dict() for name, share in shares.items()}
 
 

@@ -353,7 +353,7 @@ class Gentle(Defense):
     share: float = 0.5
 
     def apply(self, lab: Lab, case: Case) -> Defended:
-        recipe = replace(case.recipes.repair, lr=case.recipes.repair.lr * self.share)
+        recipe = replace(case.recipes.repair, lr=case.recipes.repair.rate * self.share)
         return Defended(lab.train(PlainClipSpec(), case.clean_data, recipe, init=case.victim))
 
 

@@ -161,7 +161,7 @@ def by_hand(view: View, recipe: Recipe) -> Clip:
             model.zero_grad()
             (-(by_row.mean() + by_column.mean()) / 2).backward()
             steps = len(view) // recipe.batch_size
-            rate = recipe.lr * lr_factor(recipe, t, steps)
+            rate = recipe.rate * lr_factor(recipe, t, steps)
             t += 1
             with torch.no_grad():
                 for name, p in names.items():

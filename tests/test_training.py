@@ -170,9 +170,11 @@ def slow_clip_loss(image_BD: Tensor, text_BD: Tensor, scale: Tensor) -> Tensor:
 
 def slow_lr(recipe: Recipe, step: int, total: int) -> float:
     if step < recipe.warmup_steps:
-        return recipe.lr * (step + 1) / recipe.warmup_steps
+        return recipe.rate * (step + 1) / recipe.warmup_steps
+    if recipe.schedule is Schedule.CONSTANT:
+        return recipe.rate
     progress = (step - recipe.warmup_steps) / (total - recipe.warmup_steps)
-    return recipe.lr * (1 + math.cos(math.pi * progress)) / 2
+    return recipe.rate * (1 + math.cos(math.pi * progress)) / 2
 
 
 def test_a_fit_is_what_a_slow_loop_computes(small_store: Store) -> None:

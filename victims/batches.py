@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from victims.corpora import Rows, View
+from victims.corpora import Rows, View, subset
 from victims.models import Clip, Tokens
 
 
@@ -41,7 +41,24 @@ class Scorer(Protocol):
     def __call__(self, model: Clip, batch: Batch) -> Tensor: ...
 
 
-Scan = Callable[[Scorer], np.ndarray]
+class Scan:
+    """The rows of a fit as an objective sees them between epochs: how many, their annotations, and
+    scores of all or some of them under the model as it is now."""
+
+    def __init__(self, view: View, score: Callable[[Scorer, View], np.ndarray]) -> None:
+        self._view, self._score = view, score
+
+    def __len__(self) -> int:
+        return len(self._view)
+
+    @property
+    def columns(self) -> Mapping[str, np.ndarray]:
+        return self._view.columns
+
+    def __call__(self, scorer: Scorer, rows: Rows | None = None) -> np.ndarray:
+        """``scorer`` in eval mode on the rows, in the order given."""
+        view = self._view if rows is None else subset(self._view, rows)
+        return self._score(scorer, view)
 
 
 class Loader:

@@ -11,7 +11,7 @@ import contextlib
 import json
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,11 +25,20 @@ from victims.batches import Scorer, score_rows
 from victims.checkpoints import save_moments
 from victims.corpora import Reader, Rows, TextView, View
 from victims.distributed import agreed, barrier, rank
-from victims.draws import derive
+from victims.draws import derive, numpy_rng
 from victims.errors import GridError
 from victims.keys import Key, content_key
-from victims.models import Clip, ModelSpec, fresh, load_weights, save_weights
-from victims.recipe import OptimizerState, Recipe, Runtime
+from victims.models import (
+    Clip,
+    ModelSpec,
+    device_seconds,
+    fresh,
+    load_weights,
+    paid,
+    save_weights,
+)
+from victims.recipe import OptimizerState, Recipe, Runtime, Select
+from victims.selection import Choice, ImageFeatures, TextFeatures, choose, retrieved
 from victims.store import Artefact, Busy, Damaged, Store
 from victims.training import Fit, ObjectiveSpec
 
@@ -53,9 +62,12 @@ class DataRef:
 
 
 class TensorSpec(Protocol):
-    """A frozen dataclass that crafts tensors by whatever private loop its paper needs."""
+    """A frozen dataclass that crafts tensors by whatever private loop its paper needs.
 
-    def craft(self, model: Clip, view: View) -> Mapping[str, Tensor]: ...
+    ``others`` are the models that `Lab.tensor` was given beside the first.
+    """
+
+    def craft(self, model: Clip, view: View, *others: Clip) -> Mapping[str, Tensor]: ...
 
 
 @dataclass(slots=True)
@@ -64,6 +76,7 @@ class Ledger:
 
     costs: dict[str, dict[str, float]] = field(default_factory=dict)
     made: list[str] = field(default_factory=list)
+    choices: dict[str, Choice] = field(default_factory=dict)
 
     def total(self) -> dict[str, float]:
         names = sorted({name for cost in self.costs.values() for name in cost})
@@ -159,8 +172,16 @@ class Lab:
         recipe: Recipe,
         *,
         init: ModelRef | None = None,
+        held_out: Rows | None = None,
+        keep_optimizer: bool = False,
     ) -> ModelRef:
-        """Fit ``spec`` on ``data``, from ``init`` or from random weights."""
+        """Fit ``spec`` on ``data``, from ``init`` or from random weights.
+
+        A recipe with ``lr: select`` is fitted at every rate; the rows to choose by are drawn from
+        ``held_out`` (None: all rows) and no fit sees them.
+        """
+        if isinstance(recipe.lr, Select):
+            return self._selected(spec, data, recipe, recipe.lr, init, held_out, keep_optimizer)
         key = model_key(spec, recipe, data.key, init.key if init else None, self.model)
 
         def make(scratch: Path) -> dict[str, Any]:
@@ -185,12 +206,55 @@ class Lab:
             if rank() == 0:
                 save_weights(model, scratch / "weights.safetensors")
                 (scratch / "curves.json").write_text(json.dumps(done.curves))
-                if self.runtime.keep_optimizer:
+                if keep_optimizer or self.runtime.keep_optimizer:
                     save_moments(fit.optimizer, scratch / "optimizer.safetensors")
             return {"model": asdict(self.model), "cost": done.cost}
 
         self._memo(key, make, collective=True)
         return ModelRef(key)
+
+    def _selected(
+        self,
+        spec: ObjectiveSpec,
+        data: DataRef,
+        recipe: Recipe,
+        how: Select,
+        init: ModelRef | None,
+        candidates: Rows | None,
+        keep_optimizer: bool,
+    ) -> ModelRef:
+        """The fit at the largest rate that is within one standard error of the best."""
+        rows = np.arange(len(data)) if candidates is None else np.sort(candidates)
+        count = how.num_held_out(len(rows))
+        if count < 2:
+            raise GridError(f"lr: select: {len(rows)} rows are too few to hold some of them out")
+        rng = numpy_rng(recipe.seed, "held_out", data.key)
+        held = np.sort(rng.choice(rows, count, replace=False))
+        pairs = self.subset(data, held)
+        rest = self.subset(data, np.setdiff1d(np.arange(len(data)), held))
+        fits = [
+            self.train(spec, rest, replace(recipe, lr=r), init=init, keep_optimizer=keep_optimizer)
+            for r in how.rates
+        ]
+        key = content_key("selection", how, [pairs.key, *(fit.key for fit in fits)])
+
+        def make(scratch: Path) -> dict[str, Any]:
+            captions = self.captions(pairs)
+            image = [self.score(ImageFeatures(), pairs, fit) for fit in fits]
+            text = [self.score(TextFeatures(), pairs, fit) for fit in fits]
+            hits = [retrieved(i, t, captions) for i, t in zip(image, text, strict=True)]
+            return {"choice": choose(how.rates, hits)}
+
+        choice: Choice = self._memo(key, make, collective=True).meta["choice"]
+        self.ledger.choices[key] = choice
+        self._report(f"{key} lr {choice['chosen']:g} of {choice['rates']}: {choice['metric']}")
+        return fits[how.rates.index(choice["chosen"])]
+
+    def curves(self, ref: ModelRef) -> list[dict[str, float]]:
+        """What a model's fit recorded, per epoch: loss terms, learning rate, what was watched."""
+        text = self.store.need(ref.key).path("curves.json").read_text()
+        records: list[dict[str, float]] = json.loads(text)
+        return records
 
     def _carried(self, init: ModelRef | None) -> Path:
         if init is None or "optimizer.safetensors" not in self.store.need(init.key).files:
@@ -216,32 +280,32 @@ class Lab:
 
         def make(scratch: Path) -> dict[str, Any]:
             loaded = self.load(model)
+            started = device_seconds(self.runtime.device)
             np.save(scratch / "values.npy", score_rows(loaded, self._view(data), scorer))
-            return {"cost": {"images_forward": float(loaded.meter.images_forward)}}
+            seconds = device_seconds(self.runtime.device) - started
+            return {"cost": {"train_seconds": seconds, **paid(loaded)}}
 
         path = self._memo(key, make).path("values.npy")
         values: npt.NDArray[np.float32] = np.load(path, allow_pickle=False)
         return values
 
-    def tensor(self, spec: TensorSpec, data: DataRef, model: ModelRef) -> dict[str, Tensor]:
+    def tensor(
+        self, spec: TensorSpec, data: DataRef, model: ModelRef, *others: ModelRef
+    ) -> dict[str, Tensor]:
         """Any other crafted artefact: a patch, a mask, the output of a generator."""
         from safetensors.torch import load_file, save_file
 
-        key = content_key("tensor", spec, [data.key, model.key])
+        key = content_key("tensor", spec, [data.key, model.key, *(ref.key for ref in others)])
 
         def make(scratch: Path) -> dict[str, Any]:
-            loaded = self.load(model)
-            crafted = spec.craft(loaded, self._view(data))
+            models = [self.load(ref) for ref in (model, *others)]
+            started = device_seconds(self.runtime.device)
+            crafted = spec.craft(models[0], self._view(data), *models[1:])
+            seconds = device_seconds(self.runtime.device) - started
             # Copies: views of one memory are an error in a file.
             tensors = {n: t.detach().cpu().contiguous().clone() for n, t in crafted.items()}
             save_file(tensors, scratch / "tensors.safetensors")
-            meter = loaded.meter
-            return {
-                "cost": {
-                    "images_forward": float(meter.images_forward),
-                    "images_backward": float(meter.images_backward),
-                }
-            }
+            return {"cost": {"train_seconds": seconds, **paid(*models)}}
 
         tensors: dict[str, Tensor] = load_file(self._memo(key, make).path("tensors.safetensors"))
         return tensors

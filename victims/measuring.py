@@ -25,9 +25,10 @@ from victims.keys import digest
 from victims.models import Encoder, Tokenizer
 
 Ints = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.float64]
 
 # Version of the protocol's metrics: a change of meaning here changes the key of every measurement.
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 Z = 1.96
 
 
@@ -61,13 +62,17 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """A mean over ``n`` units that is no share."""
+    """A number over ``n`` units that is no share, with its interval if there is one."""
 
     value: float
     n: int
+    interval: tuple[float, float] | None = None
 
     def as_dict(self) -> dict[str, float | int]:
-        return {"value": self.value, "n": self.n}
+        found: dict[str, float | int] = {"value": self.value, "n": self.n}
+        if self.interval is not None:
+            found |= {"low": self.interval[0], "high": self.interval[1]}
+        return found
 
 
 def wilson(successes: int, n: int, z: float = Z) -> tuple[float, float]:
@@ -265,15 +270,73 @@ def changed_share(corpus: Corpus, trigger: Stamper, num_images: int = 512) -> fl
 
 def detection(
     flagged: npt.NDArray[np.bool_], poisoned: npt.NDArray[np.bool_]
-) -> Mapping[str, Share]:
+) -> Mapping[str, Measured]:
     """How well a defense found the poisoned rows, at its own operating point."""
     if not poisoned.any():
         return {}
-    hit = int((flagged & poisoned).sum())
-    found = {"recall": Share(hit, int(poisoned.sum()))}
+    hit, clean, kept = int((flagged & poisoned).sum()), ~poisoned, ~flagged
+    missed = int((poisoned & kept).sum())
+    found: dict[str, Measured] = {
+        "recall": Share(hit, int(poisoned.sum())),
+        "leak": Share(missed, int(poisoned.sum())),
+    }
     if flagged.any():
         found["precision"] = Share(hit, int(flagged.sum()))
-    found["leak"] = Share(int((poisoned & ~flagged).sum()), int(poisoned.sum()))
-    clean = ~poisoned
-    found["clean_removed"] = Share(int((flagged & clean).sum()), int(clean.sum()))
+        # What it could be at best: a set of a fixed size may be larger than all poison.
+        found["precision_bound"] = Share(
+            min(int(poisoned.sum()), int(flagged.sum())), int(flagged.sum())
+        )
+    if clean.any():
+        found["clean_removed"] = Share(int((flagged & clean).sum()), int(clean.sum()))
+    if kept.any():
+        found["contamination"] = Share(missed, int(kept.sum()))
     return found
+
+
+def separation(
+    suspicion: npt.NDArray[np.floating], poisoned: npt.NDArray[np.bool_]
+) -> Mapping[str, Measured]:
+    """How well a score (higher: more suspicious) ranks poisoned rows above clean ones.
+
+    AUROC with its interval by DeLong, et al. (1988), ties by mid-rank; average precision beside
+    the base rate that chance would give; TPR at the threshold whose FPR is at most 1 and 5 %; FPR
+    at the first threshold whose TPR is at least 95 %. Tied rows pass a threshold together.
+    """
+    num_poisoned = int(poisoned.sum())
+    num_clean = len(poisoned) - num_poisoned
+    if not num_poisoned or not num_clean:
+        return {}
+    values, counts = np.unique(-suspicion.astype(np.float64), return_inverse=True)
+    hits = np.cumsum(np.bincount(counts[poisoned], minlength=len(values)))
+    alarms = np.cumsum(np.bincount(counts[~poisoned], minlength=len(values)))
+    precision = hits / (hits + alarms)
+    average = float((np.diff(hits, prepend=0) * precision).sum() / num_poisoned)
+    found: dict[str, Measured] = {
+        "auroc": _auroc(suspicion[poisoned], suspicion[~poisoned]),
+        "auprc": Mean(average, len(poisoned)),
+        "base_rate": Share(num_poisoned, len(poisoned)),
+    }
+    for percent in (1, 5):
+        allowed = hits[alarms <= num_clean * percent / 100]
+        found[f"tpr_at_fpr{percent}"] = Share(int(allowed.max(initial=0)), num_poisoned)
+    enough = int(np.argmax(hits >= 0.95 * num_poisoned))
+    found["fpr_at_tpr95"] = Share(int(alarms[enough]), num_clean)
+    return found
+
+
+def _auroc(high: npt.NDArray[np.floating], low: npt.NDArray[np.floating]) -> Mean:
+    """P(high > low) + P(high = low) / 2, and its interval from the placements of both sides."""
+
+    def below(values: npt.NDArray[np.floating], others: npt.NDArray[np.floating]) -> Floats:
+        """Per value, the share of the others below it, ties by half."""
+        order = np.sort(others)
+        left, right = (np.searchsorted(order, values, side) for side in ("left", "right"))
+        return np.asarray((left + right) / (2 * len(order)), dtype=np.float64)
+
+    up, down = below(high, low), 1 - below(low, high)
+    area = float(up.mean())
+    variance = sum(
+        float(side.var(ddof=1)) / len(side) if len(side) > 1 else 0.25 for side in (up, down)
+    )
+    half = Z * math.sqrt(variance)
+    return Mean(area, len(high) + len(low), (max(0.0, area - half), min(1.0, area + half)))

@@ -8,8 +8,9 @@ Shapes: B batch, C channels, H W pixels, T tokens, D embedding.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -111,6 +112,18 @@ class Meter:
     texts_backward: int = 0
 
 
+def paid(*models: Clip) -> dict[str, float]:
+    """What went through some models, under the names of a cost."""
+    names = [f.name for f in fields(Meter)]
+    return {name: float(sum(getattr(m.meter, name) for m in models)) for name in names}
+
+
+def device_seconds(device: str | torch.device) -> float:
+    """Time of the device: on a CPU that of this process, whoever else keeps the cores busy."""
+    is_cpu = torch.device(device).type == "cpu"
+    return time.process_time() if is_cpu else time.perf_counter()
+
+
 class Clip(nn.Module):
     """An open_clip model with its tokenizer, its normalisation and a meter."""
 
@@ -146,10 +159,14 @@ class Clip(nn.Module):
 
     def encode_image(self, image_BCHW: Tensor) -> Tensor:
         """L2-normalised image features, BD, float32."""
+        return F.normalize(self.embed_image(image_BCHW), dim=-1)
+
+    def embed_image(self, image_BCHW: Tensor) -> Tensor:
+        """Image features of the joint space as they come, BD, float32."""
         self.meter.images_forward += len(image_BCHW)
         self.meter.images_backward += len(image_BCHW) * torch.is_grad_enabled()
-        features_BD = self.net.encode_image(self.normalise(image_BCHW))
-        return F.normalize(features_BD.float(), dim=-1)
+        features_BD: Tensor = self.net.encode_image(self.normalise(image_BCHW))
+        return features_BD.float()
 
     def encode_text(self, tokens_BT: Tensor) -> Tensor:
         """L2-normalised caption features, BD, float32.

@@ -33,7 +33,7 @@ class _Features:
     model: Clip
 
     def encode_image(self, image_BCHW: Tensor) -> Tensor:
-        feature_BD = self.model.net.encode_image(self.model.normalise(image_BCHW)).float()
+        feature_BD = self.model.embed_image(image_BCHW)
         return F.pad(feature_BD, (0, 1), value=1.0)
 
     def encode_text(self, tokens_BT: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ def fit_probe(feature_NE: Tensor, label_N: Tensor, num_classes: int, seed: int) 
             {"params": [weight_KD.requires_grad_()], "weight_decay": RECIPE.weight_decay},
             {"params": [bias_K1.requires_grad_()], "weight_decay": 0.0},
         ],
-        lr=RECIPE.lr,
+        lr=RECIPE.rate,
         betas=(RECIPE.beta1, RECIPE.beta2),
         eps=RECIPE.eps,
     )
@@ -74,7 +74,7 @@ def fit_probe(feature_NE: Tensor, label_N: Tensor, num_classes: int, seed: int) 
         for step in range(steps):
             rows_B = order_N[step * RECIPE.batch_size : (step + 1) * RECIPE.batch_size]
             for group in optimizer.param_groups:
-                group["lr"] = RECIPE.lr * lr_factor(RECIPE, epoch * steps + step, steps)
+                group["lr"] = RECIPE.rate * lr_factor(RECIPE, epoch * steps + step, steps)
             with torch.enable_grad():
                 score_BK = feature_NE[rows_B] @ torch.cat([weight_KD, bias_K1], 1).T
                 loss = F.cross_entropy(score_BK, label_N[rows_B])

@@ -7,12 +7,64 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
 
+from victims.errors import GridError
+
 
 class Schedule(StrEnum):
-    """`released`: the CleanCLIP lineage counts one epoch late and passes the minimum."""
+    """How the learning rate goes, after a linear warm-up: `fixed` is a cosine to 0; `released` the
+    same as the CleanCLIP lineage runs it, one epoch late and past the minimum; `constant` stays."""
 
     FIXED = "fixed"
     RELEASED = "released"
+    CONSTANT = "constant"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Descent:
+    """A schedule in two parts and without a warm-up: linear from 1 to ``middle`` over the first
+    ``share`` of all steps, then a cosine to ``end``. Both are factors of the learning rate."""
+
+    name: ClassVar[str] = "descent"
+    version: ClassVar[int] = 1
+
+    middle: float
+    end: float
+    share: float = 0.5
+
+    def factor(self, step: int, total: int) -> float:
+        turn, last = self.share * total, max(1, total - 1)
+        if step < turn:
+            return 1 + (self.middle - 1) * step / turn
+        along = (step - turn) / max(1e-9, last - turn)
+        return self.end + (self.middle - self.end) * 0.5 * (1 + math.cos(math.pi * along))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Select:
+    """A learning rate to be chosen among ``rates``, on rows that are held out of the training data.
+
+    Of N rows ``share``, but at least ``floor`` and at most a quarter, are held out. The metric is
+    symmetric top-1 retrieval among them; the largest rate within one standard error of the best
+    metric is taken. Attack success plays no part.
+    """
+
+    name: ClassVar[str] = "select"
+    version: ClassVar[int] = 1
+
+    rates: tuple[float, ...] = (1e-6, 3e-6, 4.5e-6, 1e-5, 2e-5)
+    share: float = 0.02
+    floor: int = 200
+
+    def __post_init__(self) -> None:
+        if not self.rates or min(self.rates) <= 0 or len(set(self.rates)) < len(self.rates):
+            raise ValueError(f"rates must be positive and distinct, got {list(self.rates)}")
+        if not 0 < self.share <= 0.25:
+            raise ValueError(f"share must lie in (0, 0.25], got {self.share}")
+        if self.floor < 2:
+            raise ValueError(f"floor must be at least 2 rows, got {self.floor}")
+
+    def num_held_out(self, num_rows: int) -> int:
+        return min(max(self.floor, round(self.share * num_rows)), num_rows // 4)
 
 
 class Precision(StrEnum):
@@ -41,14 +93,14 @@ class Recipe:
 
     epochs: int
     batch_size: int
-    lr: float
+    lr: float | Select
     text_lr_ratio: float = 1.0
     warmup_steps: int = 50
     weight_decay: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
-    schedule: Schedule = Schedule.FIXED
+    schedule: Schedule | Descent = Schedule.FIXED
     precision: Precision = Precision.FP32
     bn_mode: BatchNormMode = BatchNormMode.TRAIN
     optimizer_state: OptimizerState = OptimizerState.FRESH
@@ -59,8 +111,16 @@ class Recipe:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("lr", "text_lr_ratio", "warmup_steps", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if not isinstance(value, Select) and value < 0:
+                raise ValueError(f"{name} must not be negative, got {value}")
+
+    @property
+    def rate(self) -> float:
+        """The learning rate, where it is known."""
+        if isinstance(self.lr, Select):
+            raise GridError("lr: select is resolved by `Lab.train`; this fit got it unresolved")
+        return self.lr
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,12 +147,16 @@ class Clock:
 
 
 def lr_factor(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
-    """Linear warm-up, then a cosine to 0; ``released`` starts counting one epoch late."""
+    """What the recipe's learning rate is multiplied with at a step, counted from 0."""
     total = max(1, recipe.epochs * steps_per_epoch)
+    if isinstance(recipe.schedule, Descent):
+        return recipe.schedule.factor(step, total)
     if recipe.schedule == Schedule.RELEASED:
         step += steps_per_epoch
     if step < recipe.warmup_steps:
         return (step + 1) / recipe.warmup_steps
+    if recipe.schedule == Schedule.CONSTANT:
+        return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - recipe.warmup_steps) / _span(recipe, total)))
 
 

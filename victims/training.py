@@ -34,12 +34,21 @@ from victims.distributed import barrier, parallel, rank, share_batch_norm, world
 from victims.draws import Draws, derive, numpy_rng, torch_rng
 from victims.errors import GridError, MethodFailure
 from victims.losses import clip_loss
-from victims.models import Clip
+from victims.models import Clip, device_seconds
 from victims.recipe import BatchNormMode, Clock, Precision, Recipe, Runtime, lr_factor
 
 
 class Objective(nn.Module):
-    """How one fit differs from plain CLIP. State that must survive a restart is a buffer."""
+    """How one fit differs from plain CLIP. State that must survive a restart is a buffer.
+
+    What `forward` leaves in ``watched`` joins the training curves and no loss.
+    """
+
+    watched: Mapping[str, Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.watched = {}
 
     def views(self, batch: Batch, draws: Draws) -> Mapping[str, Tensor]:
         """Extra tensors of a batch, made on the model's device; they arrive in ``batch.views``."""
@@ -48,8 +57,15 @@ class Objective(nn.Module):
     def begin_epoch(
         self, model: Clip, scan: Scan, clock: Clock, rng: np.random.Generator
     ) -> Rows | None:
-        """Rows to visit this epoch, in order. None visits all, shuffled."""
+        """Rows to visit this epoch, in order. None visits all, shuffled; no rows end the fit.
+
+        Draws that must not change the shuffle come from ``rng.spawn``.
+        """
         return None
+
+    def rows_per_epoch(self, num_rows: int) -> int:
+        """How many rows `begin_epoch` visits, by which the schedule counts its steps."""
+        return num_rows
 
     def trainable(self, model: Clip) -> Iterable[nn.Parameter]:
         """The parameters that move; all others are frozen for this fit."""
@@ -125,7 +141,7 @@ def optimizer_for(model: Clip, objective: Objective, recipe: Recipe) -> torch.op
             {"params": params, "weight_decay": decay, "ratio": ratio}
             for (ratio, decay), params in groups.items()
         ],
-        lr=recipe.lr,
+        lr=recipe.rate,
         betas=(recipe.beta1, recipe.beta2),
         eps=recipe.eps,
         fused=True,
@@ -214,10 +230,11 @@ class Fit:
             raise GridError(
                 f"batch_size {recipe.batch_size} does not divide among {world_size()} workers"
             )
-        self.steps_per_epoch = len(view) // recipe.batch_size
+        num_rows = objective.rows_per_epoch(len(view))
+        self.steps_per_epoch = num_rows // recipe.batch_size
         if self.steps_per_epoch < 1:
             raise GridError(
-                f"{len(view)} rows do not fill one batch of {recipe.batch_size}: give more rows"
+                f"{num_rows} rows do not fill one batch of {recipe.batch_size}: give more rows"
                 " or a smaller batch_size"
             )
         self.device = torch.device(runtime.device)
@@ -244,12 +261,14 @@ class Fit:
         if world_size() > 1:
             share_batch_norm(self.model)
             module = parallel(module)
-        started, begun = self._device_seconds(), time.perf_counter()
+        started, begun = device_seconds(self.device), time.perf_counter()
         last_save, before, waited = begun, self.seconds, self.wall_seconds
         while self.epoch < self.recipe.epochs:
             self.loader.begin_epoch(self.epoch)
             if self.order is None:
                 self.order = self._choose_rows()
+            if not len(self.order):
+                break
             num_steps = len(self.order) // self.recipe.batch_size
             for index in range(self._step_in_epoch, num_steps):
                 self._train_step(module, index)
@@ -258,13 +277,13 @@ class Fit:
                 due = time.perf_counter() - last_save > self.runtime.checkpoint_seconds
                 if self.checkpoints is not None and due and rank() == 0:
                     self.curve.check()
-                    self.seconds = before + self._device_seconds() - started
+                    self.seconds = before + device_seconds(self.device) - started
                     self.wall_seconds = waited + time.perf_counter() - begun
                     self._save(index + 1)
                     last_save = time.perf_counter()
             self.curve.check()
             self._end_epoch(num_steps)
-        self.seconds = before + self._device_seconds() - started
+        self.seconds = before + device_seconds(self.device) - started
         self.wall_seconds = waited + time.perf_counter() - begun
         for parameter in self.model.parameters():
             parameter.requires_grad_(True)
@@ -284,10 +303,6 @@ class Fit:
 
     _step_in_epoch = 0
 
-    def _device_seconds(self) -> float:
-        """Time of the device: on a CPU that of this process, whoever else keeps the cores busy."""
-        return time.process_time() if self.device.type == "cpu" else time.perf_counter()
-
     def _set_mode(self) -> None:
         self.model.train()
         self.objective.train()
@@ -300,15 +315,18 @@ class Fit:
         rng = numpy_rng(self.recipe.seed, "order", self.epoch)
         clock = Clock(self.epoch, self.step, self.total_steps)
 
-        def scan(scorer: Scorer) -> np.ndarray:
-            values = score_rows(self.model, self.view, scorer)
+        def score(scorer: Scorer, view: View) -> np.ndarray:
+            values = score_rows(self.model, view, scorer)
             self._set_mode()
             return values
 
+        scan = Scan(self.view, score)
         chosen = self.objective.begin_epoch(self.model, scan, clock, rng)
         if chosen is None:
             return rng.permutation(len(self.view))
         named, batch_size = type(self.objective).__name__, self.recipe.batch_size
+        if not len(chosen):
+            return chosen
         if len(chosen) < batch_size:
             raise MethodFailure(
                 f"{named}: begin_epoch chose {len(chosen)} rows in epoch {self.epoch}, which do not"
@@ -345,7 +363,7 @@ class Fit:
             batch = Batch(batch.rows, batch.image, batch.tokens, batch.texts, batch.columns, views)
         factor = lr_factor(recipe, self.step, self.steps_per_epoch)
         for group in self.optimizer.param_groups:
-            group["lr"] = recipe.lr * group["ratio"] * factor
+            group["lr"] = recipe.rate * group["ratio"] * factor
         clock = Clock(self.epoch, self.step, self.total_steps)
         with torch.autocast(
             self.device.type, torch.bfloat16, enabled=recipe.precision == Precision.BF16
@@ -356,14 +374,14 @@ class Fit:
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.model.clamp_scale()
-        self.curve.add(terms, self.step)
+        self.curve.add({**terms, **self.objective.watched}, self.step)
         self.step += 1
 
     def _end_epoch(self, num_steps: int) -> None:
         record = {
             "epoch": float(self.epoch),
             "steps": float(num_steps),
-            "lr": self.recipe.lr * lr_factor(self.recipe, self.step - 1, self.steps_per_epoch),
+            "lr": self.recipe.rate * lr_factor(self.recipe, self.step - 1, self.steps_per_epoch),
             "scale": float(self.model.scale.detach()),
             **self.curve.means(),
         }
