@@ -30,6 +30,8 @@ class BoardRow:
     ``status`` is the worst among the line's cells, ``shown_status`` that of the ``num_shown``
     cells behind its numbers. ``success`` is the metric that says how the attack fares: ``asr_top1``
     or, where nothing is stamped, ``psr_top1`` or ``text_hit_top1``, whose value is ``hit_top1``.
+    ``lr`` are the learning rates of the cells; ``found_`` is how a defense that judges rows told
+    the poisoned ones.
     """
 
     attack: str
@@ -66,6 +68,12 @@ class BoardRow:
     detail: str | None
     relative_cost: float | None
     cost_seconds: float | None
+    pair_views: float | None
+    lr: list[float] | None
+    lr_rule: str | None
+    found_auroc: float | None
+    found_recall: float | None
+    found_precision: float | None
     eval_set: str
     track: str
     regime: str
@@ -146,6 +154,16 @@ class Board:
             "Cost: the defense's own training time over that of its victim (device seconds); "
             "evaluation is not part of it.",
         ]
+        if any(row.lr_rule == "select" for row in self.lines):
+            notes.append(
+                "lr ?: the learning rate was selected on held-out pairs of the data that the "
+                "defense was given, never by attack success; the search is part of its cost."
+            )
+        if any(row.found_recall is not None for row in self.lines):
+            notes.append(
+                "Found: AUROC of the defense's suspicion, recall and precision of the rows that it "
+                "flagged, against the truth."
+            )
         if any(row.hit_top1 is not None for row in self.lines):
             notes.append(
                 "hit@1, of attacks that stamp nothing: share of the chosen pictures read as what "

@@ -12,6 +12,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from analysis.board import Board, BoardRow
+from analysis.published import lines as printed
 from grid.schema import STATUS_WORDS, ResultsError, Status
 from grid.schema import completeness_words as words_of
 
@@ -19,13 +20,41 @@ NEED_WORDS = {"clean_data": "clean", "suspect_data": "suspect", "reference": "re
 UNKNOWN = "–"
 
 
-def render(board: Board, form: str = "table", width: int = 100, color: bool = False) -> str:
-    """The board as ``table`` (``width`` columns), ``md``, ``csv`` or ``json``."""
-    if form == "table":
-        return _table(board, width, color)
-    if form not in FORMATS:
+def render(
+    board: Board,
+    form: str = "table",
+    width: int = 100,
+    color: bool = False,
+    published: bool = False,
+) -> str:
+    """The board as ``table`` (``width`` columns), ``md``, ``csv`` or ``json``.
+
+    With ``published``, a table or Markdown ends with what papers print of the same attacks and
+    defenses, in grey and apart: other models, data and victims.
+    """
+    if form not in ("table", *FORMATS):
         raise ResultsError(f"No format {form!r}. There are: table, {', '.join(FORMATS)}.")
-    return FORMATS[form](board)
+    if published and form not in ("table", "md"):
+        raise ResultsError(f"published figures join a table or md, not {form}: they are no rows.")
+    text = _table(board, width, color) if form == "table" else FORMATS[form](board)
+    return text + _grey(board, form, width, color) if published else text
+
+
+def _grey(board: Board, form: str, width: int, color: bool) -> str:
+    """Published figures of the attacks and defenses on the board."""
+    from rich.console import Console
+    from rich.text import Text
+
+    rows = board.lines
+    found = printed({row.attack for row in rows}, {row.defense for row in rows})
+    title = "Published (other models, data and victims; not comparable with the lines above)"
+    if form == "md":
+        return "\n".join(["", f"### {title}", "", *(f"- {line}" for line in found), ""])
+    output = io.StringIO()
+    console = Console(file=output, width=width, force_terminal=color, legacy_windows=False)
+    for line in (title, *(f"  {line}" for line in found or ["none of these"])):
+        console.print(Text(line, style="bright_black"))
+    return "\n" + output.getvalue()
 
 
 class _Column(NamedTuple):
@@ -37,6 +66,7 @@ class _Column(NamedTuple):
     max_width: int = 10_000
     is_number: bool = True
     is_of_hits: bool = False
+    is_of_findings: bool = False
 
 
 def percent(share: float | None) -> str:
@@ -67,10 +97,24 @@ def _cost(row: BoardRow) -> str:
     return UNKNOWN if row.relative_cost is None else f"{row.relative_cost:.2f}"
 
 
+def _rates(row: BoardRow) -> str:
+    if not row.lr:
+        return UNKNOWN
+    ends = sorted({f"{rate:.0e}".replace("e-0", "e-") for rate in (row.lr[0], row.lr[-1])})
+    return "..".join(ends) + (" ?" if row.lr_rule == "select" else "")
+
+
+def _found(row: BoardRow) -> str:
+    if row.found_auroc is None and row.found_recall is None:
+        return UNKNOWN
+    area = UNKNOWN if row.found_auroc is None else f"{row.found_auroc:.2f}"
+    return f"{area} / {percent(row.found_recall)} / {percent(row.found_precision)}"
+
+
 HITS_WIDTH = 26
 COLUMNS = (
     _Column("Defense", _defense, is_number=False),
-    _Column("Needs", _needs, is_number=False),
+    _Column("Needs", _needs, min_width=1000, is_number=False),
     _Column("Fidelity", lambda row: row.fidelity, min_width=126, is_number=False),
     _Column("Phase", lambda row: row.phase, min_width=140, is_number=False),
     _Column("Clean acc. %", lambda row: percent(row.clean_top1), max_width=95),
@@ -96,6 +140,8 @@ COLUMNS = (
         is_of_hits=True,
     ),
     _Column("R-Acc", lambda row: percent(row.r_acc), min_width=116),
+    _Column("Found: AUROC / recall / prec. %", _found, min_width=140, is_of_findings=True),
+    _Column("lr", _rates, min_width=126),
     _Column("Cost", _cost, min_width=96),
     _Column("Seeds", lambda row: str(row.num_seeds), min_width=116),
     _Column("Status", _status, is_number=False),
@@ -184,9 +230,12 @@ def _table(board: Board, width: int, color: bool) -> str:
         for _, group in groupby(section, _block):
             rows = list(group)
             text.append(f"{_heading(rows[0], told_apart)}\n", "bold cyan")
-            for row in rows:
-                style = "" if row.status == Status.OK else "dim" if row.num_shown else "red"
-                text.append(_laid_out(texts[id(row)], columns, sizes), style)
+            # Only equals are compared: what a defense is given heads its lines.
+            for needs, equals in groupby(rows, _needs):
+                text.append(f" given {needs}\n", "italic")
+                for row in equals:
+                    style = "" if row.status == Status.OK else "dim" if row.num_shown else "red"
+                    text.append(_laid_out(texts[id(row)], columns, sizes), style)
         console.print(text)
     if not board.lines:
         console.print("No cell has ended yet.")
@@ -202,11 +251,13 @@ def _table(board: Board, width: int, color: bool) -> str:
 def _columns(board: Board, width: int) -> list[_Column]:
     """Those that a width has room for. Where some attack stamps nothing, its success joins them."""
     has_hits = any(row.hit_top1 is not None for row in board.lines)
+    has_findings = any(row.found_recall is not None for row in board.lines)
     room = width - HITS_WIDTH if has_hits and width > 95 else width
     return [
         column
         for column in COLUMNS
         if (has_hits or not column.is_of_hits)
+        and (has_findings or not column.is_of_findings)
         and column.min_width <= (width if column.is_of_hits else room) <= column.max_width
     ]
 
@@ -291,7 +342,8 @@ def _csv(board: Board) -> str:
     writer = csv.DictWriter(output, names, lineterminator="\n")
     writer.writeheader()
     for row in board.lines:
-        writer.writerow({**asdict(row), "needs": " ".join(row.needs)})
+        lists = {"needs": " ".join(row.needs), "lr": " ".join(f"{r:g}" for r in row.lr or [])}
+        writer.writerow({**asdict(row), **lists})
     return output.getvalue()
 
 

@@ -229,6 +229,10 @@ class Defense(Protocol):
         """What this configuration is to be given."""
         return self.needs
 
+    def replaces_training(self) -> bool:
+        """Whether it trains with the victim's recipe, from where the victim began."""
+        return Need.START in self.needed() and self.phase != Phase.FINETUNING
+
     def check(self) -> None:
         """Raise `UsageError` where the fields cannot be meant; asked when a grid file is read."""
         return None

@@ -23,7 +23,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from defenses.base import Case, Defended, Defense, Fidelity, Need, Phase
+from defenses.base import (
+    EPOCHS,
+    LR,
+    Between,
+    Case,
+    Defended,
+    Defense,
+    Fidelity,
+    Knob,
+    Need,
+    Phase,
+    Space,
+)
 from victims.augment import augment, policy_from
 from victims.batches import Batch, cat_tokens
 from victims.draws import Draws
@@ -93,6 +105,12 @@ class CleanClip(Defense):
     needs: ClassVar[frozenset[Need]] = frozenset({Need.VICTIM, Need.CLEAN_DATA})
     fidelity: ClassVar[Fidelity] = Fidelity.EXACT
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    knob: ClassVar[Knob] = Knob(name="inmodal_weight", values=(0.0, 0.5, 1.0, 2.0, 4.0, 8.0))
+    space: ClassVar[Space] = {
+        "recipe.lr": LR,
+        "recipe.epochs": EPOCHS,
+        "inmodal_weight": Between(low=0.1, high=10, log=True),
+    }
 
     clip_weight: float = 1.0
     inmodal_weight: float = 1.0

@@ -21,7 +21,19 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from defenses.base import Case, Defended, Defense, Fidelity, Need, Phase
+from defenses.base import (
+    EPOCHS,
+    LR,
+    LR_KNOB,
+    Case,
+    Defended,
+    Defense,
+    Fidelity,
+    Knob,
+    Need,
+    Phase,
+    Space,
+)
 from victims.lab import Lab
 from victims.models import Clip
 from victims.training import Objective, PlainClip, PlainClipSpec
@@ -76,6 +88,8 @@ class Finetune(Defense):
     needs: ClassVar[frozenset[Need]] = frozenset({Need.VICTIM, Need.CLEAN_DATA})
     fidelity: ClassVar[Fidelity] = Fidelity.EXACT
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    knob: ClassVar[Knob] = LR_KNOB
+    space: ClassVar[Space] = {"recipe.lr": LR, "recipe.epochs": EPOCHS}
 
     trainable: Part = Part.BOTH
 

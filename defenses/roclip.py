@@ -13,6 +13,7 @@ Differences: the pool starts empty and unfilled slots are masked, with the plain
     tower of a matching step has no gradient and does not move (``text_drift: true`` gives it the
     zero gradient under which AdamW's momentum and decay still move it). In regime F it starts from
     the public model instead of random weights, unlike the paper: fidelity ADAPTED there.
+    ``data: clean`` turns it into a repair of the victim on clean pairs.
 Cost: one augmented view with gradient per suspect pair and epoch; replaces the victim's training.
 """
 
@@ -28,7 +29,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from defenses.base import Case, Defended, Defense, Fidelity, Need, Phase, Regime
+from defenses.base import (
+    LR,
+    Case,
+    Defended,
+    Defense,
+    Fidelity,
+    Knob,
+    Need,
+    OneOf,
+    Phase,
+    Regime,
+    Space,
+)
 from victims.augment import augment, policy_from
 from victims.batches import Batch
 from victims.distributed import gather
@@ -50,6 +63,13 @@ class PoolInit(StrEnum):
 class Query(StrEnum):
     IMAGE = "image"
     CAPTION = "caption"
+
+
+class Data(StrEnum):
+    """`suspect` replaces the victim's training; `clean` repairs the victim on clean pairs."""
+
+    SUSPECT = "suspect"
+    CLEAN = "clean"
 
 
 class Augment(StrEnum):
@@ -155,8 +175,16 @@ class RoClip(Defense):
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "augment_only": {"every": None},
         "legacy_pool": {"pool_init": "legacy", "text_drift": True},
+        "repair": {"data": "clean"},
+    }
+    knob: ClassVar[Knob] = Knob(name="every", values=(1, 2, 3, 5, None))
+    space: ClassVar[Space] = {
+        "recipe.lr": LR,
+        "every": OneOf(values=(1, 2, 3, 5)),
+        "crop_scale": OneOf(values=((0.08, 1.0), (0.5, 1.0), (0.9, 1.0))),
     }
 
+    data: Data = Data.SUSPECT
     every: int | None = 2
     pool_size: int | None = None
     pool_init: PoolInit = PoolInit.EMPTY
@@ -168,20 +196,30 @@ class RoClip(Defense):
     query: Query = Query.IMAGE
     text_drift: bool = False
 
+    def needed(self) -> frozenset[Need]:
+        if self.data == Data.CLEAN:
+            return frozenset({Need.VICTIM, Need.CLEAN_DATA})
+        return self.needs
+
     def check(self) -> None:
         if self.every is not None and self.every < 1:
             raise UsageError(f"roclip: every must be at least 1 (or null), got {self.every}")
+        if self.pool_size is not None and self.pool_size < 1:
+            raise UsageError(
+                f"roclip: pool_size must be at least 1 (or null), got {self.pool_size}"
+            )
         policy_from("simclr", crop_scale=self.crop_scale)
         pinned_source(self.synonyms)
 
     def apply(self, lab: Lab, case: Case) -> Defended:
         self.check()
-        data, recipe = case.suspect_data, case.recipes.victim
+        repairs = self.data == Data.CLEAN
+        data = case.clean_data if repairs else case.suspect_data
+        init = case.victim if repairs else case.start
+        recipe = case.recipes.repair if repairs else case.recipes.victim
         size = self.pool_size
         if size is None:
             size = max(recipe.batch_size, math.ceil(0.02 * len(data)))
-        if size < 1:
-            raise UsageError(f"roclip: pool_size must be at least 1 (or null), got {size}")
         spec = PooledCaptionsSpec(
             every=self.every,
             # Without a matching epoch the pool is never read: keep it out of the identity.
@@ -196,4 +234,4 @@ class RoClip(Defense):
         plain_text = self.augment in (Augment.IMAGE, Augment.NONE)
         mode = EdaMode.OFF if plain_text else self.eda
         data = lab.with_text(data, eda=eda_text(mode, self.synonyms, recipe.seed))
-        return Defended(lab.train(spec, data, recipe, init=case.start))
+        return Defended(lab.train(spec, data, recipe, init=init))

@@ -22,6 +22,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 BOARD = DOCS / "demo-board.json"
+PAPERS = DOCS / "papers-board.json"
 PICTURE = DOCS / "demo.png"
 MARK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -50,19 +51,32 @@ def attacks() -> str:
 
 
 def defenses() -> str:
-    """Who is given what: the threat model of every defense and control."""
+    """Every defense and control: who is given what, how faithful it is and what it costs."""
     from grid.registry import describe
 
     gives = ("suspect_data", "victim", "clean_data", "reference", "truth")
+    views = pair_views()
     rows = []
     for method in describe("defenses"):
         fidelity = method.fidelity or {}
         words = sorted(set(fidelity.values()))
         shown = words[0] if len(words) == 1 else ", ".join(f"{r}: {w}" for r, w in fidelity.items())
         marks = ["yes" if need in method.needs else "" for need in gives]
-        rows.append([method.name, method.phase, *marks, shown, method.paper, _place(method.origin)])
+        facts = [shown, method.knob, views.get(method.name, ""), method.paper]
+        rows.append([method.name, method.phase, *marks, *facts, _place(method.origin)])
     head = ["defense", "phase", "suspect data", "victim", "clean data", "reference", "truth"]
-    return _table([*head, "fidelity", "paper", "file"], rows)
+    return _table([*head, "fidelity", "knob", "pair views", "paper", "file"], rows)
+
+
+def pair_views() -> dict[str, str]:
+    """Pairs that passed with gradient, in thousands, as measured where the papers' board has it."""
+    if not PAPERS.exists():
+        return {}
+    rows = [row for row in read_board(PAPERS)["rows"] if row["rate"] and row["pair_views"]]
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        found.setdefault(row["defense"], []).append(row["pair_views"] / 1000)
+    return {name: f"{sum(views) / len(views):.0f}" for name, views in found.items()}
 
 
 def presets() -> str:

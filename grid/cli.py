@@ -231,13 +231,16 @@ def leaderboard(
         Format.TABLE
     ),
     eval_set: Annotated[str, typer.Option("--set", help="report or shifted.")] = "report",
+    published: Annotated[
+        bool, typer.Option("--published", help="Add what papers print, in grey.")
+    ] = False,
 ) -> None:
     """Print the board of a results directory, also while a run is still writing it."""
     path = Path(directory)
-    _board(path if path.is_dir() else home() / directory, form.value, eval_set)
+    _board(path if path.is_dir() else home() / directory, form.value, eval_set, published)
 
 
-def _board(where: Path, form: str, eval_set: str = "report") -> None:
+def _board(where: Path, form: str, eval_set: str = "report", published: bool = False) -> None:
     import shutil
 
     from analysis.board import load_board
@@ -246,7 +249,7 @@ def _board(where: Path, form: str, eval_set: str = "report") -> None:
     # A table needs 100 columns to say what it must; a narrower terminal wraps it.
     width = max(100, shutil.get_terminal_size((140, 40)).columns)
     board = load_board(where, eval_set)
-    typer.echo(render(board, form, width=width, color=sys.stdout.isatty()))
+    typer.echo(render(board, form, width=width, color=sys.stdout.isatty(), published=published))
 
 
 @app.command()
@@ -273,7 +276,8 @@ def ls(kind: Annotated[Kind, typer.Argument()], as_json: JsonOpt = False) -> Non
         same = len(set(by_regime.values())) == 1
         words = [word if same else f"{word} in {regime}" for regime, word in by_regime.items()]
         phase = f"gate: {method.phase}" if kind is Kind.ATTACKS and method.phase else method.phase
-        facts = [phase, ", ".join(words[:1] if same else words), ", ".join(method.needs)]
+        knob = f"knob: {method.knob}" if method.knob else ""
+        facts = [phase, ", ".join(words[:1] if same else words), ", ".join(method.needs), knob]
         typer.echo(f"{method.name:22}{'; '.join(fact for fact in facts if fact)}")
         typer.echo(f"{'':22}{method.error or method.idea}")
         typer.echo(f"{'':22}{method.distribution}: {method.origin or method.cls}")

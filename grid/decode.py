@@ -103,6 +103,8 @@ def _convert(hint: Any, raw: Raw, default: Any) -> Any:
     if hint in (bool, str, int, float):
         return _scalar(hint, raw, data)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if isinstance(data, str) and data == getattr(hint, "name", None):
+            return decode(hint, Raw.of({}, raw.where))  # its name alone: all its defaults
         return decode(hint, raw, base=default if isinstance(default, hint) else None)
     raise GridError(f"{raw.where}: a field of type {hint} cannot be given in a grid file")
 
@@ -119,8 +121,20 @@ def _union(args: tuple[Any, ...], raw: Raw, default: Any) -> Any:
             problems.append(error)
     if len(problems) == 1:
         raise problems[0]
-    wanted = " or ".join(_EXPECTED.get(arg, str(arg)) for arg in rest)
+    if isinstance(raw.node.data, Mapping):
+        # Only a dataclass is written as a mapping: what is wrong lies inside of it.
+        inner = [p for a, p in zip(rest, problems, strict=True) if dataclasses.is_dataclass(a)]
+        raise (inner or problems)[0]
+    wanted = " or ".join(_wanted(arg) for arg in rest)
     raise raw.error(f"expected {wanted}, got {raw.show()}")
+
+
+def _wanted(hint: Any) -> str:
+    if dataclasses.is_dataclass(hint):
+        return str(getattr(hint, "name", hint))
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return ", ".join(str(member.value) for member in hint)
+    return _EXPECTED.get(hint, str(hint))
 
 
 def _choice(choices: Mapping[str, Any], raw: Raw) -> Any:

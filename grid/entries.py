@@ -17,13 +17,13 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from attacks.base import Aim, poison_count
-from defenses.base import Need, Phase
+from defenses.base import Phase
 from grid.decode import decode
 from grid.nodes import Raw
 from grid.registry import Kind, Method, resolve, table
 from grid.spec import UNDEFENDED, AttackEntry, DefenseEntry, WorldData
 from victims.errors import GridError, UsageError, near
-from victims.recipe import Recipe
+from victims.recipe import Recipe, Select
 
 RESERVED: Mapping[Kind, tuple[str, ...]] = {
     "attacks": ("as", "variant", "rates", "counts"),
@@ -135,7 +135,7 @@ def defense_entries(raw: Raw, recipes: Recipes, data: WorldData) -> tuple[Defens
     found = []
     for entry in entries:
         values = {**_inherited(entry, entries, own), **own[entry.label]}
-        replaces_training = _replaces_training(entry.method)
+        replaces_training = entry.method.replaces_training()
         at = entry.recipe or entry.at
         repair = replace(recipes.repair, **values)
         victim = replace(recipes.victim, **values) if replaces_training else recipes.victim
@@ -152,13 +152,6 @@ def defense_entries(raw: Raw, recipes: Recipes, data: WorldData) -> tuple[Defens
             )
         )
     return tuple(found)
-
-
-def _replaces_training(method: Any) -> bool:
-    """Whether a defense trains with the victim's recipe, from where the victim began."""
-    return method.phase is not Phase.FINETUNING and (
-        Need.START in method.needed() or method.phase in (Phase.PRETRAINING, Phase.FILTERING)
-    )
 
 
 def _overrides(entry: _Entry, base: Recipe) -> dict[str, Any]:
@@ -250,6 +243,11 @@ def check_recipe(recipe: Recipe, split: str, data: WorldData, raw: Raw) -> None:
             " it out here"
         )
     require_seed(recipe.seed, items.get("seed", raw))
+    if isinstance(recipe.lr, Select) and split != "clean":
+        raise items.get("lr", raw).error(
+            "only repairs choose their learning rate. Give a number: this recipe is how the victim"
+            " came to be, and a defense that takes its place keeps to it."
+        )
     num_rows = getattr(data, split)
     if recipe.batch_size > num_rows:
         raise items.get("batch_size", raw).error(

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from defenses.base import Case, Defense, Fidelity, Need, Phase, Regime, fidelity_in
-from grid.kit_base import ROWS, Kit, expect
+from defenses.base import (
+    Between,
+    Case,
+    Defense,
+    Fidelity,
+    Need,
+    OneOf,
+    Phase,
+    Regime,
+    fidelity_in,
+)
+from grid.decode import decode
+from grid.kit_base import ROWS, Kit, expect, recipe
 from grid.kit_common import declares_the_common, explains_itself, is_plain_data, keys_every_field
 from grid.kit_runs import Run, applied, run_of, stage_of
-from victims.errors import Forbidden
+from grid.nodes import Raw, Where
+from victims.errors import Forbidden, UsageError
 from victims.keys import Key, kind_of
 from victims.lab import ModelRef
 
@@ -42,6 +55,40 @@ def declares_what_it_is(defense: Defense, kit: Kit) -> None:
         except (KeyError, TypeError, ValueError):
             shown = f"`fidelity` = {defense.fidelity!r}, which says nothing of regime {regime}"
             expect(False, shown, f"one of {', '.join(Fidelity)} as Fidelity, or one per Regime")
+
+
+def offers_its_settings(defense: Defense, kit: Kit) -> None:
+    """Its knob and its search space name fields, of its own or of the recipe, and legal values."""
+    knob, space = defense.knob, dict(defense.space)
+    proposes = defense.phase is not Phase.CONTROL
+    expect(knob is not None or not proposes, "no `knob`", "the setting of its trade-off curve")
+    settings = {name: list(values_of(found)) for name, found in space.items()}
+    if knob is not None:
+        good = len(knob.values) > 1
+        expect(good, f"`knob` with the values {knob.values}", "two or more values for its curve")
+        settings[f"{knob.name} "] = list(knob.values)
+    for name, values in settings.items():
+        for value in values:
+            try:
+                _with_setting(defense, kit, name.strip(), value)
+            except (UsageError, ValueError, TypeError) as error:
+                shown = f"{name.strip()} = {value!r} in `knob` or `space`: {error}"
+                expect(False, shown, "a field or recipe.FIELD, and values that are legal there")
+
+
+def values_of(found: Between | OneOf) -> Sequence[Any]:
+    """The ends of a range, or every choice."""
+    return found.values if isinstance(found, OneOf) else (found.low, found.high)
+
+
+def _with_setting(defense: Defense, kit: Kit, name: str, value: object) -> None:
+    of_recipe = name.startswith("recipe.")
+    owner: Any = recipe(epochs=1) if of_recipe else defense
+    field = name.removeprefix("recipe.")
+    plain = list(value) if isinstance(value, tuple) else value
+    changed = decode(type(owner), Raw.of({field: plain}, Where(path=name)), base=owner)
+    if not of_recipe:
+        changed.check()
 
 
 def says_how_it_works(defense: Defense, kit: Kit) -> None:
@@ -111,9 +158,12 @@ def hands_back_a_model(defense: Defense, kit: Kit) -> None:
 def judges_every_row(defense: Defense, kit: Kit) -> None:
     """`flagged` and `suspicion`, where given, have one entry per suspect row."""
     done = run_of(defense, kit).done
+    flags, scores = np.dtype(bool), np.dtype(np.float32)
     for name, found, dtype in (
-        ("flagged", done.flagged, np.dtype(bool)),
-        ("suspicion", done.suspicion, np.dtype(np.float32)),
+        ("flagged", done.flagged, flags),
+        ("suspicion", done.suspicion, scores),
+        *((f"sets[{name!r}]", values, flags) for name, values in done.sets.items()),
+        *((f"scores[{name!r}]", values, scores) for name, values in done.scores.items()),
     ):
         if found is None:
             continue
@@ -181,6 +231,12 @@ def repeats_bit_for_bit(defense: Defense, kit: Kit) -> None:
     for name in ("flagged", "suspicion"):
         ours, theirs = getattr(first.done, name), getattr(second.done, name)
         expect(np.array_equal(ours, theirs), f"another `{name}`", "the same in every run")
+    for name in ("sets", "scores"):
+        ours, theirs = getattr(first.done, name), getattr(second.done, name)
+        same = ours.keys() == theirs.keys() and all(
+            np.array_equal(values, theirs[key]) for key, values in ours.items()
+        )
+        expect(same, f"other `{name}`", "the same in every run")
 
 
 def _bytes(run: Run, key: str, name: str) -> bytes:
@@ -205,6 +261,7 @@ def defends_other_victims(defense: Defense, kit: Kit) -> None:
 
 CLASS_CHECKS: tuple[Check, ...] = (
     declares_what_it_is,
+    offers_its_settings,
     says_how_it_works,
     defends_other_victims,
 )

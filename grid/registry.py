@@ -64,6 +64,7 @@ class MethodInfo:
     tracks: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()  # of a defense in regime F
     fidelity: Mapping[str, str] | None = None  # of a defense, per regime
+    knob: str = ""  # of a defense: the setting of its trade-off curve
     variants: tuple[str, ...] = ()
     error: str = ""
 
@@ -218,6 +219,7 @@ def _describe(kind: Kind, method: Method, methods: Mapping[str, Method]) -> Meth
     facts: dict[str, Any] = {"phase": cls.group.value} if kind == "attacks" else {}
     if kind == "defenses":
         facts["phase"] = cls.phase.value
+        facts["knob"] = cls.knob.name if cls.knob else ""
         facts["needs"] = tuple(resolved_needs(cls, Regime.F))
         facts["fidelity"] = {regime.value: fidelity_in(cls, regime).value for regime in Regime}
     return MethodInfo(

@@ -250,7 +250,7 @@ class RowMaker:
             status = verdict.status
         detail = verdict.detail if verdict else ""
         outcome = self.outcome(planned, status, detail, attempts, reused)
-        outcome |= self._cost(planned)
+        outcome |= {**self._cost(planned), **self._training(planned)}
         own = read_measure(self.store, planned.measure)
         clean = read_measure(self.store, planned.clean_victim)["sets"]
         init = read_measure(self.store, planned.init_model)["sets"] if planned.init_model else {}
@@ -317,6 +317,18 @@ class RowMaker:
             "wall_seconds": cost.get("wall_seconds", 0.0),
             "device": meta.get("device"),
         }
+
+    def _training(self, planned: CellPlan) -> dict[str, Any]:
+        """The learning rate, how it came about, and what the defense tells of its run."""
+        stage = planned.measure.defended
+        meta = self.store.need(stage.key).meta
+        found: dict[str, Any] = {"notes": json.dumps(meta["notes"]) if meta["notes"] else None}
+        if not stage.trains:
+            return found
+        if choices := meta["choices"]:
+            curve = json.dumps(choices)
+            return {**found, "lr": choices[-1]["chosen"], "lr_rule": "select", "lr_curve": curve}
+        return {**found, "lr": stage.recipe.rate, "lr_rule": "fixed"}
 
     def _train_cost(self, stage: ModelStage) -> Mapping[str, float]:
         cost: Mapping[str, float] = self.store.need(stage.key).meta["cost"]

@@ -155,6 +155,10 @@ ROW = (
     victim_seconds  float64   device seconds of its victim's training
     relative_cost   float64   cost_seconds / victim_seconds
     pair_views      int64     pairs forwarded by the defense
+    lr              float64   learning rate of the defense's fits; null where it trains nothing
+    lr_rule         string    fixed, or select: chosen on held-out pairs
+    lr_curve        string    JSON: the choices, each with its rates and their metric
+    notes           string    JSON: numbers that the defense tells about its run
     peak_memory_bytes int64   of the defense's training
     wall_seconds    float64   of the defense's training
     device          string    cpu, cuda:NVIDIA ..., ...

@@ -59,7 +59,7 @@ from victims.measuring import (
     text_head,
 )
 from victims.models import Clip, ModelSpec, preprocess_digest
-from victims.recipe import Recipe, Runtime
+from victims.recipe import Recipe, Runtime, Select
 from victims.store import Store
 from victims.training import PlainClipSpec
 from victims.triggers import Queries, Targets, Trigger
@@ -325,10 +325,6 @@ class DefendStage:
     reference: ModelStage | None
 
     @property
-    def trains_like_victim(self) -> bool:
-        return Need.START in self.defense.needed()
-
-    @property
     def repairs(self) -> bool:
         data = {Need.CLEAN_DATA, Need.SUSPECT_DATA}
         return Need.VICTIM in self.defense.needed() and bool(data & self.defense.needed())
@@ -336,7 +332,12 @@ class DefendStage:
     @property
     def trains(self) -> bool:
         """Whether the recipes and the seed can matter: only then are they handed over and keyed."""
-        return self.trains_like_victim or self.repairs
+        return Need.START in self.defense.needed() or self.repairs
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe that counts: the victim's where a defense replaces the victim's training."""
+        return self.recipes.victim if self.defense.replaces_training() else self.recipes.repair
 
     @property
     def poisoned(self) -> PoisonStage | None:
@@ -371,11 +372,12 @@ class DefendStage:
 
     @property
     def work(self) -> float:
-        if self.trains_like_victim:
-            return self.recipes.victim.epochs * self.victim.num_rows / 1000
-        if self.repairs:
-            return self.recipes.repair.epochs * self.clean.spec.num_rows / 1000
-        return 0.01
+        if not self.trains:
+            return 0.01
+        is_clean = Need.CLEAN_DATA in self.defense.needed()
+        num_rows = self.clean.spec.num_rows if is_clean else self.victim.num_rows
+        rates = self.recipe.lr.rates if isinstance(self.recipe.lr, Select) else (self.recipe.lr,)
+        return self.recipe.epochs * num_rows * len(rates) / 1000
 
     def case(self, lab: Lab) -> Case:
         grants: dict[Need, Callable[[], Any]] = {

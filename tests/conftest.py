@@ -20,6 +20,17 @@ from victims.world import World
 
 torch.set_num_threads(1)
 
+# Files that take a minute or more go first: a worker that meets one last keeps the other waiting.
+LONG = ("test_ray.py", "test_contracts.py", "test_faults.py", "test_run.py", "test_badclip.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        return LONG.index(item.path.name) if item.path.name in LONG else len(LONG)
+
+    items.sort(key=place)
+
+
 ROWS = {"public": 512, "suspect": 512, "clean": 256, "tuning": 128, "report": 128, "shifted": 128}
 
 

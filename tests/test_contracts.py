@@ -20,7 +20,19 @@ import torch
 from torch import Tensor
 
 from attacks.base import Attack, GateGroup, Knowledge, Track, pick, template_caption
-from defenses.base import Case, Defended, Defense, Fidelity, Need, Phase
+from defenses.base import (
+    LR,
+    LR_KNOB,
+    Between,
+    Case,
+    Defended,
+    Defense,
+    Fidelity,
+    Knob,
+    Need,
+    Phase,
+    Space,
+)
 from grid import kit
 from grid.kit_base import Broken, Kit
 from grid.kit_common import alternatives, built, explains_itself
@@ -72,7 +84,7 @@ def test_every_method_keeps_its_contract(
 
 def test_every_method_and_variant_is_here() -> None:
     assert {(kind, name) for kind, name, _ in METHODS} == {(k, n) for k in KINDS for n in table(k)}
-    per_method: dict[Kind, int] = {"attacks": 15, "defenses": 11}
+    per_method: dict[Kind, int] = {"attacks": 15, "defenses": 12}
     for kind, count in per_method.items():
         first = next(iter(table(kind)))
         found = [p for p in CLAUSES if p.values[:3] == (kind, first, "")]
@@ -350,6 +362,9 @@ class Gentle(Defense):
     fidelity: ClassVar[Any] = Fidelity.EXACT
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
+    knob: ClassVar[Knob | None] = LR_KNOB
+    space: ClassVar[Space] = {"recipe.lr": LR, "share": Between(low=0.1, high=1)}
+
     share: float = 0.5
 
     def apply(self, lab: Lab, case: Case) -> Defended:
@@ -431,6 +446,11 @@ def _flags(shape: int, dtype: Any) -> Callable[[Any, Lab, Case], Defended]:
     return apply
 
 
+def _scores_too_few(self: Any, lab: Lab, case: Case) -> Defended:
+    trained = Gentle.apply(self, lab, case)
+    return replace(trained, scores={"first": np.zeros(3, np.float32)})
+
+
 def _needs_poison(self: Any, lab: Lab, case: Case) -> Defended:
     assert case.truth.poisoned.any()
     return Gentle.apply(self, lab, case)
@@ -480,6 +500,23 @@ BROKEN_DEFENSES: dict[str, tuple[type[Any], set[str]]] = {
     "unkeyed": (_sister(Gentle, **UNKEYED), {"keys_all_its_fields"}),
     "undocumented": (_sister(Gentle, __doc__="Gentle."), {"says_how_it_works"}),
     "no_needs": (_sister(Gentle, needs={Need.VICTIM}), {"declares_what_it_is"}),
+    "no_knob": (_sister(Gentle, knob=None), {"offers_its_settings"}),
+    "knob_of_nothing": (
+        _sister(Gentle, knob=Knob(name="temper", values=(1, 2))),
+        {"offers_its_settings"},
+    ),
+    "one_knob_value": (
+        _sister(Gentle, knob=Knob(name="share", values=(0.5,))),
+        {"offers_its_settings"},
+    ),
+    "illegal_space": (
+        _sister(Gentle, space={"recipe.epochs": Between(low=0, high=3)}),
+        {"offers_its_settings"},
+    ),
+    "no_scores": (
+        _sister(Gentle, apply=_scores_too_few, **JUDGE),
+        {"judges_every_row"},
+    ),
     "phase_text": (_sister(Gentle, phase="finetuning"), {"declares_what_it_is"}),
     "fidelity_word": (_sister(Gentle, fidelity="close"), {"declares_what_it_is"}),
     "fidelity_f_only": (_sister(Gentle, fidelity={"F": "exact"}), {"declares_what_it_is"}),
@@ -542,8 +579,8 @@ def test_check_method_prints_a_line_per_clause() -> None:
     failed = kit.check_method(f"{__name__}:Gentle", lines.append)
     assert failed == []
     assert lines[0] == f"{__name__}:Gentle: defense {__name__}:Gentle"
-    assert lines[-1].startswith("11 checks, 0 failed, ")
-    assert [line.split(maxsplit=1)[0] for line in lines[1:-1]] == ["ok"] * 11
+    assert lines[-1].startswith("12 checks, 0 failed, ")
+    assert [line.split(maxsplit=1)[0] for line in lines[1:-1]] == ["ok"] * 12
     assert float(lines[-1].split()[-2]) < 60
 
 

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.conftest import corpus_spec
@@ -27,6 +29,7 @@ from victims.measuring import (
     outcomes,
     ranks,
     resolve_target,
+    separation,
     templates_digest,
     text_head,
     wilson,
@@ -338,7 +341,92 @@ def test_detection_by_hand() -> None:
         "recall": Share(3, 4),
         "precision": Share(3, 4),
         "leak": Share(1, 4),
+        "precision_bound": Share(4, 4),
         "clean_removed": Share(1, 6),
+        "contamination": Share(1, 6),
     }
     assert detection(flagged, np.zeros(10, bool)) == {}, "no recall without poison"
     assert "precision" not in detection(np.zeros(10, bool), poisoned)
+
+
+def slow_separation(scores: list[float], poisoned: list[bool]) -> dict[str, float]:
+    """Pair by pair and threshold by threshold."""
+    high = [s for s, p in zip(scores, poisoned, strict=True) if p]
+    low = [s for s, p in zip(scores, poisoned, strict=True) if not p]
+    wins = [1.0 if a > b else 0.5 if a == b else 0.0 for a in high for b in low]
+    points = [
+        (sum(a >= t for a in high), sum(b >= t for b in low))
+        for t in sorted(set(scores), reverse=True)
+    ]
+    average, before = 0.0, 0
+    for hits, alarms in points:
+        average += (hits - before) / len(high) * hits / (hits + alarms)
+        before = hits
+    return {
+        "auroc": sum(wins) / len(wins),
+        "auprc": average,
+        "base_rate": len(high) / len(scores),
+        **{
+            f"tpr_at_fpr{p}": max((h for h, a in points if 100 * a <= p * len(low)), default=0)
+            / len(high)
+            for p in (1, 5)
+        },
+        "fpr_at_tpr95": next(a for h, a in points if 20 * h >= 19 * len(high)) / len(low),
+    }
+
+
+@given(
+    st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=2, max_size=40).filter(
+        lambda rows: len({poison for _, poison in rows}) == 2
+    )
+)
+def test_separation_is_what_counting_gives(rows: list[tuple[int, bool]]) -> None:
+    scores, poisoned = [float(s) for s, _ in rows], [p for _, p in rows]
+    found = separation(np.array(scores, np.float32), np.array(poisoned))
+    values = {name: measured.as_dict()["value"] for name, measured in found.items()}
+    assert values == pytest.approx(slow_separation(scores, poisoned))
+    turned = separation(-np.array(scores, np.float32), np.array(poisoned))
+    assert turned["auroc"].as_dict()["value"] == pytest.approx(1 - values["auroc"])
+    low, high = (found["auroc"].as_dict()[end] for end in ("low", "high"))
+    assert 0 <= low <= values["auroc"] <= high <= 1
+
+
+def test_separation_agrees_with_scikit_learn() -> None:
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    rng = np.random.default_rng(0)
+    poisoned = rng.random(2000) < 0.03
+    scores = (rng.normal(size=2000) + poisoned).round(1).astype(np.float32)
+    found = {name: m.as_dict()["value"] for name, m in separation(scores, poisoned).items()}
+    assert found["auroc"] == pytest.approx(roc_auc_score(poisoned, scores))
+    assert found["auprc"] == pytest.approx(average_precision_score(poisoned, scores))
+
+
+def test_delong_s_interval_holds_the_truth_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(1)
+    poisoned = np.arange(330) < 30
+    truth = 0.7602499389065234  # Phi(1 / sqrt 2): two normal samples one apart
+    held = 0
+    for _ in range(400):
+        scores = rng.normal(size=330) + poisoned
+        low, high = (separation(scores, poisoned)["auroc"].as_dict()[e] for e in ("low", "high"))
+        held += low <= truth <= high
+    assert 0.91 <= held / 400 <= 0.98
+
+
+def test_the_base_rate_reminder() -> None:
+    """At 0.3 % poison a perfect recall with 5 % false alarms means 5.7 % precision."""
+    poisoned = np.arange(100_000) < 300
+    flagged = poisoned | (np.arange(100_000) >= 100_000 - 4985)
+    found = {name: m.as_dict()["value"] for name, m in detection(flagged, poisoned).items()}
+    assert found["recall"] == 1
+    assert found["precision"] == pytest.approx(0.0568, abs=1e-4)
+    assert found["precision_bound"] == found["precision"]
+    assert found["contamination"] == 0
+    few = detection(np.arange(100_000) < 600, poisoned)["precision_bound"]
+    assert few.as_dict()["value"] == 0.5, "twice as many flagged as there are poisons"
+
+
+def test_without_both_kinds_of_rows_nothing_is_told_apart() -> None:
+    assert separation(np.arange(3.0), np.zeros(3, bool)) == {}
+    assert separation(np.arange(3.0), np.ones(3, bool)) == {}

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -28,6 +28,7 @@ from victims.corpora import (
     Reader,
     Rows,
     View,
+    annotate,
     build_corpus,
     corpus_key,
     open_corpus,
@@ -39,7 +40,16 @@ from victims.draws import numpy_rng
 from victims.errors import GridError, MethodFailure
 from victims.lab import DataRef, Lab
 from victims.models import SCALE_MAX, Clip, ModelSpec, fresh, load_weights, save_weights
-from victims.recipe import BatchNormMode, Clock, Precision, Recipe, Runtime, Schedule, lr_factor
+from victims.recipe import (
+    BatchNormMode,
+    Clock,
+    Descent,
+    Precision,
+    Recipe,
+    Runtime,
+    Schedule,
+    lr_factor,
+)
 from victims.rewrite import EdaMode, eda_text
 from victims.store import Store
 from victims.training import (
@@ -716,3 +726,95 @@ def test_weights_come_back_as_they_were(small_store: Store, tmp_path: Path) -> N
     save_weights(fit.model, tmp_path / "weights")
     loaded = load_weights(Clip(ModelSpec()), tmp_path / "weights", "test")
     assert_same(fit.model.state_dict(), loaded.state_dict())
+
+
+# --- ending, counting and watching
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstLevel:
+    """The first level of every picture."""
+
+    name: ClassVar[str] = "first_level"
+    version: ClassVar[int] = 1
+
+    def __call__(self, model: Clip, batch: Batch) -> Tensor:
+        assert not model.training
+        return batch.image[:, 0, 0, 0]
+
+
+class Ends(PlainClip):
+    """Visits sixteen rows in each of three epochs and ends; notes what it sees of the rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scans: list[tuple[int, list[str], list[float]]] = []
+
+    def rows_per_epoch(self, num_rows: int) -> int:
+        return 16
+
+    def begin_epoch(
+        self, model: Clip, scan: Scan, clock: Clock, rng: np.random.Generator
+    ) -> Rows | None:
+        rows = np.array([5, 2, 40])
+        levels = scan(FirstLevel(), rows).tolist()
+        self.scans.append((len(scan), sorted(scan.columns), levels))
+        if clock.epoch == 3:
+            return np.zeros(0, dtype=np.int64)
+        return rng.permutation(len(scan))[:16]
+
+    def forward(self, model: Clip, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        terms = super().forward(model, batch, clock)
+        self.watched = {"doubled": 2 * terms["clip"].detach()}
+        return terms
+
+
+class EndsSpec:
+    def build(self, model: Clip) -> Objective:
+        return Ends()
+
+
+def test_an_objective_ends_its_fit_and_counts_its_own_steps(small_store: Store) -> None:
+    view = annotate(view_of(small_store, 48), {"mark": np.arange(48)})
+    recipe = replace(RECIPE, epochs=10, batch_size=8, warmup_steps=0)
+    fit, report = run_fit(view, EndsSpec(), recipe)
+    assert report is not None
+    assert [record["steps"] for record in report.curves] == [2, 2, 2]
+    assert report.cost["steps"] == 6
+    assert fit.total_steps == 20, "the schedule counts the rows that an epoch visits"
+    expected = [recipe.rate * lr_factor(recipe, step, 2) for step in range(6)]
+    assert [lrs[-1] for lrs in fit.lrs] == pytest.approx(expected)
+    levels = [float(view.corpus.images_NCHW[row][0, 0, 0]) for row in (5, 2, 40)]
+    assert fit.objective.scans == [(48, ["mark"], levels)] * 4
+
+
+def test_what_is_watched_joins_the_curves_and_no_loss(small_store: Store) -> None:
+    recipe = replace(RECIPE, epochs=10, batch_size=8)
+    fit, report = run_fit(view_of(small_store, 48), EndsSpec(), recipe)
+    assert report is not None
+    for record in report.curves:
+        assert record["doubled"] == pytest.approx(2 * record["clip"])
+
+    class Unwatched(Ends):
+        def forward(self, model: Clip, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+            return PlainClip.forward(self, model, batch, clock)
+
+    class UnwatchedSpec:
+        def build(self, model: Clip) -> Objective:
+            return Unwatched()
+
+    plain, _ = run_fit(view_of(small_store, 48), UnwatchedSpec(), recipe)
+    assert all(torch.equal(a, state(plain)[n]) for n, a in state(fit).items())
+
+
+def test_a_descent_by_hand() -> None:
+    """Linear from the start to the middle over half of the steps, then a cosine to the end."""
+    shape = Descent(middle=0.1, end=1e-9 / 3e-5)
+    recipe = Recipe(epochs=1, batch_size=1, lr=3e-5, schedule=shape, warmup_steps=7)
+    rates = [recipe.rate * lr_factor(recipe, step, 101) for step in range(101)]
+    assert rates[0] == 3e-5
+    assert rates[50] == pytest.approx(3e-5 - 2.7e-5 * 50 / 50.5)
+    assert rates[-1] == pytest.approx(1e-9)
+    assert rates == sorted(rates, reverse=True)
+    half = [3e-5 * shape.factor(step, 100) for step in range(100)]
+    assert half[50] == pytest.approx(3e-6), "the middle value, at the first step of the second half"

@@ -236,12 +236,12 @@ class Lab:
             self.train(spec, rest, replace(recipe, lr=r), init=init, keep_optimizer=keep_optimizer)
             for r in how.rates
         ]
+        image = [self.score(ImageFeatures(), pairs, fit) for fit in fits]
+        text = [self.score(TextFeatures(), pairs, fit) for fit in fits]
         key = content_key("selection", how, [pairs.key, *(fit.key for fit in fits)])
 
         def make(scratch: Path) -> dict[str, Any]:
             captions = self.captions(pairs)
-            image = [self.score(ImageFeatures(), pairs, fit) for fit in fits]
-            text = [self.score(TextFeatures(), pairs, fit) for fit in fits]
             hits = [retrieved(i, t, captions) for i, t in zip(image, text, strict=True)]
             return {"choice": choose(how.rates, hits)}
 

@@ -4,8 +4,8 @@ CREATE VIEW outcomes AS
 WITH ended AS (
     SELECT cell, label, track, regime, attack, rate, rate_text, count, defense, needs, phase, fidelity,
            is_control, victim_seed, defense_seed, model, target, status, detail, attempts, reused,
-           added_later, relative_cost, cost_seconds, victim_seconds, wall_seconds, grid_hash,
-           written_at
+           added_later, relative_cost, cost_seconds, victim_seconds, wall_seconds, pair_views, lr,
+           lr_rule, grid_hash, written_at
     FROM newest
     WHERE metric = 'cell'
 )
@@ -28,8 +28,8 @@ SELECT COALESCE(ended.cell, planned.cell) AS cell,
        COALESCE(ended.target, planned.target) AS target,
        COALESCE(ended.status, 'missing') AS status,
        ended.detail, ended.attempts, ended.reused, ended.added_later, ended.relative_cost,
-       ended.cost_seconds, ended.victim_seconds, ended.wall_seconds, ended.grid_hash,
-       ended.written_at,
+       ended.cost_seconds, ended.victim_seconds, ended.wall_seconds, ended.pair_views, ended.lr,
+       ended.lr_rule, ended.grid_hash, ended.written_at,
        planned.position,
        planned.cell IS NOT NULL OR (SELECT count(*) FROM planned) = 0 AS is_planned
 FROM ended
@@ -65,15 +65,29 @@ WITH metrics AS (
     WHERE metric IN ('clean_top1', 'asr_top1', 'psr_top1', 'text_hit_top1', 'target_rate_top1',
                      'r_acc')
     GROUP BY cell, eval_set
+),
+-- Of defenses that judge rows of the suspect data.
+judgements AS (
+    SELECT cell,
+           max(value) FILTER (metric = 'found_auroc') AS auroc,
+           max(value) FILTER (metric = 'found_recall') AS recall,
+           max(value) FILTER (metric = 'found_precision') AS precision
+    FROM newest
+    WHERE metric IN ('found_auroc', 'found_recall', 'found_precision')
+    GROUP BY cell
 )
 SELECT outcomes.*, eval_sets.eval_set,
        metrics.clean_top1, metrics.clean_n, metrics.asr_top1, metrics.asr_n,
        metrics.asr_clean_victim_top1,
        metrics.asr_top1 - metrics.asr_clean_victim_top1 AS lift_top1,
        metrics.success, metrics.hit_top1, metrics.hit_n, metrics.hit_clean_victim_top1,
-       metrics.asr_init_top1, metrics.target_rate_top1, metrics.r_acc
+       metrics.asr_init_top1, metrics.target_rate_top1, metrics.r_acc,
+       judgements.auroc, judgements.recall, judgements.precision
 FROM outcomes
 CROSS JOIN eval_sets
+LEFT JOIN judgements
+       ON judgements.cell = outcomes.cell
+      AND outcomes.status IN ('ok', 'inert', 'invalid_victim')
 LEFT JOIN metrics
        ON metrics.cell = outcomes.cell
       AND metrics.eval_set = eval_sets.eval_set

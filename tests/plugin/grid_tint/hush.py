@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from defenses.base import Case, Defended, Defense, Fidelity, Need, Phase
+from defenses.base import Case, Defended, Defense, Fidelity, Knob, Need, Phase
 from victims.batches import Batch
 from victims.draws import Draws
 from victims.lab import Lab
@@ -61,6 +61,7 @@ class Hush(Defense):
     needs: ClassVar[frozenset[Need]] = frozenset({Need.VICTIM, Need.CLEAN_DATA})
     fidelity: ClassVar[Fidelity] = Fidelity.READING
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    knob: ClassVar[Knob] = Knob(name="noise", values=(0.0, 0.1, 0.3))
 
     noise: float = 0.1
 
