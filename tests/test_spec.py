@@ -25,7 +25,7 @@ from grid.registry import Source
 from grid.spec import Execution, Gate, Grid, Resources
 from victims.errors import GridError, UsageError
 from victims.patches import Pattern
-from victims.recipe import Recipe
+from victims.recipe import Recipe, Select
 from victims.rewrite import EdaMode
 from victims.world import CLASSES
 
@@ -159,6 +159,22 @@ def test_recipe_overrides_reach_the_recipe_that_a_defense_uses() -> None:
     assert cleanclip.overrides == {"lr": 1e-4}
     assert (roclip.victim_recipe.epochs, roclip.victim_recipe.lr) == (7, 5e-4)
     assert roclip.method.eda is EdaMode.OFF
+
+
+def test_a_repair_may_select_its_learning_rate() -> None:
+    found = grid(
+        defenses="""
+        - cleanclip: {recipe: {lr: select}}
+        - finetune: {recipe: {lr: {rates: [1e-4, 1e-3], floor: 50}}}
+        - random_filter
+        """
+    )
+    by_label = {entry.label: entry for entry in found.defenses}
+    assert by_label["cleanclip"].recipe.lr == Select()
+    assert by_label["finetune"].recipe.lr == Select(rates=(1e-4, 1e-3), floor=50)
+    plain = grid(defenses="[cleanclip]")
+    other = grid(defenses="[{cleanclip: {recipe: {lr: select}}}]")
+    assert plain.identity_hash != other.identity_hash, "the rule is part of what was run"
 
 
 def test_a_control_takes_over_the_recipe_of_what_it_imitates() -> None:
@@ -313,6 +329,22 @@ REFUSED: list[tuple[dict[str, str], str]] = [
     (
         {"defenses": "[{cleanclip: {recipe: {lr: -1}}}]"},
         "7: defenses[0].cleanclip.recipe: lr must not be negative, got -1",
+    ),
+    (
+        {"defenses": "[{cleanclip: {recipe: {lr: choose}}}]"},
+        "cleanclip.recipe.lr: expected a number or select, got 'choose'",
+    ),
+    (
+        {"defenses": "[{cleanclip: {recipe: {lr: {rate: [1]}}}}]"},
+        "cleanclip.recipe.lr: unknown key 'rate'. Did you mean 'rates'?",
+    ),
+    (
+        {"defenses": "[{cleanclip: {recipe: {lr: {rates: [1e-3, 1e-3]}}}}]"},
+        "cleanclip.recipe.lr: rates must be positive and distinct, got [0.001, 0.001]",
+    ),
+    (
+        {"defenses": "[{roclip: {recipe: {lr: select}}}]"},
+        "roclip.recipe.lr: only repairs choose their learning rate. Give a number",
     ),
     (
         {"defenses": "[{cleanclip: {recipe: {epoch: 1}}}]"},

@@ -1,0 +1,144 @@
+"""What a run writes about defenses that judge rows, choose a learning rate and tell of their run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from analysis.board import load_board
+from analysis.render import render
+from defenses.base import Case, Defended, Defense, Fidelity, Need, Phase
+from grid.plan import make_plan
+from grid.spec import DefenseEntry
+from tests.grids import TINY, records, run_serial, tiny_grid
+from victims.lab import Lab
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judge(Defense):
+    """Flags the first half of the rows and suspects the last most; two findings, two numbers."""
+
+    name: ClassVar[str] = "judge"
+    version: ClassVar[int] = 1
+    paper: ClassVar[str] = "none"
+    phase: ClassVar[Phase] = Phase.FILTERING
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.VICTIM, Need.SUSPECT_DATA})
+    fidelity: ClassVar[Fidelity] = Fidelity.EXACT
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    def apply(self, lab: Lab, case: Case) -> Defended:
+        num_rows = len(case.suspect_data)
+        place = np.arange(num_rows)
+        return Defended(
+            case.victim,
+            flagged=place < num_rows // 2,
+            suspicion=place.astype(np.float32),
+            sets={"low": place < 8},
+            scores={"turned": -place.astype(np.float32)},
+            notes={"stopped_at": 17, "gain": 0.25},
+        )
+
+
+DEFENSES = [
+    "none",
+    {"finetune": {"recipe": {"lr": {"rates": [1e-3, 1e-2], "floor": 8}, "batch_size": 8}}},
+    {"random_filter": {"fraction": 0.25}},
+]
+ADAPTIVE = {"adaptive_blend": {"alpha": 0.25, "alpha_train": 0.2, "cell": 2, "levels": 2}}
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A grid with covers, a selected rate, a filter, and a defense that only judges."""
+    folder = tmp_path_factory.mktemp("judged")
+    attacks = [*TINY["attacks"], {**ADAPTIVE}]
+    grid = tiny_grid(folder, defenses=DEFENSES, attacks=attacks)
+    judge = DefenseEntry(
+        label="judge", method=Judge(), recipe=grid.repair, victim_recipe=grid.victim
+    )
+    grid = replace(grid, defenses=(*grid.defenses, judge))
+    assert make_plan(grid).refused == []
+    run_serial(grid, folder / "out", folder / "store")
+    return folder / "out"
+
+
+def rows_of(out: Path, defense: str, attack: str = "badnet", rate: str = "0.1") -> dict[str, Any]:
+    return {
+        row["metric"]: row
+        for row in records(out, "rows")
+        if (row["defense"], row["attack"], row["rate_text"]) == (defense, attack, rate)
+    }
+
+
+def test_findings_are_measured_by_name(ran: Path) -> None:
+    found = rows_of(ran, "judge")
+    names = {name for name in found if name.startswith("found_")}
+    counted = {"recall", "leak", "precision", "precision_bound", "clean_removed", "contamination"}
+    ranked = {"auroc", "auprc", "base_rate", "tpr_at_fpr1", "tpr_at_fpr5", "fpr_at_tpr95"}
+    assert names == {
+        f"found_{prefix}{metric}"
+        for kind, name in ((counted, "low_"), (ranked, "turned_"))
+        for prefix in ("", name)
+        for metric in kind
+    }
+    assert found["found_recall"]["n"] == 6
+    assert {row["eval_set"] for name, row in found.items() if name in names} == {"suspect"}
+    area, turned = (found[name]["value"] for name in ("found_auroc", "found_turned_auroc"))
+    assert area == pytest.approx(1 - turned)
+    assert found["found_auroc"]["low"] <= area <= found["found_auroc"]["high"]
+    assert json.loads(found["cell"]["notes"]) == {"gain": 0.25, "stopped_at": 17.0}
+
+
+def test_without_poison_nothing_is_found(ran: Path) -> None:
+    assert not [n for n in rows_of(ran, "judge", rate="0") if n.startswith("found_")]
+
+
+def test_cover_rows_are_left_out_and_counted_as_poison_on_a_second_line(ran: Path) -> None:
+    found = rows_of(ran, "judge", "adaptive_blend")
+    covers = found["cell"]["cover_count"]
+    assert covers > 0
+    assert found["found_recall"]["n"] == found["cell"]["count"]
+    assert found["found_with_cover_recall"]["n"] == found["cell"]["count"] + covers
+    assert not [n for n in rows_of(ran, "judge") if "cover" in n], "where there are none"
+
+
+def test_a_selected_rate_is_in_the_row_with_its_curve(ran: Path) -> None:
+    row = rows_of(ran, "finetune")["cell"]
+    (choice,) = json.loads(row["lr_curve"])
+    assert row["lr_rule"] == "select"
+    assert row["lr"] == choice["chosen"]
+    assert choice["rates"] == [1e-3, 1e-2]
+    assert len(choice["metric"]) == 2
+    assert choice["held_out"] == 8
+    # Both fits are paid for: 24 rows in batches of 8, twice.
+    assert row["pair_views"] == 2 * 24
+    plain = rows_of(ran, "random_filter")["cell"]
+    assert (plain["lr"], plain["lr_rule"], plain["lr_curve"]) == (2e-3, "fixed", None)
+    idle = rows_of(ran, "none")["cell"]
+    assert (idle["lr"], idle["lr_rule"], idle["notes"]) == (None, None, None)
+
+
+def test_the_board_shows_rates_and_findings_and_heads_lines_by_needs(ran: Path) -> None:
+    board = load_board(ran)
+    lines = {(r.defense, r.attack, r.rate): r for r in board.lines}
+    judge = lines["judge", "badnet", 0.1]
+    assert judge.found_recall == rows_of(ran, "judge")["found_recall"]["value"]
+    assert judge.found_auroc == rows_of(ran, "judge")["found_auroc"]["value"]
+    chosen = rows_of(ran, "finetune")["cell"]["lr"]
+    assert (lines["finetune", "badnet", 0.1].lr, lines["finetune", "badnet", 0.1].lr_rule) == (
+        [chosen],
+        "select",
+    )
+    text = render(board, "table", 160)
+    assert " given victim + clean\n" in text
+    assert " given suspect + victim\n" in text
+    assert f"{chosen:.0e}".replace("e-0", "e-") + " ?" in text
+    assert "never by attack success" in text
+    narrow = render(board, "table", 100)
+    assert "given victim + clean" in narrow, "in every width"
