@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from enum import StrEnum
 from typing import Any, ClassVar, NoReturn, Protocol
 
@@ -18,6 +19,7 @@ from victims.errors import Forbidden
 from victims.lab import DataRef, Lab, ModelRef
 from victims.models import Clip, Encoder
 from victims.recipe import Recipe
+from victims.training import PlainClipSpec
 
 
 class Phase(StrEnum):
@@ -174,6 +176,18 @@ class Defended:
     sets: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
     scores: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     notes: Mapping[str, float] = field(default_factory=dict)
+
+
+def rows_in(share: float, num_rows: int) -> int:
+    """Floor of the product of the decimals as written: 0.29 of 100 rows is 29, in floats 28."""
+    return int(Decimal(str(share)) * num_rows)
+
+
+def trained_without(lab: Lab, case: Case, flagged: npt.NDArray[np.bool_]) -> ModelRef:
+    """The victim's own training repeated on the suspect rows that are not flagged; without a
+    flagged row it is the victim."""
+    kept = lab.subset(case.suspect_data, np.flatnonzero(~flagged))
+    return lab.train(PlainClipSpec(), kept, case.recipes.victim, init=case.start)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

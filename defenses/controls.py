@@ -15,14 +15,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from decimal import Decimal
 from enum import StrEnum
 from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
 
-from defenses.base import Case, Defended, Defense, Fidelity, Need, Phase
+from defenses.base import (
+    Case,
+    Defended,
+    Defense,
+    Fidelity,
+    Need,
+    Phase,
+    rows_in,
+    trained_without,
+)
 from victims.augment import augment
 from victims.batches import Batch
 from victims.draws import Draws, numpy_rng
@@ -176,8 +184,7 @@ class RandomFilter(Defense):
 
     def apply(self, lab: Lab, case: Case) -> Defended:
         num_rows = len(case.suspect_data)
-        # Floor of the product of the decimals as written: 0.29 of 100 rows is 29, in floats 28.
-        count = int(Decimal(str(_share("random_filter: fraction", self.fraction))) * num_rows)
+        count = rows_in(_share("random_filter: fraction", self.fraction), num_rows)
         rng = numpy_rng(case.seed, "random", case.suspect_data.key)
         return _filtered(lab, case, rng.choice(num_rows, count, replace=False))
 
@@ -186,9 +193,7 @@ def _filtered(lab: Lab, case: Case, dropped: np.ndarray) -> Defended:
     """FIT on the suspect data without the rows in ``dropped``."""
     flagged = np.zeros(len(case.suspect_data), dtype=bool)
     flagged[dropped] = True
-    kept = lab.subset(case.suspect_data, np.flatnonzero(~flagged))
-    model = lab.train(PlainClipSpec(), kept, case.recipes.victim, init=case.start)
-    return Defended(model, flagged=flagged)
+    return Defended(trained_without(lab, case, flagged), flagged=flagged)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -174,16 +174,22 @@ class Clip(nn.Module):
         Takes tokens cut after the longest caption of the batch: attention is causal and the
         feature is read at the end token, so the padding behind it changes nothing.
         """
+        return F.normalize(self.embed_text(tokens_BT), dim=-1)
+
+    def embed_text(self, tokens_BT: Tensor) -> Tensor:
+        """Caption features of the joint space as they come, BD, float32."""
         self.meter.texts_forward += len(tokens_BT)
         self.meter.texts_backward += len(tokens_BT) * torch.is_grad_enabled()
         net, length = self.net, tokens_BT.shape[1]
+        features_BD: Tensor
         if not hasattr(net, "token_embedding"):
-            return F.normalize(net.encode_text(tokens_BT).float(), dim=-1)
+            features_BD = net.encode_text(tokens_BT)
+            return features_BD.float()
         x_BTW = net.token_embedding(tokens_BT) + net.positional_embedding[:length]
         x_BTW = net.transformer(x_BTW, attn_mask=net.attn_mask[:length, :length])
         rows = torch.arange(len(tokens_BT), device=tokens_BT.device)
-        x_BW = net.ln_final(x_BTW[rows, tokens_BT.argmax(-1)])
-        return F.normalize((x_BW @ net.text_projection).float(), dim=-1)
+        features_BD = net.ln_final(x_BTW[rows, tokens_BT.argmax(-1)]) @ net.text_projection
+        return features_BD.float()
 
     def text_tower(self) -> set[str]:
         """Names of the parameters that belong to the text side; the logit scale goes with it."""
