@@ -10,6 +10,7 @@ DEFENSES: Mapping[str, str] = {
     "finetune": "defenses.finetune:Finetune",
     "cleanclip": "defenses.cleanclip:CleanClip",
     "roclip": "defenses.roclip:RoClip",
+    "cgd": "defenses.cgd:Cgd",
     "local_outlier": "defenses.local_outlier:LocalOutlier",
     "clean_model": "defenses.controls:CleanModel",
     "clean_training": "defenses.controls:CleanTraining",

@@ -6,16 +6,18 @@ anything the defense has not declared, and hands back a `Defended`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
+from importlib import import_module
 from typing import Any, ClassVar, NoReturn, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from victims.errors import Forbidden
+from defenses import DEFENSES
+from victims.errors import Forbidden, UsageError, unknown
 from victims.lab import DataRef, Lab, ModelRef
 from victims.models import Clip, Encoder
 from victims.recipe import Recipe
@@ -101,6 +103,15 @@ class Case:
                 " to train: declare Need.START, or Need.VICTIM with clean or suspect data."
             )
         return self._training
+
+    def lend(self, other: Defense, clean_data: DataRef) -> Case:
+        """The case for another defense, with data that this one judged clean as its clean data.
+
+        It gets what it declares, and nothing that this case does not hold.
+        """
+        grants = {n: give for n, give in self._grants.items() if n in other.needed()}
+        grants[Need.CLEAN_DATA] = lambda: clean_data
+        return Case(f"{other.name}, employed by {self._owner}", grants, self._training)
 
     def _ask(self, need: Need) -> Any:
         if need not in self._grants:
@@ -251,7 +262,31 @@ class Defense(Protocol):
         """Raise `UsageError` where the fields cannot be meant; asked when a grid file is read."""
         return None
 
+    def employs(self) -> Sequence[Defense]:
+        """Other defenses that this configuration hands its findings to: part of its identity."""
+        return ()
+
     def apply(self, lab: Lab, case: Case) -> Defended: ...
+
+
+def clean_data_defense(name: str, lent: frozenset[Need], where: str) -> Defense:
+    """The defense of that name with its defaults, to be handed data that were judged clean.
+
+    Raises `UsageError` unless it takes clean data, and nothing else but what is ``lent``.
+    """
+    if name not in DEFENSES:
+        raise unknown("defense", name, DEFENSES, where)
+    module, attribute = DEFENSES[name].split(":")
+    other: Defense = getattr(import_module(module), attribute)()
+    extra = other.needed() - lent - {Need.CLEAN_DATA}
+    if Need.CLEAN_DATA not in other.needed() or extra:
+        shown = ", ".join(need.value for need in Need if need in other.needed())
+        allowed = ", ".join(need.value for need in Need if need in lent)
+        raise UsageError(
+            f"{where}: {name} needs {shown}; it cannot be handed data that were judged clean. Name"
+            f" a defense that needs clean_data and besides at most {allowed}."
+        )
+    return other
 
 
 def check_truth(defense: Defense | type[Defense]) -> None:

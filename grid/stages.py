@@ -348,6 +348,8 @@ class DefendStage:
         params: dict[str, Any] = {"defense": self.defense}
         if self.trains:
             params |= {"recipes": self.recipes, "model": self.victim.model, "seed": self.seed}
+        if employed := self.defense.employs():
+            params["employs"] = employed
         return content_key("defended", params, self.inputs)
 
     @cached_property

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -31,12 +32,14 @@ from defenses.roclip import Augment, PoolInit, Query
 from grid.registry import resolve
 from tests.conftest import corpus_spec
 from tests.test_training import IN_MODAL, POOLED, RECIPE, Interrupted, Kept, Stopped, state, view_of
-from victims.corpora import build_corpus, corpus_key
+from victims.corpora import annotate, build_corpus, corpus_key
 from victims.distributed import agreed, gather, rank, share_batch_norm, world_size
+from victims.draws import numpy_rng
 from victims.errors import GridError
 from victims.lab import DataRef, Lab, model_key
 from victims.models import Clip, ModelSpec, fresh
 from victims.recipe import BatchNormMode, Recipe, Runtime
+from victims.relearning import Bank, RelearnUnlearnSpec, Sides
 from victims.store import Busy, Store
 from victims.training import Objective, ObjectiveSpec, PlainClipSpec
 
@@ -57,9 +60,40 @@ class Case(NamedTuple):
     objective: str
     spec: ObjectiveSpec
     still: Recipe = STILL
+    columns: Mapping[str, np.ndarray] = {}
 
 
 MATCHING = replace(POOLED, every=1)
+
+
+def judged() -> dict[str, np.ndarray]:
+    """32 rows that a judge with features of its own put into a clean and a triggered part."""
+    features = numpy_rng(0, "judged").normal(size=(2, 32, 8)).astype(np.float32)
+    features /= np.linalg.norm(features, axis=-1, keepdims=True)
+    row = np.arange(32)
+    masks = {"clean": row % 3 > 0, "triggered": row % 6 == 0, "held": row > 99}
+    return {**masks, "number": row // 2, "judge_image": features[0], "judge_text": features[1]}
+
+
+JUDGED = judged()
+RELEARN = RelearnUnlearnSpec(
+    alpha=0.5,
+    beta=0.25,
+    temperature=3.0,
+    epsilon=1e-6,
+    teacher_scale=20.0,
+    limit=0.6,
+    bank=None,
+    sides=Sides.IMAGE,
+    balanced=False,
+    most_rows=32,
+    num_held=0,
+)
+BANK = Bank(
+    captions=("a red circle", "a fish", "a small blue key"),
+    numbers=(0, 90, 91),
+    text_MD=torch.from_numpy(JUDGED["judge_text"][:3].copy()),
+)
 CASES: dict[str, Case] = {
     "plain": Case("PlainClip", PlainClipSpec()),
     "plain-bn-eval": Case("PlainClip", PlainClipSpec(), replace(STILL, bn_mode=BatchNormMode.EVAL)),
@@ -80,8 +114,18 @@ CASES: dict[str, Case] = {
         f"augmented-{policy}": Case("AugmentedClip", AugmentedClipSpec(image_policy=policy))
         for policy in ("autoaugment", "simclr", "noise_erase")
     },
+    "relearn-image": Case("RelearnUnlearn", RELEARN, columns=JUDGED),
+    "relearn-both": Case("RelearnUnlearn", replace(RELEARN, sides=Sides.BOTH), columns=JUDGED),
+    "relearn-bank": Case("RelearnUnlearn", replace(RELEARN, bank=BANK), columns=JUDGED),
+    # Eight clean and no triggered rows: a term without any, and unequal shares of ranks.
+    "relearn-few": Case(
+        "RelearnUnlearn",
+        RELEARN,
+        replace(STILL, batch_size=16),
+        {**JUDGED, "clean": np.arange(32) < 8, "triggered": np.arange(32) > 99},
+    ),
 }
-TRAINED = ("plain", "inmodal-both", "pooled-image", "augmented-simclr")
+TRAINED = ("plain", "inmodal-both", "pooled-image", "augmented-simclr", "relearn-both")
 
 
 def fit_of(store: Store, case: Case, recipe: Recipe) -> Interrupted:
@@ -90,7 +134,10 @@ def fit_of(store: Store, case: Case, recipe: Recipe) -> Interrupted:
     model = fresh(ModelSpec(), 3).double()
     torch.manual_seed(99)
     objective = case.spec.build(model)
-    return Interrupted(model, view_of(store, 32), objective, recipe, runtime=Runtime())
+    view = view_of(store, 32)
+    if case.columns:
+        view = annotate(view, case.columns)
+    return Interrupted(model, view, objective, recipe, runtime=Runtime())
 
 
 def computed(store: Store, name: str) -> tuple[dict[str, Tensor], Any]:
