@@ -17,7 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # Before torch is imported.
 
 from benchmarks.common import Figure, Figures, Session, lines, machine
 
-NAMES = ("training", "overhead", "plan", "board", "augment", "stamps")
+NAMES = ("training", "overhead", "plan", "board", "augment", "stamps", "objectives")
 RESULTS = Path("runs") / "benchmarks.json"
 
 

@@ -12,6 +12,7 @@ DEFENSES: Mapping[str, str] = {
     "roclip": "defenses.roclip:RoClip",
     "cgd": "defenses.cgd:Cgd",
     "local_outlier": "defenses.local_outlier:LocalOutlier",
+    "par": "defenses.par:Par",
     "clean_model": "defenses.controls:CleanModel",
     "clean_training": "defenses.controls:CleanTraining",
     "oracle_filter": "defenses.controls:OracleFilter",

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import benchmarks.__main__ as command
-from benchmarks import board, choices, overhead, plan, stamps, training
+from benchmarks import board, choices, objectives, overhead, plan, stamps, training
 from benchmarks.common import (
     Figure,
     Figures,
@@ -75,6 +75,26 @@ def test_contenders_take_turns_and_the_first_round_does_not_count() -> None:
     found = interleaved({n: lambda n=n: lambda: seen.append(n) for n in ("a", "b")}, 2)  # type: ignore[misc]
     assert "".join(seen) == "baabba"
     assert {name: len(seconds) for name, seconds in found.items()} == {"a": 2, "b": 2}
+
+
+def test_an_objective_is_held_against_what_its_passes_cost() -> None:
+    shares = {"image_forward": 0.3, "image_both": 0.7, "text_forward": 0.05, "text_both": 0.2}
+    plain = objectives.Passes(1, 1, 1, 1)
+    assert objectives.explained(plain, 0.0, shares) == 1
+    twice = objectives.Passes(2, 2, 2, 2)
+    assert objectives.explained(twice, 0.1, shares) == pytest.approx(1 + 0.7 + 0.2 + 0.1)
+    frozen = objectives.Passes(2, 1, 1, 0)
+    assert objectives.explained(frozen, 0.0, shares) == pytest.approx(1 + 0.3 - 0.2 + 0.05)
+    steps = [objectives.Step(frozen, whole, 0.0, 0.01) for whole in (1.0, 2.3, 9.0)]
+    figures = objectives.figures_of("x", "Y", steps, shares)
+    assert figures["x, Y: / explained"].value == pytest.approx(2.3 / 1.15)
+    assert not figures["x, Y: / explained"].reached
+
+
+def test_objectives_follow_every_fit_of_a_plan() -> None:
+    figures = objectives.main(quick=True, names=("par",))
+    assert with_aims(figures) == {"par, Away: / explained"}
+    assert 1 < figures["par, Away: explained"].value < 2
 
 
 def test_training_names_its_ratios() -> None:

@@ -28,10 +28,13 @@ from defenses import DEFENSES
 from defenses.cleanclip import Side
 from defenses.controls import AugmentedClipSpec
 from defenses.finetune import Part, PartialClipSpec
+from defenses.par import AwaySpec, Gate
+from defenses.par import Sides as Pushed
 from defenses.roclip import Augment, PoolInit, Query
 from grid.registry import resolve
 from tests.conftest import corpus_spec
 from tests.test_training import IN_MODAL, POOLED, RECIPE, Interrupted, Kept, Stopped, state, view_of
+from victims.augment import NoiseErase
 from victims.corpora import annotate, build_corpus, corpus_key
 from victims.distributed import agreed, gather, rank, share_batch_norm, world_size
 from victims.draws import numpy_rng
@@ -94,6 +97,14 @@ BANK = Bank(
     numbers=(0, 90, 91),
     text_MD=torch.from_numpy(JUDGED["judge_text"][:3].copy()),
 )
+AWAY = AwaySpec(
+    threshold=2.15,
+    weight=0.5,
+    gate=Gate.BATCH,
+    sides=Pushed.BOTH,
+    train_scale=False,
+    policy=NoiseErase(),
+)
 CASES: dict[str, Case] = {
     "plain": Case("PlainClip", PlainClipSpec()),
     "plain-bn-eval": Case("PlainClip", PlainClipSpec(), replace(STILL, bn_mode=BatchNormMode.EVAL)),
@@ -124,8 +135,20 @@ CASES: dict[str, Case] = {
         replace(STILL, batch_size=16),
         {**JUDGED, "clean": np.arange(32) < 8, "triggered": np.arange(32) > 99},
     ),
+    "away": Case("Away", AWAY),
+    # Between the means of the two halves in the step that is compared: one rank alone would push,
+    # the other would not.
+    "away-split": Case("Away", replace(AWAY, threshold=1.575)),
+    "away-sample": Case("Away", replace(AWAY, threshold=1.575, gate=Gate.SAMPLE)),
 }
-TRAINED = ("plain", "inmodal-both", "pooled-image", "augmented-simclr", "relearn-both")
+TRAINED = (
+    "plain",
+    "inmodal-both",
+    "pooled-image",
+    "augmented-simclr",
+    "relearn-both",
+    "away",
+)
 
 
 def fit_of(store: Store, case: Case, recipe: Recipe) -> Interrupted:
@@ -377,6 +400,13 @@ def small_model() -> Clip:
 def test_the_matching_step_of_a_pool_was_compared(small_store: Store) -> None:
     assert "matched" in computed(small_store, "pooled-image")[1][1]
     assert "matched" not in computed(small_store, "pooled-plain")[1][1]
+
+
+def test_the_mean_that_gates_was_the_global_one(small_store: Store) -> None:
+    gated = [record["gated_image"] for record in computed(small_store, "away-split")[1]]
+    assert gated == [1, 0]
+    shares = [record["gated_image"] for record in computed(small_store, "away-sample")[1]]
+    assert all(0 < share < 1 for share in shares)
 
 
 # --- the rest of what ranks must agree on

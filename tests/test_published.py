@@ -15,13 +15,37 @@ from grid.schema import ResultsError, SchemaError
 from tests.rows import cell_rows
 from tests.test_board import board_of
 
-HEAD = (
-    "paper,table,model,data,attack,defense,setting,metric,variant,relation,value,source".split(",")
-)
+HEAD = [
+    "paper",
+    "table",
+    "model",
+    "data",
+    "attack",
+    "defense",
+    "setting",
+    "metric",
+    "variant",
+    "relation",
+    "value",
+    "source",
+]
 ROW = dict(
     zip(
         HEAD,
-        "arXiv 1,Table 1,RN50,ImageNet,badnet,none,,asr_top1,all images,=,0.9,the paper".split(","),
+        [
+            "arXiv 1",
+            "Table 1",
+            "RN50",
+            "ImageNet",
+            "badnet",
+            "none",
+            "",
+            "asr_top1",
+            "all images",
+            "=",
+            "0.9",
+            "the paper",
+        ],
         strict=True,
     )
 )
