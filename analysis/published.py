@@ -90,7 +90,7 @@ def _faults(row: dict[str, str]) -> Iterable[str]:
 
 
 def lines(attacks: Collection[str], defenses: Collection[str]) -> list[str]:
-    """The clean accuracy and ASR of attacks and defenses of a board, one line per published cell."""
+    """Clean accuracy and ASR of the attacks and defenses of a board, one line per cell."""
     cells: dict[tuple[str, ...], dict[str, Published]] = {}
     for f in published():
         if f.attack in attacks and f.defense in defenses and f.metric in ("clean_top1", "asr_top1"):

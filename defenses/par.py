@@ -22,7 +22,6 @@ Cost: one view with gradient and one forward through the frozen victim per clean
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -52,7 +51,7 @@ from victims.draws import Draws
 from victims.errors import UsageError
 from victims.lab import Lab
 from victims.losses import clip_loss
-from victims.models import Clip
+from victims.models import Clip, frozen_copy
 from victims.recipe import BatchNormMode, Clock, Descent, Recipe
 from victims.training import Objective
 
@@ -94,18 +93,6 @@ def pushed(distance_G: Tensor, threshold: float, gate: Gate) -> Pushed:
     level = distance_G.mean() if gate == Gate.BATCH else distance_G
     counts = (level.detach() <= threshold).to(level.dtype)
     return Pushed((counts * level).mean(), 1 - counts.mean())
-
-
-def frozen_copy(model: Clip) -> Clip:
-    """The model as it is now: in eval mode, without gradients, on the model's own meter."""
-    frozen = copy.deepcopy(model).eval().requires_grad_(False)
-    frozen.meter = model.meter
-    for module in frozen.modules():
-        if isinstance(module, nn.MultiheadAttention) and not module.dropout:
-            # In eval mode torch may take another kernel, which rounds differently: the distance of
-            # a model to its own copy must be 0, or the first step has a direction made of noise.
-            module.train()
-    return frozen
 
 
 class Away(Objective):

@@ -1,4 +1,4 @@
-"""What a run writes about defenses that judge rows, choose a learning rate and tell of their run."""
+"""What a run writes of defenses that judge rows, choose a learning rate and tell of their run."""
 
 from __future__ import annotations
 

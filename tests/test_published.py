@@ -99,8 +99,7 @@ def test_columns_and_repeats_are_checked() -> None:
 
 
 def test_a_bound_is_told_as_one() -> None:
-    found = [line for line in lines({"any of 11"}, {"cgd"})]
-    assert found == [
+    assert lines({"any of 11"}, {"cgd"}) == [
         "any of 11, cgd: ASR < 1.0 % (counted over: not stated)"
         " [classifier, 4 data sets, 11 attacks, arXiv 2507.05113, abstract]"
     ]

@@ -170,7 +170,7 @@ def test_too_few_rows_are_refused(lab: Lab) -> None:
 
 
 def test_an_unresolved_rate_is_no_number() -> None:
-    with pytest.raises(GridError, match="resolved by `Lab.train`"):
+    with pytest.raises(GridError, match=r"resolved by `Lab\.train`"):
         _ = replace(RECIPE, lr=HOW).rate
 
 

@@ -7,6 +7,7 @@ Shapes: B batch, C channels, H W pixels, T tokens, D embedding.
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Sequence
@@ -224,6 +225,18 @@ def _build(
         )
     net = open_clip.create_model(spec.arch, pretrained=None, force_image_size=spec.size)
     return net, BpeTokenizer(spec.arch), OPENAI_MEAN, OPENAI_STD
+
+
+def frozen_copy(model: Clip) -> Clip:
+    """The model as it is now: in eval mode, without gradients, on the model's own meter."""
+    frozen = copy.deepcopy(model).eval().requires_grad_(False)
+    frozen.meter = model.meter
+    for module in frozen.modules():
+        if isinstance(module, nn.MultiheadAttention) and not module.dropout:
+            # In eval mode torch may take another kernel, which rounds differently: the distance of
+            # a model to its own copy must be 0, or a step away from it has a direction of noise.
+            module.train()
+    return frozen
 
 
 def preprocess_digest(model: Clip) -> str:
