@@ -13,6 +13,7 @@ DEFENSES: Mapping[str, str] = {
     "cgd": "defenses.cgd:Cgd",
     "local_outlier": "defenses.local_outlier:LocalOutlier",
     "par": "defenses.par:Par",
+    "ubt": "defenses.ubt:Ubt",
     "clean_model": "defenses.controls:CleanModel",
     "clean_training": "defenses.controls:CleanTraining",
     "oracle_filter": "defenses.controls:OracleFilter",
@@ -20,4 +21,5 @@ DEFENSES: Mapping[str, str] = {
     "random_filter": "defenses.controls:RandomFilter",
     "same_budget_finetune": "defenses.controls:SameBudgetFinetune",
     "augment_only": "defenses.controls:AugmentOnly",
+    "ubt_oracle": "defenses.ubt:UbtOracle",
 }

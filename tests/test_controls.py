@@ -41,6 +41,7 @@ from defenses.controls import (
 )
 from defenses.finetune import Finetune
 from defenses.roclip import RoClip
+from defenses.ubt import UbtOracle
 from grid.registry import Method, _checked
 from grid.stages import Bench, CorpusStage, DefendStage, ModelStage, PoisonStage, TriggerStage
 from tests.conftest import corpus_spec
@@ -323,10 +324,10 @@ def test_unknown_names_are_explained(scene: Scene) -> None:
 
 # --- truth
 
-TOLD = (CleanTraining, OracleFilter, PartialOracle)
+TOLD = (CleanTraining, OracleFilter, PartialOracle, UbtOracle)
 
 
-def test_truth_is_a_need_of_three_controls() -> None:
+def test_truth_is_a_need_of_four_controls() -> None:
     import importlib
 
     declared = set()

@@ -31,20 +31,24 @@ from defenses.finetune import Part, PartialClipSpec
 from defenses.par import AwaySpec, Gate
 from defenses.par import Sides as Pushed
 from defenses.roclip import Augment, PoolInit, Query
+from defenses.ubt import EarlyClipSpec, OutsideClipSpec
 from grid.registry import resolve
 from tests.conftest import corpus_spec
 from tests.test_training import IN_MODAL, POOLED, RECIPE, Interrupted, Kept, Stopped, state, view_of
 from victims.augment import NoiseErase
 from victims.corpora import annotate, build_corpus, corpus_key
 from victims.distributed import agreed, gather, rank, share_batch_norm, world_size
-from victims.draws import numpy_rng
+from victims.draws import numpy_rng, torch_rng
 from victims.errors import GridError
+from victims.forgetting import Forget, LocalForgettingSpec
+from victims.keys import Key
 from victims.lab import DataRef, Lab, model_key
-from victims.models import Clip, ModelSpec, fresh
+from victims.models import EMBEDDED_CONTEXT, Clip, ModelSpec, WordTokenizer, fresh
 from victims.recipe import BatchNormMode, Recipe, Runtime
 from victims.relearning import Bank, RelearnUnlearnSpec, Sides
 from victims.store import Busy, Store
 from victims.training import Objective, ObjectiveSpec, PlainClipSpec
+from victims.words import NOUNS, world_vocabulary
 
 # Two steps without moving: the first fills a pool, and the gradient of the second is compared.
 # The seeds of views and order differ from step to step as in any fit.
@@ -105,6 +109,22 @@ AWAY = AwaySpec(
     train_scale=False,
     policy=NoiseErase(),
 )
+# More pairs to forget than a step takes, each with a word of its own.
+FORGETTING = LocalForgettingSpec(
+    made_of=Key("pairs-0123456789abcdef"),
+    pairs={
+        "image": torch.randint(0, 256, (40, 3, 32, 32), generator=torch_rng(0)).byte(),
+        "tokens": torch.from_numpy(
+            WordTokenizer(world_vocabulary(), EMBEDDED_CONTEXT)([*NOUNS, *NOUNS])
+        ).long(),
+    },
+    batch=32,
+    forget=Forget.SQUARE,
+    ascent_limit=100.0,
+    target_cosine=-1.0,
+    stop_margin=0.0,
+    beta=0.5,
+)
 CASES: dict[str, Case] = {
     "plain": Case("PlainClip", PlainClipSpec()),
     "plain-bn-eval": Case("PlainClip", PlainClipSpec(), replace(STILL, bn_mode=BatchNormMode.EVAL)),
@@ -140,6 +160,12 @@ CASES: dict[str, Case] = {
     # the other would not.
     "away-split": Case("Away", replace(AWAY, threshold=1.575)),
     "away-sample": Case("Away", replace(AWAY, threshold=1.575, gate=Gate.SAMPLE)),
+    "early": Case("EarlyClip", EarlyClipSpec(epochs=2)),
+    "outside": Case("OutsideClip", OutsideClipSpec(weak=16, pairs=16)),
+    **{
+        f"forgetting-{how}": Case("LocalForgetting", replace(FORGETTING, forget=how))
+        for how in Forget
+    },
 }
 TRAINED = (
     "plain",

@@ -1,0 +1,487 @@
+"""UBT: overfit on weakly matching pairs to expose the poison, then forget its local tokens.
+
+Idea: poisoned pairs match badly, so they are among the weakest pairs of the suspect data; sharpen
+    the shortcut by overfitting on these, pick the rows that it pulls together most, and push
+    pictures away from the few caption words on which their match hangs, and from nothing else.
+Reference: S. Liang, K. Liu, Gong, J. Liang, Xun, Chang, Cao, "Unlearning Backdoor Threats:
+    Enhancing Backdoor Defense in Multimodal Contrastive Learning via Local Token Unlearning",
+    arXiv 2403.16257 (v1); K. Liu, S. Liang, J. Liang, Dai, Cao, "Efficient Backdoor Defense in
+    Multimodal Contrastive Learning: A Token-Level Unlearning Method for Mitigating Threats",
+    arXiv 2409.19526 (v2). No code is known.
+Symbols: q = ``q``, D_low = the weak rows; n_s, n_u = ``n_s``, ``n_u``; D_u = the rows to forget;
+    T_loc = the caption's local tokens; c = ``target_cosine``; beta = ``beta``.
+Where: weak pairs -> `Unlearning._similar`; overfitting -> `Ubt._overfit`, `OutsideClip`; finding ->
+    `Ubt._find`; tokens -> `victims.local_tokens`; L = L_u + beta L_mm(D_keep), L_u =
+    mean (<I, T_loc> - c)^2, and the stop -> `victims.forgetting`.
+Differences: no equation is public, so all of the above is our reading. Weak pairs are those that a
+    clean model finds weak, as a poisoned one finds poison strong. ``overfit_loss: clip`` lets weak
+    pairs be each other's negatives: poisons name the same target and push each other apart, so
+    `outside` takes the negatives from the other rows. On one victim of the embedded world
+    (badnet, 1 %), over three rates and 1 to 10 epochs, the AUROC of the poison inside D_low went
+    from .75 to between .88 and .998 with `outside`; with `clip` it was .94 at best, after one
+    epoch, and .04 to .15 after ten. That decided the default. ``forget: ascent`` is -L_mm on
+    D_u, held below ``ascent_limit`` nats: a step of Adam does not depend on the length of a
+    gradient, so clipping it would bound nothing. Rates are constant. With N rows D_low has at
+    least 64 (or N / 4), n_s is at most half of D_low, n_u at most the poisoned subset, n_keep at
+    most N / 4, and a step takes min(``batch``, n_u) rows of D_u and as many to keep, at most half
+    of these.
+Cost: one forward of the suspect data, 2 x 3 q N pairs with gradient to overfit, and per forgetting
+    step two half batches with gradient and a forward of D_u.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from defenses.base import (
+    LR,
+    Between,
+    Case,
+    Defended,
+    Defense,
+    Fidelity,
+    Knob,
+    Need,
+    Phase,
+    Space,
+)
+from victims.batches import Batch, Scan
+from victims.corpora import Rows
+from victims.distributed import gather
+from victims.draws import numpy_rng
+from victims.errors import UsageError
+from victims.forgetting import Forget, LocalForgettingSpec
+from victims.keys import content_key
+from victims.lab import DataRef, Lab, ModelRef
+from victims.local_tokens import LocalTokens, TokenSide, num_patches
+from victims.losses import similarity
+from victims.models import Clip
+from victims.recipe import Clock, Recipe, Schedule
+from victims.selection import TextFeatures
+from victims.training import Objective, PlainClip, PlainClipSpec
+
+Mask = npt.NDArray[np.bool_]
+Values = npt.NDArray[np.float32]
+
+
+class SimilarityModel(StrEnum):
+    """Whose similarity calls a pair weak; `victim_early` is the victim's training, cut short."""
+
+    REFERENCE = "reference"
+    VICTIM_EARLY = "victim_early"
+
+
+class OverfitLoss(StrEnum):
+    """Where the negatives of a weak pair come from: the other rows, or the other weak pairs."""
+
+    OUTSIDE = "outside"
+    CLIP = "clip"
+
+
+class RankBy(StrEnum):
+    """`gain` is the similarity after overfitting less that of the victim."""
+
+    SIM = "sim"
+    GAIN = "gain"
+
+
+class Selection(StrEnum):
+    """`random` forgets rows drawn from all suspect data: what forgetting does by itself."""
+
+    LOW = "low"
+    RANDOM = "random"
+
+
+class KeepFrom(StrEnum):
+    """Rows to keep: the suspect data's most similar ones, or drawn from the clean data."""
+
+    SUSPECT = "suspect"
+    CLEAN = "clean"
+
+
+class UnlearnFrom(StrEnum):
+    VICTIM = "victim"
+    OVERFIT = "overfit"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairSimilarity:
+    """<I, T> of every pair."""
+
+    name: ClassVar[str] = "pair_similarity"
+    version: ClassVar[int] = 1
+
+    def __call__(self, model: Clip, batch: Batch) -> Tensor:
+        return (model.encode_image(batch.image) * model.encode_text(batch.tokens)).sum(1)
+
+
+# --- the fits
+
+
+class EarlyClip(PlainClip):
+    """Plain CLIP under its whole schedule, stopped after the first epochs."""
+
+    def __init__(self, epochs: int) -> None:
+        super().__init__()
+        self.epochs = epochs
+
+    def begin_epoch(
+        self, model: Clip, scan: Scan, clock: Clock, rng: np.random.Generator
+    ) -> Rows | None:
+        return None if clock.epoch < self.epochs else np.zeros(0, dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EarlyClipSpec:
+    name: ClassVar[str] = "early_clip"
+    version: ClassVar[int] = 1
+
+    epochs: int
+
+    def build(self, model: Clip) -> Objective:
+        return EarlyClip(self.epochs)
+
+
+class OutsideClip(Objective):
+    """Pulls weak pairs together, each against the batch's other rows and no weak one.
+
+    The first ``weak`` rows of the data are the weak ones. A batch is half weak pairs and half
+    others, in this order.
+    """
+
+    def __init__(self, spec: OutsideClipSpec) -> None:
+        super().__init__()
+        self.spec = spec
+
+    def rows_per_epoch(self, num_rows: int) -> int:
+        return 2 * (self.spec.weak // self.spec.pairs) * self.spec.pairs
+
+    def begin_epoch(
+        self, model: Clip, scan: Scan, clock: Clock, rng: np.random.Generator
+    ) -> Rows | None:
+        weak, pairs = self.spec.weak, self.spec.pairs
+        used = weak // pairs * pairs
+        weak_SB = rng.permutation(weak)[:used].reshape(-1, pairs)
+        others = rng.choice(len(scan) - weak, used, replace=False)
+        return np.concatenate([weak_SB, weak + others.reshape(-1, pairs)], axis=1).ravel()
+
+    def forward(self, model: Clip, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        image_GD = gather(model.encode_image(batch.image))
+        text_GD = gather(model.encode_text(batch.tokens))
+        return {"outside": outside_loss(image_GD, text_GD, model.scale)}
+
+
+def outside_loss(image_GD: Tensor, text_GD: Tensor, scale: Tensor) -> Tensor:
+    """1/2 [CE(I, T) + CE(T, I)] of the first half's pairs: each row picks its partner among that
+    and the second half."""
+    halves = []
+    for a_GD, b_GD in ((image_GD, text_GD), (text_GD, image_GD)):
+        (a_BD, _), (own_BD, other_BD) = a_GD.chunk(2), b_GD.chunk(2)
+        own_B = scale * (a_BD * own_BD).sum(1)
+        logit_BH = torch.cat([own_B[:, None], similarity(a_BD, other_BD, scale)], dim=1)
+        halves.append((logit_BH.logsumexp(1) - own_B).mean())
+    return torch.stack(halves).mean()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutsideClipSpec:
+    name: ClassVar[str] = "outside_clip"
+    version: ClassVar[int] = 1
+
+    weak: int
+    pairs: int
+
+    def build(self, model: Clip) -> Objective:
+        return OutsideClip(self)
+
+
+# --- the methods
+
+
+def highest(values: npt.NDArray[np.floating], count: int) -> Rows:
+    """Places of the largest values, in falling order; of equal ones the first."""
+    return np.argsort(-values, kind="stable")[:count]
+
+
+def mean_cosines(text_ND: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """Per caption its mean cosine to the others."""
+    text_ND = text_ND.astype(np.float64)
+    others_ND = text_ND.sum(0) - text_ND
+    return np.asarray((text_ND * others_ND).sum(1) / (len(text_ND) - 1))
+
+
+def mask_of(rows: Rows, num_rows: int) -> Mask:
+    mask = np.zeros(num_rows, dtype=bool)
+    mask[rows] = True
+    return mask
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unlearning(Defense):
+    """What forgets rows, however these were found."""
+
+    similarity_model: SimilarityModel = SimilarityModel.REFERENCE
+    early_epochs: int = 1
+    n_u: int = 64
+    token_side: TokenSide = TokenSide.TEXT
+    token_mass: float = 0.5
+    token_cap: float = 0.3
+    forget: Forget = Forget.SQUARE
+    ascent_limit: float = 10.0
+    target_cosine: float = 0.0
+    stop_margin: float = 0.05
+    beta: float = 1.0
+    n_keep: int = 1000
+    keep_from: KeepFrom = KeepFrom.SUSPECT
+    batch: int = 64
+    max_steps: int = 500
+
+    def needed(self) -> frozenset[Need]:
+        early = self.similarity_model == SimilarityModel.VICTIM_EARLY
+        needs = self.needs - {Need.REFERENCE} | {Need.START if early else Need.REFERENCE}
+        return needs | ({Need.CLEAN_DATA} if self.keep_from == KeepFrom.CLEAN else set())
+
+    def check(self) -> None:
+        for name, found, allowed, good in self._rules():
+            if not good:
+                raise UsageError(f"{name} must be {allowed}, got {found}")
+
+    def _rules(self) -> Iterator[tuple[str, float, str, bool]]:
+        """Field, value, what is allowed, and whether the value is."""
+        for name, found in (("token_mass", self.token_mass), ("token_cap", self.token_cap)):
+            yield name, found, "above 0 and at most 1", 0 < found <= 1
+        cosine = self.target_cosine
+        yield "target_cosine", cosine, "a cosine, in -1..1", -1 <= cosine <= 1
+        yield "ascent_limit", self.ascent_limit, "above 0", self.ascent_limit > 0
+        for name, low in (
+            ("early_epochs", 1),
+            ("n_u", 0),
+            ("stop_margin", 0),
+            ("beta", 0),
+            ("n_keep", 2),
+            ("batch", 1),
+            ("max_steps", 1),
+        ):
+            yield name, getattr(self, name), f"at least {low}", getattr(self, name) >= low
+
+    def _similar(self, lab: Lab, case: Case) -> Values:
+        """sim_0 of every suspect pair."""
+        if self.similarity_model == SimilarityModel.REFERENCE:
+            return lab.score(PairSimilarity(), case.suspect_data, case.reference)
+        spec = EarlyClipSpec(epochs=self.early_epochs)
+        early = lab.train(spec, case.suspect_data, case.recipes.victim, init=case.start)
+        return lab.score(PairSimilarity(), case.suspect_data, early)
+
+    def _keep(self, lab: Lab, case: Case, rows: Rows, similar_N: Values) -> DataRef:
+        if self.keep_from == KeepFrom.CLEAN:
+            clean = case.clean_data
+            rng = numpy_rng(case.seed, "keep", clean.key)
+            count = min(self.n_keep, len(clean))
+            return lab.subset(clean, np.sort(rng.choice(len(clean), count, replace=False)))
+        num_rows = len(similar_N)
+        others_N = np.where(mask_of(rows, num_rows), -np.inf, similar_N)
+        return lab.subset(case.suspect_data, highest(others_N, min(self.n_keep, num_rows // 4)))
+
+    def _unlearn(
+        self, lab: Lab, case: Case, rows: Rows, similar_N: Values, init: ModelRef
+    ) -> Defended:
+        """Forget the rows, starting from ``init``."""
+        local = LocalTokens(side=self.token_side, mass=self.token_mass, cap=self.token_cap)
+        data, keep = lab.subset(case.suspect_data, rows), self._keep(lab, case, rows, similar_N)
+        pairs = lab.tensor(local, data, case.victim) if len(rows) else {}
+        share = float(pairs.pop("share").mean()) if pairs else 0.0
+        batch = min(self.batch, len(rows) or self.batch, len(keep) // 2)
+        spec = LocalForgettingSpec(
+            made_of=content_key("pairs", local, [data.key, case.victim.key]),
+            pairs=pairs,
+            batch=batch,
+            forget=self.forget,
+            ascent_limit=self.ascent_limit,
+            target_cosine=self.target_cosine,
+            stop_margin=self.stop_margin,
+            beta=self.beta,
+        )
+        recipe = replace(
+            case.recipes.repair,
+            epochs=self.max_steps,
+            batch_size=batch,
+            schedule=Schedule.CONSTANT,
+        )
+        # All rows of this fit were judged clean: a rate may be chosen on any of them.
+        model = lab.train(spec, keep, recipe, init=init, held_out=np.arange(len(keep)))
+        curves = lab.curves(model)
+        notes = {
+            "stopped_at": float(len(curves)),
+            "unlearned_rows": float(len(rows)),
+            "kept_rows": float(len(keep)),
+            "local_share": share,
+        }
+        if curves and pairs:
+            notes["remembered_first"] = curves[0]["remembered"]
+            notes["remembered_last"] = curves[-1]["remembered"]
+        unlearned = mask_of(rows, len(similar_N))
+        return Defended(
+            model,
+            flagged=unlearned,
+            sets={"unlearned": unlearned},
+            scores={"weak": -similar_N},
+            notes=notes,
+        )
+
+    def _refuse_without_patches(self, lab: Lab, case: Case) -> None:
+        if self.token_side == TokenSide.IMAGE:
+            num_patches(lab.load(case.victim))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ubt(Unlearning):
+    name: ClassVar[str] = "ubt"
+    version: ClassVar[int] = 1
+    paper: ClassVar[str] = "arXiv 2403.16257"
+    phase: ClassVar[Phase] = Phase.FINETUNING
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.VICTIM, Need.SUSPECT_DATA, Need.REFERENCE})
+    fidelity: ClassVar[Fidelity] = Fidelity.READING
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "clip_overfit": {"overfit_loss": "clip"},
+        "by_victim": {"overfit_epochs": 0},
+        "whole_caption": {"token_side": "none"},
+        "random": {"selection": "random"},
+        "no_reference": {"similarity_model": "victim_early"},
+    }
+    knob: ClassVar[Knob] = Knob(name="beta", values=(0.1, 0.3, 1.0, 3.0, 10.0))
+    space: ClassVar[Space] = {
+        "recipe.lr": LR,
+        "beta": Between(low=0.1, high=10.0, log=True),
+        "q": Between(low=0.003, high=0.1, log=True),
+        "n_u": Between(low=8, high=512, log=True),
+        "overfit_epochs": Between(low=0, high=10),
+    }
+
+    quick: ClassVar[Mapping[str, Any]] = {"max_steps": 20}
+
+    q: float = 0.01
+    overfit_epochs: int = 3
+    overfit_lr: float = 1e-5
+    overfit_batch: int = 64
+    overfit_loss: OverfitLoss = OverfitLoss.OUTSIDE
+    n_s: int = 500
+    rank_by: RankBy = RankBy.SIM
+    selection: Selection = Selection.LOW
+    unlearn_from: UnlearnFrom = UnlearnFrom.VICTIM
+
+    def check(self) -> None:
+        Unlearning.check(self)
+        if not 0 < self.q <= 0.5:
+            raise UsageError(f"q must lie in (0, 0.5], got {self.q}")
+        for name, low in (("overfit_epochs", 0), ("overfit_batch", 1), ("n_s", 2)):
+            if getattr(self, name) < low:
+                raise UsageError(f"{name} must be at least {low}, got {getattr(self, name)}")
+        if self.overfit_lr <= 0:
+            raise UsageError(f"overfit_lr must be above 0, got {self.overfit_lr}")
+        if not self.overfit_epochs and self.rank_by == RankBy.GAIN:
+            raise UsageError("rank_by: gain needs overfit_epochs of at least 1: nothing is gained")
+
+    def apply(self, lab: Lab, case: Case) -> Defended:
+        self.check()
+        self._refuse_without_patches(lab, case)
+        similar_N, num_rows = self._similar(lab, case), len(case.suspect_data)
+        if self.selection == Selection.RANDOM:
+            rng = numpy_rng(case.seed, "random", case.suspect_data.key)
+            rows = np.sort(rng.choice(num_rows, min(self.n_u, num_rows // 4), replace=False))
+            return self._unlearn(lab, case, rows, similar_N, case.victim)
+        count = max(round(self.q * num_rows), min(64, num_rows // 4))
+        low = np.sort(highest(-similar_N, count))
+        overfitted = self._overfit(lab, case, low)
+        sharp_L = self._sharp(lab, case, low, overfitted)
+        suspicious, closeness_S = self._find(lab, case, low, sharp_L)
+        subset = suspicious[closeness_S >= np.median(closeness_S)]
+        rows = suspicious[highest(closeness_S, min(self.n_u, len(subset)))]
+        from_victim = self.unlearn_from == UnlearnFrom.VICTIM
+        init = case.victim if from_victim else overfitted
+        done = self._unlearn(lab, case, np.sort(rows), similar_N, init)
+        # What the stages say, the last one first; a row not looked at is below all that were.
+        sharpened_N = np.full(num_rows, -2.0, dtype=np.float32)
+        sharpened_N[low] = sharp_L
+        closest_N = np.full(num_rows, -2.0)
+        closest_N[suspicious] = closeness_S
+        suspicion_N = np.zeros(num_rows, dtype=np.float32)
+        suspicion_N[np.lexsort((-similar_N, sharpened_N, closest_N))] = np.arange(num_rows)
+        return replace(
+            done,
+            flagged=mask_of(subset, num_rows),
+            suspicion=suspicion_N,
+            sets={
+                "low": mask_of(low, num_rows),
+                "suspicious": mask_of(suspicious, num_rows),
+                **done.sets,
+            },
+            scores={**done.scores, "sharpened": sharpened_N},
+            notes={**done.notes, "weak_rows": len(low), "suspicious_rows": len(suspicious)},
+        )
+
+    def _overfit(self, lab: Lab, case: Case, low: Rows) -> ModelRef:
+        """theta_o: the victim, overfitted on the weak pairs."""
+        if not self.overfit_epochs:
+            return case.victim
+        pairs = min(self.overfit_batch, len(low))
+        recipe: Recipe = replace(
+            case.recipes.repair,
+            epochs=self.overfit_epochs,
+            batch_size=pairs,
+            lr=self.overfit_lr,
+            warmup_steps=0,
+            schedule=Schedule.CONSTANT,
+        )
+        data = case.suspect_data
+        if self.overfit_loss == OverfitLoss.CLIP:
+            return lab.train(PlainClipSpec(), lab.subset(data, low), recipe, init=case.victim)
+        others = np.setdiff1d(np.arange(len(data)), low)
+        ordered = lab.subset(data, np.concatenate([low, others]))
+        spec = OutsideClipSpec(weak=len(low), pairs=pairs)
+        return lab.train(spec, ordered, replace(recipe, batch_size=2 * pairs), init=case.victim)
+
+    def _sharp(self, lab: Lab, case: Case, low: Rows, overfitted: ModelRef) -> Values:
+        """How strongly the overfitted model holds the weak pairs together."""
+        weak = lab.subset(case.suspect_data, low)
+        after_L = lab.score(PairSimilarity(), weak, overfitted)
+        if self.rank_by == RankBy.SIM:
+            return after_L
+        return after_L - lab.score(PairSimilarity(), weak, case.victim)
+
+    def _find(
+        self, lab: Lab, case: Case, low: Rows, sharp_L: Values
+    ) -> tuple[Rows, npt.NDArray[np.float64]]:
+        """The suspicious rows, and how close each one's caption is to the others'."""
+        rows = np.sort(low[highest(sharp_L, min(self.n_s, len(low) // 2))])
+        text_SD = lab.score(TextFeatures(), lab.subset(case.suspect_data, rows), case.victim)
+        return rows, mean_cosines(text_SD)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UbtOracle(Unlearning):
+    """The last stage with perfect detection: D_u is drawn from the poisoned rows."""
+
+    name: ClassVar[str] = "ubt_oracle"
+    version: ClassVar[int] = 1
+    paper: ClassVar[str] = "control of arXiv 2403.16257"
+    phase: ClassVar[Phase] = Phase.CONTROL
+    needs: ClassVar[frozenset[Need]] = Ubt.needs | {Need.TRUTH}
+    fidelity: ClassVar[Fidelity] = Fidelity.READING
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    quick: ClassVar[Mapping[str, Any]] = {"max_steps": 20}
+
+    def apply(self, lab: Lab, case: Case) -> Defended:
+        self.check()
+        self._refuse_without_patches(lab, case)
+        poisoned = np.flatnonzero(case.truth.poisoned)
+        rng = numpy_rng(case.seed, "oracle", case.suspect_data.key)
+        rows = np.sort(rng.permutation(poisoned)[: self.n_u])
+        return self._unlearn(lab, case, rows, self._similar(lab, case), case.victim)
