@@ -249,6 +249,9 @@ class Unlearning(Defense):
         needs = self.needs - {Need.REFERENCE} | {Need.START if early else Need.REFERENCE}
         return needs | ({Need.CLEAN_DATA} if self.keep_from == KeepFrom.CLEAN else set())
 
+    def replaces_training(self) -> bool:
+        return False
+
     def check(self) -> None:
         for name, found, allowed, good in self._rules():
             if not good:
