@@ -14,6 +14,7 @@ DEFENSES: Mapping[str, str] = {
     "local_outlier": "defenses.local_outlier:LocalOutlier",
     "par": "defenses.par:Par",
     "ubt": "defenses.ubt:Ubt",
+    "ta_cleaner": "defenses.ta_cleaner:TaCleaner",
     "clean_model": "defenses.controls:CleanModel",
     "clean_training": "defenses.controls:CleanTraining",
     "oracle_filter": "defenses.controls:OracleFilter",

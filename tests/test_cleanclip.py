@@ -14,12 +14,13 @@ from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from torch import Tensor
 
 from defenses.base import Case, Need, Recipes
-from defenses.cleanclip import CleanClip, InModal, InModalSpec, Side
+from defenses.cleanclip import CleanClip
 from tests.conftest import corpus_spec
 from tests.test_losses import features, slow, slow_ce
 from victims.batches import Batch
 from victims.corpora import Corpus, Reader, View, corpus_key, open_corpus, subset, whole, with_text
 from victims.draws import Draws, torch_rng
+from victims.in_modal import InModal, InModalSpec, Side
 from victims.lab import Lab
 from victims.models import Clip, ModelSpec, fresh
 from victims.recipe import BatchNormMode, Clock, Recipe, Runtime

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
@@ -25,22 +25,26 @@ from torch import Tensor, nn
 
 from attacks import ATTACKS
 from defenses import DEFENSES
-from defenses.cleanclip import Side
 from defenses.controls import AugmentedClipSpec
 from defenses.finetune import Part, PartialClipSpec
 from defenses.par import AwaySpec, Gate
 from defenses.par import Sides as Pushed
 from defenses.roclip import Augment, PoolInit, Query
+from defenses.ta_cleaner import Aligned, Denominator, Mode
+from defenses.ta_cleaner import Sides as SubSides
 from defenses.ubt import EarlyClipSpec, OutsideClipSpec
 from grid.registry import resolve
 from tests.conftest import corpus_spec
+from tests.test_ta_cleaner import SPEC as SUB_TEXTS
+from tests.test_ta_cleaner import dressed
 from tests.test_training import IN_MODAL, POOLED, RECIPE, Interrupted, Kept, Stopped, state, view_of
 from victims.augment import NoiseErase
-from victims.corpora import annotate, build_corpus, corpus_key
+from victims.corpora import View, annotate, build_corpus, corpus_key
 from victims.distributed import agreed, gather, rank, share_batch_norm, world_size
 from victims.draws import numpy_rng, torch_rng
 from victims.errors import GridError
 from victims.forgetting import Forget, LocalForgettingSpec
+from victims.in_modal import Side
 from victims.keys import Key
 from victims.lab import DataRef, Lab, model_key
 from victims.models import EMBEDDED_CONTEXT, Clip, ModelSpec, WordTokenizer, fresh
@@ -62,12 +66,13 @@ PRECISIONS = {"single": torch.float32, "half": torch.bfloat16}
 
 
 class Case(NamedTuple):
-    """An objective, by the name of its class, under a recipe."""
+    """An objective, by the name of its class, under a recipe, on rows with what it reads."""
 
     objective: str
     spec: ObjectiveSpec
     still: Recipe = STILL
     columns: Mapping[str, np.ndarray] = {}
+    dress: Callable[[View], View] = lambda view: view
 
 
 MATCHING = replace(POOLED, every=1)
@@ -125,6 +130,13 @@ FORGETTING = LocalForgettingSpec(
     stop_margin=0.0,
     beta=0.5,
 )
+SUB_TEXT_CASES: dict[str, dict[str, Any]] = {
+    "subset": {},
+    "lone": {"k_fraction": 0.04},  # one chosen row: the other rank has none of its own
+    "own": {"denominator": Denominator.OWN, "aligned": Aligned.AUGMENTED},
+    "batch": {"denominator": Denominator.BATCH, "sides": SubSides.NEGATIVE},
+    "replace": {"mode": Mode.REPLACE, "sides": SubSides.POSITIVE},
+}
 CASES: dict[str, Case] = {
     "plain": Case("PlainClip", PlainClipSpec()),
     "plain-bn-eval": Case("PlainClip", PlainClipSpec(), replace(STILL, bn_mode=BatchNormMode.EVAL)),
@@ -166,6 +178,10 @@ CASES: dict[str, Case] = {
         f"forgetting-{how}": Case("LocalForgetting", replace(FORGETTING, forget=how))
         for how in Forget
     },
+    **{
+        f"subtexts-{name}": Case("SubTextAlignment", replace(SUB_TEXTS, **fields), dress=dressed)
+        for name, fields in SUB_TEXT_CASES.items()
+    },
 }
 TRAINED = (
     "plain",
@@ -174,6 +190,7 @@ TRAINED = (
     "augmented-simclr",
     "relearn-both",
     "away",
+    "subtexts-subset",
 )
 
 
@@ -183,7 +200,7 @@ def fit_of(store: Store, case: Case, recipe: Recipe) -> Interrupted:
     model = fresh(ModelSpec(), 3).double()
     torch.manual_seed(99)
     objective = case.spec.build(model)
-    view = view_of(store, 32)
+    view = case.dress(view_of(store, 32))
     if case.columns:
         view = annotate(view, case.columns)
     return Interrupted(model, view, objective, recipe, runtime=Runtime())
@@ -363,7 +380,7 @@ def compare(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: fl
     top = max(float(t.abs().max()) for n, t in expected.items() if t.is_floating_point())
     off = {}
     for name, tensor in expected.items():
-        scale = max(float(tensor.abs().max()), 1e-3 * top)
+        scale = max(float(tensor.double().abs().max()), 1e-3 * top)
         error = float((found[name].double() - tensor.double()).abs().max()) / scale
         if error > tolerance:
             off[name] = error

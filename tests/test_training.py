@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from defenses.cleanclip import InModalSpec, Side
 from defenses.finetune import Part, PartialClip
 from defenses.roclip import Augment, PooledCaptionsSpec, PoolInit, Query
 from tests.conftest import corpus_spec
@@ -38,6 +37,7 @@ from victims.corpora import (
 )
 from victims.draws import numpy_rng
 from victims.errors import GridError, MethodFailure
+from victims.in_modal import InModalSpec, Side
 from victims.lab import DataRef, Lab
 from victims.models import SCALE_MAX, Clip, ModelSpec, fresh, load_weights, save_weights
 from victims.recipe import (

@@ -271,6 +271,9 @@ def test_wordnet_undoes_regular_inflections(wordnet_folder: Path) -> None:
     assert "domestic dog" in source.synonyms("dogs")
     assert "trail" in source.synonyms("chased")
     assert source.synonyms("larger") == ("big", "large")
+    bases = [source.base(pos, word) for pos, word in (("noun", "dogs"), ("verb", "runs"))]
+    assert bases == ["dog", "run"]
+    assert source.base("adj", "dog") is source.base("verb", "biggest") is None
 
 
 def test_a_missing_or_broken_wordnet_is_explained(wordnet_folder: Path, tmp_path: Path) -> None:

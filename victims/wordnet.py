@@ -73,8 +73,13 @@ class WordNet:
             self._known[word] = tuple(sorted(found - {word}))
         return self._known[word]
 
+    def base(self, pos: str, word: str) -> str | None:
+        """The first base form of ``word`` that is listed as ``noun``, ``verb``, ``adj`` or ``adv``,
+        or None."""
+        return next((form for form in base_forms(pos, word) if self._offsets(pos, form)), None)
+
     def _alike(self, pos: str, word: str) -> Iterator[str]:
-        for form in _base_forms(pos, word.replace(" ", "_")):
+        for form in base_forms(pos, word.replace(" ", "_")):
             for offset in self._offsets(pos, form):
                 for member in self._members(pos, offset):
                     spaced = member.replace("_", " ").replace("-", " ").lower()
@@ -126,7 +131,8 @@ class WordNet:
         return self._maps[name]
 
 
-def _base_forms(pos: str, word: str) -> list[str]:
+def base_forms(pos: str, word: str) -> list[str]:
+    """The word, then what its regular endings leave."""
     forms = [word]
     for ending, base in _ENDINGS[pos]:
         if word.endswith(ending) and len(word) > len(ending) + 1:
