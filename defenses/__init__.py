@@ -15,6 +15,7 @@ DEFENSES: Mapping[str, str] = {
     "par": "defenses.par:Par",
     "ubt": "defenses.ubt:Ubt",
     "ta_cleaner": "defenses.ta_cleaner:TaCleaner",
+    "safeclip": "defenses.safeclip:SafeClip",
     "clean_model": "defenses.controls:CleanModel",
     "clean_training": "defenses.controls:CleanTraining",
     "oracle_filter": "defenses.controls:OracleFilter",

@@ -6,8 +6,8 @@ Reference: Yang, Gao, Mirzasoleiman, "Robust Contrastive Language-Image Pretrain
     Poisoning and Backdoor Attacks", NeurIPS 2023, arXiv 2303.06854 (v2; v1 is another algorithm).
 Symbols: K = ``every`` (None: never); P = ``pool_size`` (None: 2 % of the data, at least one
     batch); N_i = the nearest caption.
-Where: step a, j*(i) = argmax_j cos(I_i, P_j) -> `PooledCaptions._nearest`; steps b, c,
-    L = 1/2 [CE(I, N) + CE(N, I)] -> `forward`; step d, the circular FIFO -> `push`.
+Where: step a, j*(i) = argmax_j cos(I_i, P_j) -> `Memory.nearest`; steps b, c,
+    L = 1/2 [CE(I, N) + CE(N, I)] -> `forward`; step d, the circular FIFO -> `Memory.push`.
 Differences: the pool starts empty and unfilled slots are masked, with the plain loss while there
     is nothing in it (``pool_init: legacy`` starts from unnormalised noise, as released); the text
     tower of a matching step has no gradient and does not move (``text_drift: true`` gives it the
@@ -26,7 +26,6 @@ from enum import StrEnum
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from defenses.base import (
@@ -48,7 +47,8 @@ from victims.distributed import gather
 from victims.draws import Draws
 from victims.errors import UsageError
 from victims.lab import Lab
-from victims.losses import clip_loss, similarity
+from victims.losses import clip_loss
+from victims.memory import Memory
 from victims.models import Clip
 from victims.recipe import Clock
 from victims.rewrite import EdaMode, eda_text, pinned_source
@@ -80,23 +80,11 @@ class Augment(StrEnum):
 
 
 class PooledCaptions(Objective):
-    """The pool, its write pointer and its fill count are buffers: they survive a restart."""
-
-    pool_PD: Tensor
-    pointer: Tensor
-    filled: Tensor
-
     def __init__(self, spec: PooledCaptionsSpec, width: int) -> None:
         super().__init__()
         self.spec = spec
-        legacy = spec.pool_init == PoolInit.LEGACY
-        start_PD = (
-            torch.randn(spec.pool_size, width) if legacy else torch.zeros(spec.pool_size, width)
-        )
-        filled = spec.pool_size if legacy else 0
-        self.register_buffer("pool_PD", start_PD)
-        self.register_buffer("pointer", torch.tensor(0))
-        self.register_buffer("filled", torch.tensor(filled))
+        noise = spec.pool_init == PoolInit.LEGACY
+        self.pool = Memory(spec.pool_size, width, noise=noise)
 
     def views(self, batch: Batch, draws: Draws) -> Mapping[str, Tensor]:
         if self.spec.augment in (Augment.TEXT, Augment.NONE):
@@ -108,38 +96,23 @@ class PooledCaptions(Objective):
         """Is this epoch (counted from 0) a matching one? Epochs of the paper count from 1."""
         return self.spec.every is not None and (epoch + 1) % self.spec.every == 0
 
-    @torch.no_grad()
-    def push(self, text_GD: Tensor) -> None:
-        """Write a batch into the circular FIFO; what does not fit behind the pointer is dropped."""
-        start, size = int(self.pointer), len(self.pool_PD)
-        end = min(size, start + len(text_GD))
-        self.pool_PD[start:end] = text_GD[: end - start]
-        self.filled.fill_(max(int(self.filled), end))
-        self.pointer.fill_(0 if end == size else end)
-
-    def _nearest(self, query_BD: Tensor) -> Tensor:
-        """N_i: of the filled slots, the row most similar to each query, as it is stored."""
-        pool_FD = self.pool_PD[: int(self.filled)]
-        similar_BF = similarity(query_BD, F.normalize(pool_FD, dim=-1), 1.0)
-        return pool_FD[similar_BF.argmax(dim=-1)]
-
     def forward(self, model: Clip, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         image_BD = model.encode_image(batch.views["image"])
         tokens, matching = batch.texts["eda"], self.matches(clock.epoch)
         remember = matching or self.spec.refresh_in_plain_epochs
-        if not matching or not int(self.filled):
+        if not matching or not int(self.pool.filled):
             text_BD = model.encode_text(tokens)
             terms = {"clip": clip_loss(image_BD, text_BD, model.scale)}
         else:
             with torch.set_grad_enabled(self.spec.text_drift):
                 text_BD = model.encode_text(tokens)
             by_image = self.spec.query == Query.IMAGE
-            nearest_BD = self._nearest((image_BD if by_image else text_BD).detach())
+            nearest_BD = self.pool.nearest(image_BD if by_image else text_BD)
             terms = {"matched": clip_loss(image_BD, nearest_BD, model.scale)}
             if self.spec.text_drift:
                 terms["matched"] = terms["matched"] + 0 * text_BD.sum()
         if remember:
-            self.push(gather(text_BD.detach()))
+            self.pool.push(gather(text_BD.detach()))
         return terms
 
 

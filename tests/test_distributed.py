@@ -30,6 +30,7 @@ from defenses.finetune import Part, PartialClipSpec
 from defenses.par import AwaySpec, Gate
 from defenses.par import Sides as Pushed
 from defenses.roclip import Augment, PoolInit, Query
+from defenses.safeclip import Counting, PairCosine, SafePhaseSpec, Split
 from defenses.ta_cleaner import Aligned, Denominator, Mode
 from defenses.ta_cleaner import Sides as SubSides
 from defenses.ubt import EarlyClipSpec, OutsideClipSpec
@@ -47,6 +48,7 @@ from victims.forgetting import Forget, LocalForgettingSpec
 from victims.in_modal import Side
 from victims.keys import Key
 from victims.lab import DataRef, Lab, model_key
+from victims.mixture import SafeRule, SplitRule
 from victims.models import EMBEDDED_CONTEXT, Clip, ModelSpec, WordTokenizer, fresh
 from victims.recipe import BatchNormMode, Recipe, Runtime
 from victims.relearning import Bank, RelearnUnlearnSpec, Sides
@@ -137,6 +139,19 @@ SUB_TEXT_CASES: dict[str, dict[str, Any]] = {
     "batch": {"denominator": Denominator.BATCH, "sides": SubSides.NEGATIVE},
     "replace": {"mode": Mode.REPLACE, "sides": SubSides.POSITIVE},
 }
+UNIMODAL = SafePhaseSpec(crossed=False, bank_size=40, crop_scale=(0.5, 1.0))
+CROSSED = SafePhaseSpec(crossed=True, bank_size=None, crop_scale=(0.5, 1.0))
+PARTED = Split(
+    rule=SplitRule(threshold=0.5, increment=0.1, cap=0.85, safe_rule=SafeRule.POSTERIOR),
+    scorer=PairCosine(),
+    batch_size=4,
+    train_risky=True,
+    schedule=Counting.FIXED,
+    epochs=2,
+    epochs_before=2,
+)
+DRAWN = PairCosine(crop_scale=(0.5, 1.0), seed=3)
+SMALL = replace(STILL, batch_size=4)
 CASES: dict[str, Case] = {
     "plain": Case("PlainClip", PlainClipSpec()),
     "plain-bn-eval": Case("PlainClip", PlainClipSpec(), replace(STILL, bn_mode=BatchNormMode.EVAL)),
@@ -153,6 +168,16 @@ CASES: dict[str, Case] = {
     "pooled-drift": Case("PooledCaptions", replace(MATCHING, text_drift=True)),
     "pooled-legacy": Case("PooledCaptions", replace(MATCHING, pool_init=PoolInit.LEGACY)),
     "pooled-unseen": Case("PooledCaptions", replace(MATCHING, augment=Augment.NONE)),
+    "safe-unimodal": Case("SafePhase", UNIMODAL),
+    "safe-no-banks": Case("SafePhase", replace(UNIMODAL, bank_size=None)),
+    "safe-crossed": Case("SafePhase", CROSSED),
+    "safe-unseen": Case("SafePhase", replace(UNIMODAL, crop_scale=None)),
+    "safe-split": Case("SafePhase", replace(UNIMODAL, split=PARTED), SMALL),
+    "safe-split-drawn": Case(
+        "SafePhase",
+        replace(CROSSED, split=replace(PARTED, scorer=DRAWN, train_risky=False)),
+        SMALL,
+    ),
     **{
         f"augmented-{policy}": Case("AugmentedClip", AugmentedClipSpec(image_policy=policy))
         for policy in ("autoaugment", "simclr", "noise_erase")
@@ -438,6 +463,10 @@ def test_every_objective_is_compared() -> None:
 @cache
 def small_model() -> Clip:
     return fresh(ModelSpec(), 3)
+
+
+def test_both_passes_of_a_split_were_compared(small_store: Store) -> None:
+    assert {"unimodal", "cross"} <= set(computed(small_store, "safe-split")[1][1])
 
 
 def test_the_matching_step_of_a_pool_was_compared(small_store: Store) -> None:

@@ -26,6 +26,7 @@ from victims.corpora import Reader, View, corpus_key, open_corpus, subset, whole
 from victims.draws import Draws, torch_rng
 from victims.errors import UsageError
 from victims.lab import DataRef, Lab, ModelRef
+from victims.memory import Memory
 from victims.models import Clip, ModelSpec, fresh
 from victims.recipe import Clock, Recipe, Runtime
 from victims.rewrite import EdaMode, EdaText, eda_text
@@ -71,8 +72,9 @@ def fitted(
     def look(record: object) -> None:
         weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         own = objective.state_dict()
-        pool = own.get("pool_PD", torch.zeros(0)).clone()
-        states.append(State(weights, pool, int(own.get("pointer", 0)), int(own.get("filled", 0))))
+        pool = own.get("pool.rows_PD", torch.zeros(0)).clone()
+        counts = [int(own.get(f"pool.{name}", 0)) for name in ("pointer", "filled")]
+        states.append(State(weights, pool, *counts))
 
     runtime = Runtime(checkpoint_seconds=-1.0)
     fit = Fit(
@@ -115,20 +117,20 @@ class SlowPool:
 
 def test_a_pool_of_five_and_batches_of_two() -> None:
     """a b | c d | e f: the pool is a b c d e, f is dropped, the pointer is at the start."""
-    pool = PooledCaptions(replace(SPEC, pool_size=5), 2)
+    pool = Memory(5, 2)
     letters = torch.arange(12, dtype=torch.float32).view(6, 2)
     for first in (0, 2, 4):
         pool.push(letters[first : first + 2])
-    assert torch.equal(pool.pool_PD, letters[:5])
+    assert torch.equal(pool.rows_PD, letters[:5])
     assert (int(pool.pointer), int(pool.filled)) == (0, 5)
     pool.push(letters[5:] + 10)
-    assert torch.equal(pool.pool_PD, torch.cat([letters[5:] + 10, letters[1:5]]))
+    assert torch.equal(pool.rows_PD, torch.cat([letters[5:] + 10, letters[1:5]]))
     assert (int(pool.pointer), int(pool.filled)) == (1, 5)
 
 
 @given(st.integers(1, 9), st.lists(st.integers(1, 6), max_size=8))
 def test_the_pool_is_a_circular_list(size: int, batches: list[int]) -> None:
-    pool, slow_pool = PooledCaptions(replace(SPEC, pool_size=size), 1), SlowPool(size, [])
+    pool, slow_pool = Memory(size, 1), SlowPool(size, [])
     next_value = 1
     for rows in batches:
         values = [float(v) for v in range(next_value, next_value + rows)]
@@ -136,9 +138,9 @@ def test_the_pool_is_a_circular_list(size: int, batches: list[int]) -> None:
         pool.push(torch.tensor(values)[:, None])
         slow_pool.push(values)
     filled = int(pool.filled)
-    assert pool.pool_PD[:filled, 0].tolist() == slow_pool.slots
+    assert pool.rows_PD[:filled, 0].tolist() == slow_pool.slots
     assert int(pool.pointer) == slow_pool.pointer
-    assert not pool.pool_PD[filled:].any()
+    assert not pool.rows_PD[filled:].any()
 
 
 def test_matching_epochs() -> None:
@@ -190,7 +192,7 @@ def pooled(rows: Tensor, **fields: Any) -> PooledCaptions:
     """An objective in double precision whose pool holds ``rows``."""
     size = fields.pop("pool_size", len(rows))
     objective = PooledCaptions(replace(SPEC, pool_size=size, **fields), rows.shape[1]).double()
-    objective.push(rows)
+    objective.pool.push(rows)
     return objective
 
 
@@ -237,7 +239,7 @@ def test_the_query_comes_before_the_enqueue() -> None:
     objective = pooled(pool, pool_size=12)
     found = float(step(objective, image, image, MATCHING)["matched"])
     assert found == pytest.approx(slow("clip", image, slow_nearest(image, pool), 14.0))
-    assert torch.equal(objective.pool_PD, torch.cat([pool, image]))
+    assert torch.equal(objective.pool.rows_PD, torch.cat([pool, image]))
     again = float(step(objective, image, image, MATCHING)["matched"])
     assert again == pytest.approx(slow("clip", image, image, 14.0))
 
@@ -263,17 +265,17 @@ def test_an_empty_pool_gives_the_plain_loss_and_is_filled() -> None:
     objective = PooledCaptions(replace(SPEC, pool_size=9), 5).double()
     terms = step(objective, image, text, MATCHING)
     assert float(terms["clip"]) == pytest.approx(slow("clip", image, text, 14.0), rel=1e-9)
-    assert torch.equal(objective.pool_PD[:6], text)
-    assert int(objective.filled) == 6
+    assert torch.equal(objective.pool.rows_PD[:6], text)
+    assert int(objective.pool.filled) == 6
 
 
 def test_unfilled_slots_are_masked() -> None:
     """Every filled slot points away from the queries; an empty one, at cosine 0, is no match."""
     image = features(0, 3)
     objective = pooled(-image.mean(0, keepdim=True), pool_size=8)
-    assert float((image @ objective.pool_PD[0]).max()) < 0
+    assert float((image @ objective.pool.rows_PD[0]).max()) < 0
     found = float(step(objective, image, image, MATCHING)["matched"])
-    nearest = objective.pool_PD[:1].expand(3, -1)
+    nearest = objective.pool.rows_PD[:1].expand(3, -1)
     assert found == pytest.approx(slow("clip", image, nearest, 14.0), rel=1e-9)
 
 
@@ -281,19 +283,19 @@ def test_the_pool_is_refreshed_in_plain_epochs_when_asked() -> None:
     image, text = features(0, 6), features(1, 6)
     objective = pooled(features(2, 3), pool_size=12, refresh_in_plain_epochs=True)
     step(objective, image, text, PLAIN)
-    assert torch.equal(objective.pool_PD[3:9], text)
-    assert not objective.pool_PD.requires_grad
+    assert torch.equal(objective.pool.rows_PD[3:9], text)
+    assert not objective.pool.rows_PD.requires_grad
 
 
 def test_the_legacy_pool_is_full_of_long_noise_that_is_matched_as_it_is() -> None:
     """Released code normalises a copy for the search and returns the raw vector."""
     objective = built(pool_init=PoolInit.LEGACY, pool_size=500)
-    assert int(objective.filled) == 500
-    norms = objective.pool_PD.norm(dim=1)
+    assert int(objective.pool.filled) == 500
+    norms = objective.pool.rows_PD.norm(dim=1)
     assert float(norms.mean()) == pytest.approx(WIDTH**0.5, rel=0.02)
-    assert float(objective.pool_PD.std()) == pytest.approx(1, abs=0.02)
+    assert float(objective.pool.rows_PD.std()) == pytest.approx(1, abs=0.02)
     image = F.normalize(features(0, 1, WIDTH) + 0.5 * features(1, 8, WIDTH), dim=-1).float()
-    raw = slow_nearest(image, objective.pool_PD)
+    raw = slow_nearest(image, objective.pool.rows_PD)
     found = float(step(objective, image, image, MATCHING)["matched"])
     assert found == pytest.approx(slow("clip", image, raw, 14.0), rel=1e-4)
     assert found != pytest.approx(slow("clip", image, F.normalize(raw, dim=-1), 14.0), rel=0.1)
@@ -319,22 +321,23 @@ def test_without_matching_it_is_training_on_augmented_pairs(small_store: Store) 
     assert not differing(matched[0].weights, control[0].weights)
 
 
-class Logged(PooledCaptions):
-    """RoCLIP that keeps what is pushed."""
+class Logged(Memory):
+    """A memory that keeps what is pushed."""
 
-    def __init__(self, spec: PooledCaptionsSpec) -> None:
-        super().__init__(spec, WIDTH)
+    def __init__(self) -> None:
+        super().__init__(40, WIDTH)
         self.pushed: list[Tensor] = []
 
-    def push(self, text_GD: Tensor) -> None:
-        self.pushed.append(text_GD.clone())
-        super().push(text_GD)
+    def push(self, rows_GD: Tensor) -> None:
+        self.pushed.append(rows_GD.clone())
+        super().push(rows_GD)
 
 
 def test_the_pool_moves_in_matching_epochs_alone_and_holds_what_was_written_last(
     small_store: Store,
 ) -> None:
-    objective = Logged(SPEC)
+    objective, pool = PooledCaptions(SPEC, WIDTH), Logged()
+    objective.pool = pool
     states, report = fitted(view(small_store), objective, replace(RECIPE, epochs=5))
     assert not states[0].pool.any()
     assert torch.equal(states[1].pool, states[2].pool)
@@ -343,8 +346,8 @@ def test_the_pool_moves_in_matching_epochs_alone_and_holds_what_was_written_last
     assert not torch.equal(states[1].pool, states[3].pool)
     # Four steps of 16 in each of two matching epochs, into 40 slots.
     slow_pool = SlowPool(40, [])
-    assert len(objective.pushed) == 8
-    for text_GD in objective.pushed:
+    assert len(pool.pushed) == 8
+    for text_GD in pool.pushed:
         slow_pool.push(list(text_GD))
     assert torch.equal(states[-1].pool, torch.stack(slow_pool.slots))
     assert states[-1].pointer == slow_pool.pointer

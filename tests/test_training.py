@@ -83,10 +83,11 @@ POOLED = PooledCaptionsSpec(
 
 
 def view_of(store: Store, num_rows: int = 128, eda: EdaMode = EdaMode.PER_EPOCH) -> View:
-    """The first rows of the clean split, with captions under EDA beside their own."""
+    """The first rows of the clean split, with two captions under EDA beside their own."""
     corpus = open_corpus(store, corpus_key(corpus_spec("clean")), Reader.TRAINING)
     view = subset(whole(corpus), np.arange(num_rows))
-    return with_text(view, {"eda": eda_text(eda, "lexicon", 1)})
+    texts = {n: eda_text(eda, "lexicon", seed) for seed, n in enumerate(("eda", "eda_again"), 1)}
+    return with_text(view, texts)
 
 
 class Stopped(Exception):

@@ -67,6 +67,10 @@ class Objective(nn.Module):
         """How many rows `begin_epoch` visits, by which the schedule counts its steps."""
         return num_rows
 
+    def pace(self, clock: Clock) -> Clock:
+        """The clock by which the schedule goes, where it is not the fit's own."""
+        return clock
+
     def trainable(self, model: Clip) -> Iterable[nn.Parameter]:
         """The parameters that move; all others are frozen for this fit."""
         return model.parameters()
@@ -343,6 +347,11 @@ class Fit:
     def total_steps(self) -> int:
         return self.recipe.epochs * self.steps_per_epoch
 
+    def _factor(self, clock: Clock) -> float:
+        """What the recipe's learning rate is multiplied with at a step."""
+        paced = self.objective.pace(clock)
+        return lr_factor(self.recipe, paced.step, paced.total_steps // self.recipe.epochs)
+
     def _train_step(self, module: nn.Module, index: int) -> None:
         assert self.order is not None
         recipe, share = self.recipe, self.recipe.batch_size // world_size()
@@ -361,10 +370,10 @@ class Fit:
             with torch.no_grad():
                 views = self.objective.views(batch, draws)
             batch = Batch(batch.rows, batch.image, batch.tokens, batch.texts, batch.columns, views)
-        factor = lr_factor(recipe, self.step, self.steps_per_epoch)
+        clock = Clock(self.epoch, self.step, self.total_steps)
+        factor = self._factor(clock)
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.rate * group["ratio"] * factor
-        clock = Clock(self.epoch, self.step, self.total_steps)
         with torch.autocast(
             self.device.type, torch.bfloat16, enabled=recipe.precision == Precision.BF16
         ):
@@ -378,10 +387,11 @@ class Fit:
         self.step += 1
 
     def _end_epoch(self, num_steps: int) -> None:
+        last = Clock(self.epoch, self.step - 1, self.total_steps)
         record = {
             "epoch": float(self.epoch),
             "steps": float(num_steps),
-            "lr": self.recipe.rate * lr_factor(self.recipe, self.step - 1, self.steps_per_epoch),
+            "lr": self.recipe.rate * self._factor(last),
             "scale": float(self.model.scale.detach()),
             **self.curve.means(),
         }
