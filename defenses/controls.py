@@ -31,7 +31,7 @@ from defenses.base import (
     rows_in,
     trained_without,
 )
-from victims.augment import augment
+from victims.augment import Policy, augment, seeded
 from victims.batches import Batch
 from victims.draws import Draws, numpy_rng
 from victims.errors import UsageError, unknown
@@ -51,6 +51,7 @@ POLICIES = {
     "autoaugment_eda": ("autoaugment", EdaMode.STATIC),
     "simclr_eda": ("simclr", EdaMode.STATIC),
     "noise_erase": ("noise_erase", EdaMode.OFF),
+    "noise_patch_eda": ("noise_patch", EdaMode.STATIC),
 }
 
 
@@ -227,7 +228,7 @@ class SameBudgetFinetune(Defense):
 class AugmentedClip(Objective):
     """L_mm on augmented pictures and captions instead of the pairs themselves."""
 
-    def __init__(self, image_policy: str) -> None:
+    def __init__(self, image_policy: str | Policy) -> None:
         super().__init__()
         self.image_policy = image_policy
 
@@ -245,7 +246,7 @@ class AugmentedClipSpec:
     name: ClassVar[str] = "augmented_clip"
     version: ClassVar[int] = 1
 
-    image_policy: str
+    image_policy: str | Policy
 
     def build(self, model: Clip) -> Objective:
         return AugmentedClip(self.image_policy)
@@ -264,6 +265,7 @@ class AugmentOnly(Defense):
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "simclr": {"policy": "simclr_eda"},
         "noise_erase": {"policy": "noise_erase"},
+        "noise_patch": {"policy": "noise_patch_eda"},
     }
 
     policy: str = "autoaugment_eda"
@@ -283,5 +285,5 @@ class AugmentOnly(Defense):
             return Defended(lab.train(PlainClipSpec(), case.clean_data, recipe, init=case.victim))
         text = eda_text(eda, self.synonyms, recipe.seed)
         data = lab.with_text(case.clean_data, eda=text)
-        spec = AugmentedClipSpec(image_policy=image_policy)
+        spec = AugmentedClipSpec(image_policy=seeded(image_policy, case.seed))
         return Defended(lab.train(spec, data, recipe, init=case.victim))

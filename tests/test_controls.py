@@ -45,7 +45,7 @@ from defenses.ubt import UbtOracle
 from grid.registry import Method, _checked
 from grid.stages import Bench, CorpusStage, DefendStage, ModelStage, PoisonStage, TriggerStage
 from tests.conftest import corpus_spec
-from victims.augment import augment
+from victims.augment import augment, seeded
 from victims.batches import Batch
 from victims.draws import Draws, torch_rng
 from victims.errors import Forbidden, UsageError
@@ -288,7 +288,7 @@ def test_augmenting_replaces_both_sides(scene: Scene, policy: str) -> None:
     lab = planned(scene, AugmentOnly(policy=policy))
     image_policy, mode = POLICIES[policy]
     spec, _, recipe, init = lab.asked
-    assert spec == AugmentedClipSpec(image_policy=image_policy)
+    assert spec == AugmentedClipSpec(image_policy=seeded(image_policy, 0))
     assert recipe == REPAIR
     assert init == ModelRef(scene.victim.key)
     assert lab.text is not None

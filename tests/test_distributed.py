@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from attacks import ATTACKS
 from defenses import DEFENSES
+from defenses.abd import Placement
 from defenses.controls import AugmentedClipSpec
 from defenses.finetune import Part, PartialClipSpec
 from defenses.par import AwaySpec, Gate
@@ -36,6 +37,8 @@ from defenses.ta_cleaner import Sides as SubSides
 from defenses.ubt import EarlyClipSpec, OutsideClipSpec
 from grid.registry import resolve
 from tests.conftest import corpus_spec
+from tests.test_abd import PER_PICTURE
+from tests.test_abd import SPEC as PATCHED
 from tests.test_ta_cleaner import SPEC as SUB_TEXTS
 from tests.test_ta_cleaner import dressed
 from tests.test_training import IN_MODAL, POOLED, RECIPE, Interrupted, Kept, Stopped, state, view_of
@@ -180,7 +183,7 @@ CASES: dict[str, Case] = {
     ),
     **{
         f"augmented-{policy}": Case("AugmentedClip", AugmentedClipSpec(image_policy=policy))
-        for policy in ("autoaugment", "simclr", "noise_erase")
+        for policy in ("autoaugment", "simclr", "noise_erase", "noise_patch")
     },
     "relearn-image": Case("RelearnUnlearn", RELEARN, columns=JUDGED),
     "relearn-both": Case("RelearnUnlearn", replace(RELEARN, sides=Sides.BOTH), columns=JUDGED),
@@ -207,6 +210,10 @@ CASES: dict[str, Case] = {
         f"subtexts-{name}": Case("SubTextAlignment", replace(SUB_TEXTS, **fields), dress=dressed)
         for name, fields in SUB_TEXT_CASES.items()
     },
+    "patched": Case("PatchedPairs", replace(PATCHED, clean_mix=0.3)),
+    "patched-fixed": Case("PatchedPairs", replace(PATCHED, placement=Placement.FIXED)),
+    "patched-aligned": Case("PatchedPairs", replace(PATCHED, align=True)),
+    "patched-each": Case("PatchedPairs", PER_PICTURE),
 }
 TRAINED = (
     "plain",

@@ -4,7 +4,8 @@ Idea: every image of a batch draws its own transforms; the rows that drew the sa
 transformed together, so a batch costs some tens of kernels instead of some tens per image.
 Policies: ``none``; ``autoaugment`` (CleanCLIP's: the ImageNet policy of Cubuk et al.,
     "AutoAugment", CVPR 2019, arXiv 1805.09501, as torchvision implements it); ``simclr`` (RoCLIP's,
-    arXiv 2303.06854); ``noise_erase`` (PAR's, arXiv 2412.00727).
+    arXiv 2303.06854); ``noise_erase`` (PAR's, arXiv 2412.00727); ``noise_patch`` (what is left of
+    ABD, arXiv 2409.15968, without its crafting).
 Where: the fields of the policies hold every number; AutoAugment is `victims.autoaugment`, the
     others are below.
 Differences from released code: CleanCLIP and RoCLIP augment the file at full size and resize
@@ -36,6 +37,7 @@ from torch import Tensor
 from victims.autoaugment import AutoAugment
 from victims.draws import Draws
 from victims.errors import UsageError, unknown
+from victims.noise_patch import NoisePatch
 from victims.pixels import luma, rows, unit
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -254,8 +256,10 @@ class NoiseErase:
         return erase(image_BCHW.clamp_(0, 1), side_B, corner_B2, on_B, fill_C)
 
 
-POLICIES: Mapping[str, type[Plain] | type[AutoAugment] | type[SimClr] | type[NoiseErase]] = (
-    MappingProxyType({kind.name: kind for kind in (Plain, AutoAugment, SimClr, NoiseErase)})
+POLICIES: Mapping[
+    str, type[Plain] | type[AutoAugment] | type[SimClr] | type[NoiseErase] | type[NoisePatch]
+] = MappingProxyType(
+    {kind.name: kind for kind in (Plain, AutoAugment, SimClr, NoiseErase, NoisePatch)}
 )
 
 
@@ -268,6 +272,13 @@ def policy_from(name: str, **params: Any) -> Policy:
         if param not in known:
             raise unknown("parameter", param, known, where=f"image policy {name}")
     return POLICIES[name](**params)
+
+
+def seeded(name: str, seed: int) -> str | Policy:
+    """The policy by its name; one that draws something once for a whole fit, from the seed."""
+    if name in POLICIES and "key" in {field.name for field in fields(POLICIES[name])}:
+        return policy_from(name, key=seed)
+    return name
 
 
 def augment(policy: str | Policy, image_BCHW: Tensor, draws: Draws) -> Tensor:
