@@ -11,6 +11,7 @@ import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, fields
 from importlib import resources
+from typing import Any
 
 from grid.schema import SchemaError
 
@@ -59,7 +60,8 @@ def read(lines: Iterable[str], where: str) -> list[Published]:
         faults = list(_faults(row))
         if faults:
             raise SchemaError(f"{where}, line {reader.line_num}: {'; '.join(faults)}")
-        found.append(Published(**{**row, "value": float(row["value"])}))
+        texts: dict[str, Any] = {**row, "value": float(row["value"])}
+        found.append(Published(**texts))
     seen: dict[tuple[str, ...], float] = {}
     for figure in found:
         about = tuple(str(getattr(figure, name)) for name in names if name != "value")
@@ -70,8 +72,8 @@ def read(lines: Iterable[str], where: str) -> list[Published]:
 
 
 def _faults(row: dict[str, str]) -> Iterable[str]:
-    for name, value in row.items():
-        if name != "setting" and not value:
+    for name, text in row.items():
+        if name != "setting" and not text:
             yield f"{name} is empty"
     metric, variant = row["metric"] or "", row["variant"]
     allowed = next((v for start, v in VARIANTS.items() if metric.startswith(start)), None)

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 BOARD = DOCS / "demo-board.json"
 PAPERS = DOCS / "papers-board.json"
-PICTURE = DOCS / "demo.png"
+PICTURE, PAPERS_PICTURE = DOCS / "demo.png", DOCS / "papers.png"
 MARK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -158,19 +158,21 @@ def check_board(path: Path) -> str | None:
     return None
 
 
-def picture_inputs() -> str:
-    """Digest of what the picture is drawn from: the demo's board and the drawing code."""
-    code = (ROOT / "docs" / "picture.py").read_bytes()
-    return hashlib.sha256(digest_of(read_board(BOARD)).encode() + code).hexdigest()
+def picture_inputs(path: Path) -> str:
+    """Digest of what a picture is drawn from: the board of its name, published figures and code."""
+    parts = [ROOT / "docs" / "picture.py", ROOT / "analysis" / "published.csv"]
+    code = b"".join(part.read_bytes() for part in parts)
+    board = read_board(path.with_name(f"{path.stem}-board.json"))
+    return hashlib.sha256(digest_of(board).encode() + code).hexdigest()
 
 
 def check_picture(path: Path) -> str | None:
-    """The picture must be of the board in the documents."""
+    """A picture must be of the board in the documents."""
     from PIL import Image
 
     if path.exists():
         with Image.open(path) as image:
-            if image.info.get("Inputs") == picture_inputs():
+            if image.info.get("Inputs") == picture_inputs(path):
                 return None
     return f"{path.name} was drawn from another board or by other code; run make docs"
 
@@ -235,6 +237,73 @@ def _short(row: dict[str, Any]) -> bool:
     return row["rate"] != 0 and (row["defense"] == "none" or not row["is_control"])
 
 
+# --- the papers' board: one line per defense, one column per attack
+
+
+def _by_defense(path: Path) -> dict[str, dict[tuple[str, float], dict[str, Any]]]:
+    """The rows of a board by defense, in its order, and by (attack, rate)."""
+    found: dict[str, dict[tuple[str, float], dict[str, Any]]] = {}
+    for row in read_board(path)["rows"]:
+        found.setdefault(row["defense"], {})[row["attack"], row["rate"]] = row
+    return found
+
+
+def _attacks_of(path: Path) -> list[str]:
+    return list(dict.fromkeys(row["attack"] for row in read_board(path)["rows"]))
+
+
+NEED_WORDS = {"clean_data": "clean", "suspect_data": "suspect", "reference": "ref"}
+
+
+def given_words(row: dict[str, Any]) -> str:
+    return " + ".join(NEED_WORDS.get(need, need) for need in row["needs"])
+
+
+def _rates_of(rows: Sequence[dict[str, Any]]) -> str:
+    rates = sorted({rate for row in rows for rate in row["lr"] or []})
+    return ", ".join(f"{rate:g}" for rate in rates)
+
+
+def _mean(rows: Sequence[dict[str, Any]], name: str, scale: float = 100, digits: int = 1) -> str:
+    values = [row[name] for row in rows if row[name] is not None]
+    return f"{scale * sum(values) / len(values):.{digits}f}" if values else ""
+
+
+def attack_columns(path: Path) -> str:
+    """ASR of every attack, and what a defense does to clean accuracy and costs, means over both."""
+    attacks = _attacks_of(path)
+    lines = []
+    for defense, rows in _by_defense(path).items():
+        poisoned = [rows[a, r] for a, r in rows if r]
+        clean = [rows[a, r] for a, r in rows if not r]
+        found = [_with_interval(row, "asr_top1") for row in poisoned]
+        accuracy = [_mean(poisoned, "clean_top1"), _mean(clean, "clean_top1")]
+        cost = _mean(poisoned, "relative_cost", 1, 2)
+        lines.append(
+            [given_words(poisoned[0]), defense, *found, *accuracy, cost, _rates_of(poisoned)]
+        )
+    shown = [f"ASR % {attack}" for attack in attacks]
+    head = ["given", "defense", *shown, "CA %", "CA % at rate 0", "cost", "lr"]
+    return _table(head, lines)
+
+
+def findings(path: Path) -> str:
+    """How the defenses that judge rows told the poisoned ones."""
+    attacks = _attacks_of(path)
+    lines = []
+    for defense, rows in _by_defense(path).items():
+        poisoned = [rows[a, r] for a, r in rows if r]
+        if all(row["found_recall"] is None for row in poisoned):
+            continue
+        lines.append([defense, *(_found(row) for row in poisoned)])
+    return _table(["defense", *attacks], lines)
+
+
+def _found(row: dict[str, Any]) -> str:
+    area = "" if row["found_auroc"] is None else f"{row['found_auroc']:.3f}; "
+    return f"{area}{_percent(row['found_recall'])} / {_percent(row['found_precision'])}"
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "attacks": attacks,
     "defenses": defenses,
@@ -250,6 +319,8 @@ def parts() -> dict[str, Callable[[], str]]:
         found[f"{name}-board"] = partial(_board_rows, path, lambda row: True)
         found[f"{name}-short"] = partial(_board_rows, path, _short)
         found[f"{name}-made"] = partial(board_made, path)
+        found[f"{name}-attacks"] = partial(attack_columns, path)
+        found[f"{name}-findings"] = partial(findings, path)
     return found
 
 
@@ -285,14 +356,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{write_board(name, Path(rest[0] if rest else f'runs/{name}'))} written")
         return 0
     problems = [problem for path in boards() if (problem := check_board(path))]
-    if stale := check_picture(PICTURE):
+    for picture in (PICTURE, PAPERS_PICTURE):
+        if not (stale := check_picture(picture)):
+            continue
         if given.check:
             problems.append(stale)
         else:
-            from docs.picture import draw
+            from docs.picture import draw, draw_papers
 
-            draw(PICTURE)
-            print(f"{PICTURE} written")
+            {PICTURE: draw, PAPERS_PICTURE: draw_papers}[picture](picture)
+            print(f"{picture} written")
     for path in documents():
         before = path.read_text()
         after = filled(before, path.name)

@@ -76,7 +76,7 @@ class Mean:
     name: ClassVar[str] = "mean_picture"
     version: ClassVar[int] = 1
 
-    def craft(self, model: Clip, view: View) -> Mapping[str, Tensor]:
+    def craft(self, model: Clip, view: View, *others: Clip) -> Mapping[str, Tensor]:
         RUNS.append("tensor")
         read = view.reader(torch.device("cpu"))
         image_BCHW = read(np.arange(len(view)))

@@ -270,13 +270,13 @@ def changed_share(corpus: Corpus, trigger: Stamper, num_images: int = 512) -> fl
 
 def detection(
     flagged: npt.NDArray[np.bool_], poisoned: npt.NDArray[np.bool_]
-) -> Mapping[str, Measured]:
+) -> Mapping[str, Share]:
     """How well a defense found the poisoned rows, at its own operating point."""
     if not poisoned.any():
         return {}
     hit, clean, kept = int((flagged & poisoned).sum()), ~poisoned, ~flagged
     missed = int((poisoned & kept).sum())
-    found: dict[str, Measured] = {
+    found = {
         "recall": Share(hit, int(poisoned.sum())),
         "leak": Share(missed, int(poisoned.sum())),
     }
