@@ -35,9 +35,15 @@ _CHECKS: dict[Kind, tuple[Check, ...]] = {
 }
 
 
+_VARIANT_CHECKS: dict[Kind, tuple[Check, ...]] = {
+    "attacks": kit_attacks.CHECKS,
+    "defenses": kit_defenses.VARIANT_CHECKS,
+}
+
+
 def checks_of(kind: Kind, variant: str = "") -> tuple[Check, ...]:
     """The clauses for a method of a kind; those about its class are for the defaults alone."""
-    return _CHECKS[kind] if variant else (*_CLASS_CHECKS[kind], *_CHECKS[kind])
+    return _VARIANT_CHECKS[kind] if variant else (*_CLASS_CHECKS[kind], *_CHECKS[kind])
 
 
 def title(check: Check) -> str:

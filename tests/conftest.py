@@ -21,7 +21,14 @@ from victims.world import World
 torch.set_num_threads(1)
 
 # Files that take a minute or more go first: a worker that meets one last keeps the other waiting.
-LONG = ("test_ray.py", "test_contracts.py", "test_faults.py", "test_run.py", "test_badclip.py")
+LONG = (
+    "test_ray.py",
+    "test_defense_contracts.py",
+    "test_contracts.py",
+    "test_faults.py",
+    "test_run.py",
+    "test_badclip.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,0 +1,38 @@
+"""The clauses of every method of the tables, as parameters of a test.
+
+Which methods and variants there are is found by reflection: a new one is tested without a line
+here, and one that cannot be built with its defaults fails.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+
+from grid import kit
+from grid.kit_common import built
+from grid.registry import Kind, resolve, table
+
+
+def methods(kind: Kind) -> list[tuple[str, str]]:
+    """Every method of a kind, and every variant of it."""
+    return [
+        (name, variant)
+        for name in table(kind)
+        for variant in ("", *getattr(resolve(kind, name), "variants", {}))
+    ]
+
+
+def clauses(kind: Kind) -> list[Any]:
+    return [
+        pytest.param(*method, check, id="-".join(filter(None, (*method, check.__name__))))
+        for method in methods(kind)
+        for check in kit.checks_of(kind, method[1])
+    ]
+
+
+@cache
+def method(kind: Kind, name: str, variant: str) -> Any:
+    return built(resolve(kind, name), variant)
