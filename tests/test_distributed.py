@@ -34,7 +34,6 @@ from defenses.roclip import Augment, PoolInit, Query
 from defenses.safeclip import Counting, PairCosine, SafePhaseSpec, Split
 from defenses.ta_cleaner import Aligned, Denominator, Mode
 from defenses.ta_cleaner import Sides as SubSides
-from defenses.ubt import EarlyClipSpec, OutsideClipSpec
 from grid.registry import resolve
 from tests.conftest import corpus_spec
 from tests.test_abd import PER_PICTURE
@@ -53,6 +52,7 @@ from victims.keys import Key
 from victims.lab import DataRef, Lab, model_key
 from victims.mixture import SafeRule, SplitRule
 from victims.models import EMBEDDED_CONTEXT, Clip, ModelSpec, WordTokenizer, fresh
+from victims.overfitting import EarlyClipSpec, OutsideClipSpec
 from victims.recipe import BatchNormMode, Recipe, Runtime
 from victims.relearning import Bank, RelearnUnlearnSpec, Sides
 from victims.store import Busy, Store

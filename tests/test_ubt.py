@@ -19,21 +19,14 @@ from torch import Tensor
 
 from defenses.base import Case, Defended, Need, Recipes, Truth
 from defenses.ubt import (
-    EarlyClipSpec,
     KeepFrom,
-    OutsideClip,
-    OutsideClipSpec,
     OverfitLoss,
-    PairSimilarity,
     RankBy,
     Selection,
     SimilarityModel,
     Ubt,
     UbtOracle,
     UnlearnFrom,
-    highest,
-    mean_cosines,
-    outside_loss,
 )
 from tests.conftest import corpus_spec
 from tests.test_cleanclip import vit
@@ -57,6 +50,15 @@ from victims.local_tokens import (
     words_of_tokens,
 )
 from victims.models import BpeTokenizer, Clip, ModelSpec, Tokens, fresh
+from victims.overfitting import (
+    EarlyClipSpec,
+    OutsideClip,
+    OutsideClipSpec,
+    PairSimilarity,
+    highest,
+    mean_cosines,
+    outside_loss,
+)
 from victims.recipe import Clock, Recipe, Runtime, Schedule, Select
 from victims.selection import TextFeatures
 from victims.store import Store
