@@ -99,13 +99,16 @@ def read_board(path: Path) -> dict[str, Any]:
     return board
 
 
-def write_board(name: str, results: Path) -> Path:
-    """``docs/NAME-board.json`` from a results directory: its board, and what made it."""
+def write_board(name: str, results: Path, partial: bool = False) -> Path:
+    """``docs/NAME-board.json`` from a results directory: its board, and what made it.
+
+    A grid too large for one machine may be shown in part; the documents then say how much is there.
+    """
     from analysis.board import load_board
     from analysis.render import render
 
     board = load_board(results)
-    if not board.completeness.is_complete:
+    if not board.completeness.is_complete and not partial:
         raise SystemExit(f"{results}: some cells have no outcome; `grid check {name}` lists them")
     document = json.loads(render(board, "json"))
     document["made"] = _made(results)
@@ -135,10 +138,24 @@ def _made(results: Path) -> dict[str, Any]:
             "commit": ", ".join(distinct("commit", planned)),
             "torch": ", ".join(distinct("json_extract_string(versions, '$.torch')", planned)),
             "device": ", ".join(distinct("device", planned)),
+            "device_seconds": _spent(opened, planned),
         }
     if elsewhere := sorted(set(hosts) - {socket.gethostname()}):
         raise SystemExit(f"{results} was made on {', '.join(elsewhere)}: run this command there")
     return {**made, "processor": machine()["processor"]}
+
+
+def _spent(results: Any, planned: str) -> float:
+    """Device seconds of all victims and defenses behind the rows, each counted once."""
+    costs = (
+        "SELECT DISTINCT defended_key, cost_seconds",
+        "SELECT DISTINCT victim_key, victim_seconds",
+    )
+    totals = [
+        results.query(f"SELECT sum(c) FROM ({what} AS c FROM {planned} AND metric = 'cell')").rows  # noqa: S608
+        for what in costs
+    ]
+    return round(sum(float(rows[0][0] or 0) for rows in totals))
 
 
 def check_board(path: Path) -> str | None:
@@ -219,13 +236,18 @@ def _board_rows(path: Path, keep: Callable[[dict[str, Any]], bool]) -> str:
 
 def board_made(path: Path) -> str:
     """What a board's numbers depend on beside the grid file, and what they were made with."""
-    made = read_board(path).get("made")
+    board = read_board(path)
+    made, ended = board.get("made"), board["completeness"]
     what = "It was not recorded what these were made with."
     if made:
         what = (
             f"These were made by commit `{made['commit']}` with torch {made['torch']} on"
             f" {made['device']}, processor {made['processor']}."
         )
+        if seconds := made.get("device_seconds"):
+            what += f" Victims and defenses took {seconds / 3600:.1f} device hours."
+    if not ended["complete"]:
+        what += f"\n**Not all of the grid:** {ended['ok']} of {ended['planned']} cells have run."
     return (
         "The numbers depend on the processor and on the version of torch: these round differently,"
         f" and training makes\nsuch differences grow. {what}\n"
@@ -348,12 +370,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m docs.tables", description=__doc__)
     parser.add_argument("--check", action="store_true", help="compare, write nothing")
     parser.add_argument("--board", nargs="+", metavar=("NAME", "DIR"), help="write a board")
+    parser.add_argument("--partial", action="store_true", help="a board of a grid that still runs")
     given = parser.parse_args(arguments)
     if given.board:
         name, *rest = given.board
         if len(rest) > 1:
             parser.error("--board takes a name and at most one directory")
-        print(f"{write_board(name, Path(rest[0] if rest else f'runs/{name}'))} written")
+        where = Path(rest[0] if rest else f"runs/{name}")
+        print(f"{write_board(name, where, given.partial)} written")
         return 0
     problems = [problem for path in boards() if (problem := check_board(path))]
     for picture in (PICTURE, PAPERS_PICTURE):
