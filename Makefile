@@ -6,11 +6,12 @@ STAMP := $(VENV)/.installed
 # One thread per process: two one-thread processes beat one two-thread process on small models.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install demo test lint check bench docs format clean
+.PHONY: help install demo test test-all lint check bench docs format clean
 
 help:
 	@echo "make demo    run the demo grid and print its board"
 	@echo "make test    run the whole default test suite"
+	@echo "make test-all  the same and every variant of every method: minutes more"
 	@echo "make check   format, lint, types, tests, documents: what CI runs"
 	@echo "make bench   run the benchmarks and print ratios"
 	@echo "make docs    generate the tables of the README from the code and the demo's results"
@@ -26,8 +27,14 @@ install: $(STAMP)
 demo: $(STAMP)
 	$(BIN)/grid run demo
 
+# Three workers on two cores: one waits for Ray most of the time.
+PYTEST = $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
+
+test-all: $(STAMP)
+	$(PYTEST) -m ""
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -15,6 +15,8 @@ from grid import kit
 from grid.kit_common import built
 from grid.registry import Kind, resolve, table
 
+QUICK = ("keys_all_its_fields", "is_refused_what_it_does_not_declare", "hands_back_a_model")
+
 
 def methods(kind: Kind) -> list[tuple[str, str]]:
     """Every method of a kind, and every variant of it."""
@@ -26,8 +28,14 @@ def methods(kind: Kind) -> list[tuple[str, str]]:
 
 
 def clauses(kind: Kind) -> list[Any]:
+    """A variant is run by default as far as its identity goes; the tests of its method do more."""
     return [
-        pytest.param(*method, check, id="-".join(filter(None, (*method, check.__name__))))
+        pytest.param(
+            *method,
+            check,
+            id="-".join(filter(None, (*method, check.__name__))),
+            marks=pytest.mark.exhaustive if method[1] and check.__name__ not in QUICK else (),
+        )
         for method in methods(kind)
         for check in kit.checks_of(kind, method[1])
     ]

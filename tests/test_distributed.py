@@ -225,6 +225,14 @@ TRAINED = (
     "subtexts-subset",
 )
 
+# By default two cases of each objective, the first of which is its plain use.
+FIRST = {
+    name
+    for name, case in CASES.items()
+    if [n for n, other in CASES.items() if other.objective == case.objective].index(name) < 2
+}
+MORE = pytest.mark.exhaustive
+
 
 def fit_of(store: Store, case: Case, recipe: Recipe) -> Interrupted:
     # In double precision up to the features: in single precision a rounding now and then turns a
@@ -259,7 +267,7 @@ def trained(store: Store, name: str) -> tuple[dict[str, Tensor], Any]:
 # --- one rank
 
 
-def _main(this_rank: int, folder: Path, source: str) -> None:
+def _main(this_rank: int, folder: Path, source: str, wanted: list[str]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=this_rank, world_size=2
@@ -271,7 +279,7 @@ def _main(this_rank: int, folder: Path, source: str) -> None:
         tensors.update({f"{name}/{n}": t.contiguous().clone() for n, t in found[0].items()})
         notes[name] = found[1]
 
-    for name in CASES:
+    for name in wanted:
         keep(f"still/{name}", computed(store, name))
     for name in TRAINED:
         keep(f"trained/{name}", trained(store, name))
@@ -373,8 +381,14 @@ class Ranks(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def ranks(small_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Ranks:
+def ranks(
+    small_store: Store, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Ranks:
     folder = tmp_path_factory.mktemp("ranks")
+    # Those of the tests that run.
+    asked = [getattr(item, "callspec", None) for item in request.session.items]
+    named = {spec.params.get("name") for spec in asked if spec is not None}
+    wanted = [name for name in CASES if name in named]
     build_corpus(Store(folder / "lab"), corpus_spec("clean", 64))
     children = [
         subprocess.Popen(
@@ -387,6 +401,7 @@ def ranks(small_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Ranks
                 str(r),
                 str(folder),
                 small_store.uri,
+                ",".join(wanted),
             ],
             cwd=Path(__file__).parents[1],
             stderr=subprocess.PIPE,
@@ -427,7 +442,7 @@ def compare_curves(found: Any, expected: Any) -> None:
             assert one[name] == pytest.approx(other[name], rel=1e-5), name
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FIRST else MORE) for n in CASES])
 def test_two_ranks_compute_what_one_does(ranks: Ranks, small_store: Store, name: str) -> None:
     expected, curves = computed(small_store, name)
     assert any(float(t.abs().max()) > 0 for n, t in expected.items() if n.startswith("grad."))
@@ -545,4 +560,4 @@ def test_one_process_alone_gathers_nothing() -> None:
 
 
 if __name__ == "__main__":
-    _main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    _main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4].split(","))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
@@ -128,14 +129,16 @@ def test_a_board_from_elsewhere_or_half_done_is_refused(docs: Path, tmp_path: Pa
     write_grid(half, "smoke", "0", [cell_columns(), cell_columns(defense="roclip")])
     with pytest.raises(SystemExit, match="some cells have no outcome"):
         tables.write_board("smoke", half)
+    tables.write_board("smoke", half, partial=True)
+    assert "**Not all of the grid:** 1 of 2 cells have run." in tables.parts()["smoke-made"]()
 
 
 def test_a_picture_of_another_board_is_noticed(docs: Path, tmp_path: Path) -> None:
     from matplotlib.figure import Figure
 
-    picture = tmp_path / "demo.png"
+    picture = docs / "smoke.png"
     assert "run make docs" in (tables.check_picture(picture) or "")
-    Figure().savefig(picture, metadata={"Inputs": tables.picture_inputs()})
+    Figure().savefig(picture, metadata={"Inputs": tables.picture_inputs(picture)})
     assert tables.check_picture(picture) is None
     path = docs / "smoke-board.json"
     path.write_text(path.read_text().replace("abc1234", "abc1235"))
@@ -163,7 +166,10 @@ def test_the_picture_keeps_what_it_was_drawn_from(
     monkeypatch.setattr(
         picture, "pairs", lambda grid: [(name, black, black) for name in ("badnet", "sig")]
     )
-    picture.draw(tmp_path / "demo.png")
-    with Image.open(tmp_path / "demo.png") as image:
-        assert image.info["Inputs"] == tables.picture_inputs()
-    assert tables.check_picture(tmp_path / "demo.png") is None
+    for drawn, name in ((picture.draw, "demo"), (picture.draw_papers, "papers")):
+        path = tmp_path / f"{name}.png"
+        shutil.copy(tables.DOCS / f"{name}-board.json", tmp_path)
+        drawn(path)
+        with Image.open(path) as image:
+            assert image.info["Inputs"] == tables.picture_inputs(path)
+        assert tables.check_picture(path) is None

@@ -117,10 +117,10 @@ def test_ls_names_the_distribution_that_brings_a_method(
     assert Path(file.strip()).read_text().splitlines()[int(line) - 1] == "class Tint(Attack):"
     assert grid_exits("ls", "defenses") == 0
     out = capsys.readouterr().out
-    assert "hush                  finetuning; reading; victim, clean_data" in out
+    assert "hush                  finetuning; reading; victim, clean_data; knob: noise" in out
 
 
-@pytest.mark.parametrize(("name", "checks"), [("tint", 27), ("hush", 11)])
+@pytest.mark.parametrize(("name", "checks"), [("tint", 27), ("hush", 12)])
 def test_mock_passes_for_a_plugin_s_methods(
     site: Path, capsys: pytest.CaptureFixture[str], name: str, checks: int
 ) -> None:

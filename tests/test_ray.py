@@ -303,6 +303,7 @@ def test_what_a_failing_rank_said_arrives(tmp_path: Path) -> None:
     assert _judged({0: RuntimeError("the machine is gone")}) is None
 
 
+@pytest.mark.exhaustive
 @pytest.mark.timeout(600)
 def test_a_rank_that_dies_costs_the_work_since_the_last_checkpoint(
     start: Start, tmp_path: Path

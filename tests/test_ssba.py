@@ -90,6 +90,7 @@ def untrained(bits: int = 5, size: int = 32, plane: int = 32, width: int = 4) ->
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_secret_is_read_from_bytes_and_from_them_alone(trained: Hidden) -> None:
     """On pictures of another split, and on rows of the pool that were not trained on."""
     assert trained.bit_accuracy >= 0.95
