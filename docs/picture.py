@@ -137,8 +137,8 @@ def draw_papers(path: Path) -> None:
                 axis.errorbar(value, place, xerr=error, fmt="o", color=shade, capsize=3, ms=5)
         for figure_ in printed:
             if figure_.attack == attack and figure_.defense in places:
-                place = places[figure_.defense] + 0.3
-                axis.plot(100 * figure_.value, place, "D", color="0.6", ms=5, mfc="none")
+                below = places[figure_.defense] + 0.3
+                axis.plot(100 * figure_.value, below, "D", color="0.6", ms=5, mfc="none")
         axis.set(xlim=(-4, 104), xlabel="ASR %", title=attack)
         for heading, place in headings.items():
             axis.axhline(place, color="0.85", linewidth=8, zorder=0)
