@@ -7,7 +7,8 @@ Reference: Yang, Gao, Mirzasoleiman, "Better Safe than Sorry: Pre-training CLIP 
 Symbols: V1, V2 = two views of a picture; U1, U2 = two captions under EDA; NN = nearest entry of a
     bank of ``bank_size`` (None: 2 % of the data, at least a batch); c = cos(V1, U1); p = posterior
     of the upper of two Gaussians over c; r = share of the safe rows; the epochs of phases A and B
-    are ``unimodal_epochs`` and ``filter_epochs``, phase C takes the recipe's others.
+    are ``unimodal_epochs`` and ``filter_epochs``, phase C takes the recipe's others; ``filter_lr``
+    None: 1 % of the recipe's, which is the paper's 5e-6 at its 5e-4.
 Where: L_uni = 1/2 [CE(V2, NN(V1)) + CE(U2, NN(U1))], L_cross = 1/2 [CE(V1, U2) + CE(U1, V2)] ->
     `SafePhase.forward`; p, the first split and r -> `victims.mixture`; phases A, B, C -> `apply`.
 Differences: c is taken of plain pairs (``score_view: augmented`` as released). Where p falls as c

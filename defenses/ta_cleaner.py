@@ -17,8 +17,10 @@ Differences: the paper's equations, K, weights and parser are not known to us, a
     reading. ``denominator: subset`` contrasts with all positives and negatives of S, ``own`` with
     M_i alone, ``batch`` also with the batch's captions that differ from the row's own. ``sides:
     negative`` leaves L_t2i out and takes the caption for P_i. ``mode: replace`` drops chosen rows
-    from the text half of L_ss. ``parser: wordnet`` looks words up and needs no download; spaCy's
-    tags come with ``spacy``, on which the same rules work; ``deletion`` is the ablation without
+    from the text half of L_ss. Our reading's parser is spaCy's small English model; the default is
+    ``parser: wordnet``, which looks words up and needs no download (in WordNet where ``synonyms``
+    names it, else in a list of ours); ``spacy`` gives spaCy's tags to the same rules;
+    ``deletion`` is the ablation without
     grammar. A negative may name the attacker's target, and as often as the captions do:
     ``forbid_words`` would tell the defender what to spare, is for ablations, and is noted as oracle
     knowledge. A replaced attribute may still be true of the picture. Near K = N on few classes,

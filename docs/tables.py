@@ -231,7 +231,12 @@ def _board_rows(path: Path, keep: Callable[[dict[str, Any]], bool]) -> str:
         "status": lambda row: row["status"],
     }
     table = _table(list(columns), [[shown(row) for shown in columns.values()] for row in kept])
-    return f"{table}\nGrid `{board['grid']['name']}`, hash `{board['grid']['hash']}`.\n"
+    return f"{table}\n{board_hash(path)}"
+
+
+def board_hash(path: Path) -> str:
+    grid = read_board(path)["grid"]
+    return f"Grid `{grid['name']}`, hash `{grid['hash']}`.\n"
 
 
 def board_made(path: Path) -> str:
@@ -341,6 +346,7 @@ def parts() -> dict[str, Callable[[], str]]:
         found[f"{name}-board"] = partial(_board_rows, path, lambda row: True)
         found[f"{name}-short"] = partial(_board_rows, path, _short)
         found[f"{name}-made"] = partial(board_made, path)
+        found[f"{name}-hash"] = partial(board_hash, path)
         found[f"{name}-attacks"] = partial(attack_columns, path)
         found[f"{name}-findings"] = partial(findings, path)
     return found

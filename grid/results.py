@@ -23,7 +23,10 @@ from victims.measuring import Share, wilson
 from victims.recipe import Runtime
 from victims.store import Store
 
-PACKAGES = ("backdoor-grid", "torch", "open_clip_torch", "ray", "numpy", "duckdb", "pyarrow")
+PACKAGES = (
+    *("backdoor-grid", "torch", "open_clip_torch", "scikit-learn", "ray", "numpy", "duckdb"),
+    "pyarrow",
+)
 
 
 @cache
