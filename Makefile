@@ -27,8 +27,7 @@ install: $(STAMP)
 demo: $(STAMP)
 	$(BIN)/grid run demo
 
-# Three workers on two cores: one waits for Ray most of the time.
-PYTEST = $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: $(STAMP)
 	$(PYTEST)

@@ -75,7 +75,7 @@ def start(cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
         executor.close()
 
 
-def finish(executor: RayExecutor, stages: Sequence[Stage], seconds: float = 90) -> list[Outcome]:
+def finish(executor: RayExecutor, stages: Sequence[Stage], seconds: float = 200) -> list[Outcome]:
     """Submit them all and wait for their outcomes, in the order of the stages."""
     for stage in stages:
         executor.submit(stage)
@@ -137,7 +137,7 @@ def test_a_stage_past_its_limit_is_stopped_and_a_waiting_one_is_not(
     assert "raise execution.resources.gate.limit_seconds (or default)" in ended.message
     assert "run `grid retry GRID`" in ended.message
     assert after.ended is Ended.OK
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 150, "long before the 300 s that it would have slept"
 
 
 WANTS: list[tuple[Resources, str]] = [

@@ -21,7 +21,7 @@ import pytest
 from torch import Tensor
 
 from attacks.base import Attack, GateGroup, Track
-from defenses.base import Case, Defended, Fidelity, Need, Phase
+from defenses.base import Case, Defended, Defense, Fidelity, Need, Phase
 from grid.gridfile import load_grid
 from grid.plan import make_plan
 from grid.run import Driver, RunReport, only_driver, run_grid
@@ -229,7 +229,7 @@ def test_the_second_command_imports_no_torch(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Brittle:
+class Brittle(Defense):
     """A defense that fails while the file ``broken`` exists."""
 
     name: ClassVar[str] = "brittle"
