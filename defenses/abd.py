@@ -51,10 +51,10 @@ from defenses.base import (
     OneOf,
     Phase,
     Space,
+    require,
 )
 from victims.batches import Batch, cat_tokens
 from victims.draws import Draws
-from victims.errors import UsageError
 from victims.lab import Lab, ModelRef
 from victims.losses import clip_loss, in_modal_loss
 from victims.models import Clip, frozen_copy
@@ -236,25 +236,20 @@ class Abd(Defense):
     pgd_steps: int = 10
 
     def check(self) -> None:
-        ranges = {
-            "area": (0 <= self.area <= 1, "in 0..1"),
-            "clean_mix": (0 <= self.clean_mix <= 1, "in 0..1"),
-            "craft_pairs": (self.craft_pairs >= 2, "at least 2"),
-            "craft_batch": (self.craft_batch >= 2, "at least 2"),
-            "craft_epochs": (self.craft_epochs >= 1, "at least 1"),
-            "craft_steps": (
-                self.craft_steps is None or self.craft_steps >= 1,
-                "1 or more, or null",
-            ),
-            "craft_lr": (self.craft_lr is None or self.craft_lr > 0, "above 0, or null"),
-            "gan_weight": (self.gan_weight >= 0, "0 or more"),
-            "gan_width": (self.gan_width >= 1, "at least 1"),
-            "pgd_reach": (0 < self.pgd_reach <= 1, "above 0, at most 1"),
-            "pgd_steps": (self.pgd_steps >= 1, "at least 1"),
-        }
-        for name, (holds, allowed) in ranges.items():
-            if not holds:
-                raise UsageError(f"abd: {name} is {getattr(self, name)}; it must be {allowed}")
+        require(
+            self,
+            area=(0 <= self.area <= 1, "in 0..1"),
+            clean_mix=(0 <= self.clean_mix <= 1, "in 0..1"),
+            craft_pairs=(self.craft_pairs >= 2, "at least 2"),
+            craft_batch=(self.craft_batch >= 2, "at least 2"),
+            craft_epochs=(self.craft_epochs >= 1, "at least 1"),
+            craft_steps=(self.craft_steps is None or self.craft_steps >= 1, "at least 1, or null"),
+            craft_lr=(self.craft_lr is None or self.craft_lr > 0, "above 0, or null"),
+            gan_weight=(self.gan_weight >= 0, "0 or more"),
+            gan_width=(self.gan_width >= 1, "at least 1"),
+            pgd_reach=(0 < self.pgd_reach <= 1, "above 0, at most 1"),
+            pgd_steps=(self.pgd_steps >= 1, "at least 1"),
+        )
         pinned_source(self.synonyms)
 
     @property
@@ -316,8 +311,10 @@ class Abd(Defense):
             augment=self.craft_augment,
             seed=case.seed,
         )
-        # Pairs behind those of the crafting show what the patch does to unseen ones.
-        first = np.arange(min(len(data), self.craft_pairs + LOOKED_AT))
+        # Pairs behind those of the crafting show what the patch does to unseen ones; pairs that
+        # choose the learning rate craft nothing.
+        free = np.setdiff1d(np.arange(len(data)), lab.held_out(data, case.recipes.repair))
+        first = free[: self.craft_pairs + LOOKED_AT]
         return lab.tensor(spec, lab.subset(data, first), case.victim, *others)
 
     def _origin(self, lab: Lab, case: Case) -> ModelRef:

@@ -177,7 +177,8 @@ class Defended:
 
     ``flagged`` marks the rows it held to be poisoned, if it judged; ``suspicion`` ranks all rows,
     higher is more suspicious. ``sets`` and ``scores`` are the same for its intermediate findings,
-    by name: they are measured beside. ``notes`` are numbers about the run for the cell's row.
+    by name: they are measured beside, a score among the rows that have one (not NaN). ``notes`` are
+    numbers about the run for the cell's row.
     """
 
     model: ModelRef
@@ -187,6 +188,14 @@ class Defended:
     sets: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
     scores: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     notes: Mapping[str, float] = field(default_factory=dict)
+
+
+def require(defense: Defense, **allowed: tuple[bool, str]) -> None:
+    """Raise for the first field that does not hold; each is given with what is allowed."""
+    for field_name, (holds, words) in allowed.items():
+        if not holds:
+            found = getattr(defense, field_name)
+            raise UsageError(f"{defense.name}: {field_name} must be {words}, got {found}")
 
 
 def rows_in(share: float, num_rows: int) -> int:
@@ -261,6 +270,11 @@ class Defense(Protocol):
     def check(self) -> None:
         """Raise `UsageError` where the fields cannot be meant; asked when a grid file is read."""
         return None
+
+    def caution(self, rate: float, num_rows: int) -> str:
+        """What a user should know before running it on this much suspect data of that poison rate:
+        printed, never acted on."""
+        return ""
 
     def employs(self) -> Sequence[Defense]:
         """Other defenses that this configuration hands its findings to: part of its identity."""

@@ -47,6 +47,7 @@ from defenses.base import (
     Phase,
     Space,
     clean_data_defense,
+    require,
 )
 from victims.caption_bank import (
     Alike,
@@ -110,6 +111,7 @@ class Cgd(Defense):
         "released_scale": {"rank_scale": "1", "teacher_scale": "1"},
         "retrain": {"early": "retrain"},
         "relearn_only": {"alpha": 0.0, "beta": 0.0},
+        "distil_only": {"beta": 0.0},
         "finetune": {"repair": "finetune"},
         "cleanclip": {"repair": "cleanclip"},
     }
@@ -146,17 +148,22 @@ class Cgd(Defense):
     repair: str = UNLEARN
 
     def check(self) -> None:
-        for name in ("sigma1", "sigma2"):
-            _require(self, name, "in [0, 1)", 0 <= getattr(self, name) < 1)
-        for name in ("alpha", "beta"):
-            _require(self, name, "not negative", getattr(self, name) >= 0)
-        for name in ("temperature", "epsilon"):
-            _require(self, name, "above 0", getattr(self, name) > 0)
-        for name in ("early_epochs", "early_runs", "steps_per_epoch", "bank_size"):
-            _require(self, name, "at least 1", getattr(self, name) >= 1)
         size, cosine = self.batch_size, self.bank_dedup
-        _require(self, "batch_size", "at least 2 or null", size is None or size >= 2)
-        _require(self, "bank_dedup", "a cosine or null", cosine is None or -1 <= cosine <= 1)
+        require(
+            self,
+            sigma1=(0 <= self.sigma1 < 1, "in [0, 1)"),
+            sigma2=(0 <= self.sigma2 < 1, "in [0, 1)"),
+            alpha=(self.alpha >= 0, "0 or more"),
+            beta=(self.beta >= 0, "0 or more"),
+            temperature=(self.temperature > 0, "above 0"),
+            epsilon=(self.epsilon > 0, "above 0"),
+            early_epochs=(self.early_epochs >= 1, "at least 1"),
+            early_runs=(self.early_runs >= 1, "at least 1"),
+            bank_size=(self.bank_size >= 1, "at least 1"),
+            bank_dedup=(cosine is None or -1 <= cosine <= 1, "a cosine, or null"),
+            batch_size=(size is None or size >= 2, "at least 2, or null"),
+            steps_per_epoch=(self.steps_per_epoch >= 1, "at least 1"),
+        )
         if self.sides == Sides.BOTH and self.repair_negatives == Negatives.BANK:
             raise UsageError(
                 "sides: both rates a caption against pictures, and a bank holds captions alone."
@@ -290,11 +297,6 @@ class Cgd(Defense):
         model = lab.train(spec, data, recipe, init=case.victim, held_out=held_out)
         notes = {"u": self.beta * _path(lab, model, recipe), "epochs": len(lab.curves(model))}
         return Defended(model, notes=notes)
-
-
-def _require(defense: Cgd, name: str, allowed: str, holds: bool) -> None:
-    if not holds:
-        raise UsageError(f"{name} must be {allowed}, got {getattr(defense, name)}")
 
 
 def _seen(lab: Lab, model: ModelRef, data: DataRef) -> Sight:

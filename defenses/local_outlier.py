@@ -43,6 +43,7 @@ from defenses.base import (
     OneOf,
     Phase,
     Space,
+    require,
     rows_in,
     trained_without,
 )
@@ -114,13 +115,12 @@ class LocalOutlier(Defense):
         return frozenset(needs)
 
     def check(self) -> None:
-        for name in ("rounds", "trees"):
-            if getattr(self, name) < 1:
-                raise UsageError(
-                    f"local_outlier: {name} must be at least 1, got {getattr(self, name)}"
-                )
-        if not 0 <= self.drop < 1:
-            raise UsageError(f"local_outlier: drop must lie in 0..1, below 1, got {self.drop}")
+        require(
+            self,
+            rounds=(self.rounds >= 1, "at least 1"),
+            trees=(self.trees >= 1, "at least 1"),
+            drop=(0 <= self.drop < 1, "in [0, 1)"),
+        )
         # LID of one neighbour compares its distance with itself.
         if not 2 <= self.neighbours <= self.reference_rows - 2:
             raise UsageError(
@@ -142,6 +142,18 @@ class LocalOutlier(Defense):
                 "local_outlier: indexing: released is the authors' code within a batch; with"
                 " reference: clean there is no row to leave out. Set indexing: consistent"
             )
+
+    def caution(self, rate: float, num_rows: int) -> str:
+        rows = min(self.reference_rows, num_rows)
+        if self.detector not in LOCAL or self.reference == Reference.CLEAN:
+            return ""
+        if rate * rows < self.neighbours:
+            return ""
+        return (
+            f"{rate:g} of {rows} reference rows are {rate * rows:g} expected poisons, not fewer"
+            f" than k {self.neighbours}: they are each other's neighbours and look like inliers."
+            f" Raise k or lower reference_rows, to R < {self.neighbours / rate:.0f}"
+        )
 
     def apply(self, lab: Lab, case: Case) -> Defended:
         self.check()

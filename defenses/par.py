@@ -43,6 +43,7 @@ from defenses.base import (
     Need,
     Phase,
     Space,
+    require,
 )
 from victims.augment import NoiseErase, augment
 from victims.batches import Batch
@@ -54,18 +55,6 @@ from victims.losses import clip_loss
 from victims.models import Clip, frozen_copy
 from victims.recipe import BatchNormMode, Clock, Descent, Recipe
 from victims.training import Objective
-
-# The largest legal value of each number; none may be negative.
-HIGHEST = {
-    "threshold": 4.0,
-    "weight": math.inf,
-    "noise_probability": 1.0,
-    "noise_sigma": math.inf,
-    "erase_probability": 1.0,
-    "first_half": 1.0,
-    "weight_decay": math.inf,
-    "text_lr_ratio": math.inf,
-}
 
 
 class Gate(StrEnum):
@@ -219,13 +208,18 @@ class Par(Defense):
     text_lr_ratio: float = 1.0
 
     def check(self) -> None:
-        for name, high in HIGHEST.items():
-            value = getattr(self, name)
-            if not (0 <= value <= high and math.isfinite(value)):
-                at_most = f"at most {high:g}" if math.isfinite(high) else "finite"
-                raise UsageError(f"par: {name} must be 0 or more and {at_most}, got {value}")
-        if not 0 <= self.beta2 < 1:
-            raise UsageError(f"par: beta2 must be 0 or more and below 1, got {self.beta2}")
+        require(
+            self,
+            threshold=(0 <= self.threshold <= 4, "in 0..4"),
+            weight=(0 <= self.weight < math.inf, "0 or more"),
+            noise_probability=(0 <= self.noise_probability <= 1, "in 0..1"),
+            noise_sigma=(0 <= self.noise_sigma < math.inf, "0 or more"),
+            erase_probability=(0 <= self.erase_probability <= 1, "in 0..1"),
+            first_half=(0 <= self.first_half <= 1, "in 0..1"),
+            beta2=(0 <= self.beta2 < 1, "in [0, 1)"),
+            weight_decay=(0 <= self.weight_decay < math.inf, "0 or more"),
+            text_lr_ratio=(0 <= self.text_lr_ratio < math.inf, "0 or more"),
+        )
         if not 0 <= self.lr_end_ratio <= self.lr_middle_ratio <= 1:
             raise UsageError(
                 "par: the learning rate falls, so 0 <= lr_end_ratio <= lr_middle_ratio <= 1; got"

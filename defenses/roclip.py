@@ -40,12 +40,12 @@ from defenses.base import (
     Phase,
     Regime,
     Space,
+    require,
 )
 from victims.augment import augment, policy_from
 from victims.batches import Batch
 from victims.distributed import gather
 from victims.draws import Draws
-from victims.errors import UsageError
 from victims.lab import Lab
 from victims.losses import clip_loss
 from victims.memory import Memory
@@ -175,12 +175,11 @@ class RoClip(Defense):
         return self.needs
 
     def check(self) -> None:
-        if self.every is not None and self.every < 1:
-            raise UsageError(f"roclip: every must be at least 1 (or null), got {self.every}")
-        if self.pool_size is not None and self.pool_size < 1:
-            raise UsageError(
-                f"roclip: pool_size must be at least 1 (or null), got {self.pool_size}"
-            )
+        require(
+            self,
+            every=(self.every is None or self.every >= 1, "at least 1, or null"),
+            pool_size=(self.pool_size is None or self.pool_size >= 1, "at least 1, or null"),
+        )
         policy_from("simclr", crop_scale=self.crop_scale)
         pinned_source(self.synonyms)
 

@@ -48,6 +48,7 @@ from defenses.base import (
     Phase,
     Regime,
     Space,
+    require,
 )
 from victims.augment import augment, policy_from
 from victims.batches import Batch, Scan, cat_tokens
@@ -288,17 +289,17 @@ class SafeClip(Defense):
     synonyms: str = "lexicon"
 
     def check(self) -> None:
-        for name in ("threshold", "increment", "cap"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"safeclip: {name} must lie in 0..1, got {getattr(self, name)}")
-        for name, least in (("unimodal_epochs", 0), ("filter_epochs", 0), ("bank_size", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UsageError(
-                    f"safeclip: {name} must be at least {least} (or null), got {value}"
-                )
-        if self.filter_lr is not None and self.filter_lr <= 0:
-            raise UsageError(f"safeclip: filter_lr must be above 0 (or null), got {self.filter_lr}")
+        unimodal, filtering, lr = self.unimodal_epochs, self.filter_epochs, self.filter_lr
+        require(
+            self,
+            threshold=(0 <= self.threshold <= 1, "in 0..1"),
+            increment=(0 <= self.increment <= 1, "in 0..1"),
+            cap=(0 <= self.cap <= 1, "in 0..1"),
+            unimodal_epochs=(unimodal is None or unimodal >= 0, "0 or more, or null"),
+            filter_epochs=(filtering is None or filtering >= 0, "0 or more, or null"),
+            bank_size=(self.bank_size is None or self.bank_size >= 1, "at least 1, or null"),
+            filter_lr=(lr is None or lr > 0, "above 0, or null"),
+        )
         policy_from("simclr", crop_scale=self.crop_scale)
         pinned_source(self.synonyms)
 

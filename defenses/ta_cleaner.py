@@ -55,6 +55,7 @@ from defenses.base import (
     Need,
     Phase,
     Space,
+    require,
 )
 from victims.augment import policy_from
 from victims.batches import Batch, Scan, cat_tokens
@@ -288,10 +289,11 @@ class TaCleaner(Defense):
         policy_from(self.image_policy)
         pinned_source(self.synonyms)
         parser_digest(self.parser, self.synonyms)
-        if not 0 <= self.k_fraction <= 1:
-            raise UsageError(f"ta_cleaner: k_fraction must lie in 0..1, got {self.k_fraction}")
-        if self.weight < 0:
-            raise UsageError(f"ta_cleaner: weight must not be negative, got {self.weight}")
+        require(
+            self,
+            k_fraction=(0 <= self.k_fraction <= 1, "in 0..1"),
+            weight=(self.weight >= 0, "0 or more"),
+        )
         if self.sides == Sides.POSITIVE:
             self._refuse(self.denominator == Denominator.OWN, "denominator: own", "no negative")
             self._refuse(self.negative_kind != NegativeKind.ANY, "negative_kind", "no negative")

@@ -31,7 +31,7 @@ Cost: one forward of the suspect data, 2 x 3 q N pairs with gradient to overfit,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, ClassVar
@@ -50,6 +50,7 @@ from defenses.base import (
     Need,
     Phase,
     Space,
+    require,
 )
 from victims.corpora import Rows
 from victims.draws import numpy_rng
@@ -142,27 +143,20 @@ class Unlearning(Defense):
         return False
 
     def check(self) -> None:
-        for name, found, allowed, good in self._rules():
-            if not good:
-                raise UsageError(f"{name} must be {allowed}, got {found}")
-
-    def _rules(self) -> Iterator[tuple[str, float, str, bool]]:
-        """Field, value, what is allowed, and whether the value is."""
-        for name, found in (("token_mass", self.token_mass), ("token_cap", self.token_cap)):
-            yield name, found, "above 0 and at most 1", 0 < found <= 1
-        cosine = self.target_cosine
-        yield "target_cosine", cosine, "a cosine, in -1..1", -1 <= cosine <= 1
-        yield "ascent_limit", self.ascent_limit, "above 0", self.ascent_limit > 0
-        for name, low in (
-            ("early_epochs", 1),
-            ("n_u", 0),
-            ("stop_margin", 0),
-            ("beta", 0),
-            ("n_keep", 2),
-            ("batch", 1),
-            ("max_steps", 1),
-        ):
-            yield name, getattr(self, name), f"at least {low}", getattr(self, name) >= low
+        require(
+            self,
+            early_epochs=(self.early_epochs >= 1, "at least 1"),
+            n_u=(self.n_u >= 0, "0 or more"),
+            token_mass=(0 < self.token_mass <= 1, "above 0 and at most 1"),
+            token_cap=(0 < self.token_cap <= 1, "above 0 and at most 1"),
+            ascent_limit=(self.ascent_limit > 0, "above 0"),
+            target_cosine=(-1 <= self.target_cosine <= 1, "a cosine, in -1..1"),
+            stop_margin=(self.stop_margin >= 0, "0 or more"),
+            beta=(self.beta >= 0, "0 or more"),
+            n_keep=(self.n_keep >= 2, "at least 2"),
+            batch=(self.batch >= 1, "at least 1"),
+            max_steps=(self.max_steps >= 1, "at least 1"),
+        )
 
     def _similar(self, lab: Lab, case: Case) -> Values:
         """sim_0 of every suspect pair."""
@@ -236,7 +230,7 @@ class Unlearning(Defense):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ubt(Unlearning):
     name: ClassVar[str] = "ubt"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     paper: ClassVar[str] = "arXiv 2403.16257"
     phase: ClassVar[Phase] = Phase.FINETUNING
     needs: ClassVar[frozenset[Need]] = frozenset({Need.VICTIM, Need.SUSPECT_DATA, Need.REFERENCE})
@@ -271,13 +265,14 @@ class Ubt(Unlearning):
 
     def check(self) -> None:
         Unlearning.check(self)
-        if not 0 < self.q <= 0.5:
-            raise UsageError(f"q must lie in (0, 0.5], got {self.q}")
-        for name, low in (("overfit_epochs", 0), ("overfit_batch", 1), ("n_s", 2)):
-            if getattr(self, name) < low:
-                raise UsageError(f"{name} must be at least {low}, got {getattr(self, name)}")
-        if self.overfit_lr <= 0:
-            raise UsageError(f"overfit_lr must be above 0, got {self.overfit_lr}")
+        require(
+            self,
+            q=(0 < self.q <= 0.5, "in (0, 0.5]"),
+            overfit_epochs=(self.overfit_epochs >= 0, "0 or more"),
+            overfit_batch=(self.overfit_batch >= 1, "at least 1"),
+            overfit_lr=(self.overfit_lr > 0, "above 0"),
+            n_s=(self.n_s >= 2, "at least 2"),
+        )
         if not self.overfit_epochs and self.rank_by == RankBy.GAIN:
             raise UsageError("rank_by: gain needs overfit_epochs of at least 1: nothing is gained")
 
@@ -292,7 +287,11 @@ class Ubt(Unlearning):
         count = max(round(self.q * num_rows), min(64, num_rows // 4))
         low = np.sort(highest(-similar_N, count))
         overfitted = self._overfit(lab, case, low)
-        sharp_L = self._sharp(lab, case, low, overfitted)
+        weak = lab.subset(case.suspect_data, low)
+        sharp_L = lab.score(PairSimilarity(), weak, overfitted)
+        blunt_L = lab.score(PairSimilarity(), weak, case.victim)
+        if self.rank_by == RankBy.GAIN:
+            sharp_L = sharp_L - blunt_L
         suspicious, closeness_S = self._find(lab, case, low, sharp_L)
         subset = suspicious[closeness_S >= np.median(closeness_S)]
         rows = suspicious[highest(closeness_S, min(self.n_u, len(subset)))]
@@ -300,12 +299,14 @@ class Ubt(Unlearning):
         init = case.victim if from_victim else overfitted
         done = self._unlearn(lab, case, np.sort(rows), similar_N, init)
         # What the stages say, the last one first; a row not looked at is below all that were.
-        sharpened_N = np.full(num_rows, -2.0, dtype=np.float32)
-        sharpened_N[low] = sharp_L
+        # How strongly weak pairs hold together, before and after overfitting, is told of these.
+        sharpened_N, blunt_N = np.full((2, num_rows), np.nan, dtype=np.float32)
+        sharpened_N[low], blunt_N[low] = sharp_L, blunt_L
         closest_N = np.full(num_rows, -2.0)
         closest_N[suspicious] = closeness_S
         suspicion_N = np.zeros(num_rows, dtype=np.float32)
-        suspicion_N[np.lexsort((-similar_N, sharpened_N, closest_N))] = np.arange(num_rows)
+        order_N = np.lexsort((-similar_N, np.nan_to_num(sharpened_N, nan=-2), closest_N))
+        suspicion_N[order_N] = np.arange(num_rows)
         return replace(
             done,
             flagged=mask_of(subset, num_rows),
@@ -315,7 +316,7 @@ class Ubt(Unlearning):
                 "suspicious": mask_of(suspicious, num_rows),
                 **done.sets,
             },
-            scores={**done.scores, "sharpened": sharpened_N},
+            scores={**done.scores, "blunt": blunt_N, "sharpened": sharpened_N},
             notes={**done.notes, "weak_rows": len(low), "suspicious_rows": len(suspicious)},
         )
 
@@ -339,14 +340,6 @@ class Ubt(Unlearning):
         ordered = lab.subset(data, np.concatenate([low, others]))
         spec = OutsideClipSpec(weak=len(low), pairs=pairs)
         return lab.train(spec, ordered, replace(recipe, batch_size=2 * pairs), init=case.victim)
-
-    def _sharp(self, lab: Lab, case: Case, low: Rows, overfitted: ModelRef) -> Values:
-        """How strongly the overfitted model holds the weak pairs together."""
-        weak = lab.subset(case.suspect_data, low)
-        after_L = lab.score(PairSimilarity(), weak, overfitted)
-        if self.rank_by == RankBy.SIM:
-            return after_L
-        return after_L - lab.score(PairSimilarity(), weak, case.victim)
 
     def _find(
         self, lab: Lab, case: Case, low: Rows, sharp_L: Values

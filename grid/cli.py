@@ -177,6 +177,8 @@ def plan(
         f" ({found['seconds_of_work']:.0f} s of work, longest chain"
         f" {found['longest_chain_seconds']:.0f} s)"
     )
+    for words in found["cautions"]:
+        typer.echo(f"caution: {words}")
 
 
 @app.command()

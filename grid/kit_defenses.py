@@ -170,7 +170,10 @@ def judges_every_row(defense: Defense, kit: Kit) -> None:
         fits = isinstance(found, np.ndarray) and found.shape == (ROWS,) and found.dtype == dtype
         shown = f"`{name}` of {getattr(found, 'dtype', type(found).__name__)} {np.shape(found)}"
         expect(fits, shown, f"{dtype} ({ROWS},), one per suspect row")
-        expect(bool(np.isfinite(found).all()), f"`{name}` with NaN", "finite numbers")
+        if name.startswith("scores"):
+            expect(not np.isinf(found).any(), f"`{name}` with inf", "numbers, or NaN if not scored")
+        else:
+            expect(bool(np.isfinite(found).all()), f"`{name}` with NaN", "finite numbers")
         allowed = Need.SUSPECT_DATA in defense.needed()
         expect(allowed, f"`{name}` without the need suspect_data", "that it saw what it judges")
 

@@ -105,6 +105,15 @@ class Plan:
             visit(stage)
         return needed
 
+    def cautions(self) -> list[str]:
+        """What the defenses have to say about the grid's rates and data."""
+        rows, said = self.grid.data.suspect, dict[str, None]()
+        for cell in (planned.cell for planned in self.cells):
+            words = cell.defense.method.caution(cell.count / rows, rows)
+            if words:
+                said[f"{cell.defense.label} at {cell.rate}: {words}"] = None
+        return list(said)
+
     def everything(self, settled: Container[str] = ()) -> list[Stage]:
         """The measurements of every cell that is not settled, and of its gate."""
         wanted = [cell for cell in self.cells if cell.key not in settled]
@@ -396,6 +405,7 @@ def summary(
         "victims": plan.num_victims(),
         "victims_to_train": sum(1 for key in {c.victim.key for c in plan.cells} if key in todo),
         "kinds": by_kind,
+        "cautions": plan.cautions(),
         "seconds_of_work": total,
         "longest_chain_seconds": max(longest.values(), default=0.0),
         "lanes": lanes,

@@ -202,6 +202,8 @@ class Driver:
             executor = None
             try:
                 if todo:
+                    for words in self.plan.cautions():
+                        self.say(f"caution: {words}")
                     (self.out / "logs").mkdir(exist_ok=True)
                     self.done = finished(self.store, self.plan)
                     self._open_cells(todo)

@@ -40,7 +40,7 @@ from victims.errors import Forbidden, MethodFailure, UsageError
 from victims.lab import DataRef, Lab, ModelRef
 from victims.models import Clip, ModelSpec, fresh
 from victims.noise_patch import NoisePatch, anywhere, corner_of, noise_square, side_of, wear
-from victims.recipe import Clock, Recipe, Runtime
+from victims.recipe import Clock, Recipe, Runtime, Select
 from victims.rewrite import EdaMode
 from victims.store import Store
 from victims.training import Fit, ObjectiveSpec, PlainClipSpec
@@ -773,6 +773,26 @@ def test_the_plan_crafts_once_and_repairs_the_victim(
     assert len({done.model.key, *(other.model.key for other in others)}) == 4
 
 
+def test_pairs_that_choose_the_learning_rate_craft_nothing(
+    lab: Lab, data: DataRef, victim: ModelRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crafted_on: list[DataRef] = []
+    craft = lab.tensor
+
+    def spy(spec: Any, on: DataRef, *models: ModelRef) -> dict[str, Tensor]:
+        crafted_on.append(on)
+        return craft(spec, on, *models)
+
+    monkeypatch.setattr(lab, "tensor", spy)
+    recipe = replace(REPAIR, lr=Select(rates=(1e-3, 3e-3), floor=8))
+    apply(lab, Abd(**QUICK, backdoor_weight=0.0), victim, data, recipe=recipe)
+    (found,) = crafted_on
+    held = lab.held_out(data, recipe)
+    assert len(held) == 8
+    rows = lab._view(data).rows
+    assert lab._view(found).rows.tolist() == np.delete(rows, held).tolist()
+
+
 def test_the_origin_can_be_fine_tuned_on_the_clean_pairs(
     lab: Lab, data: DataRef, victim: ModelRef, reference: ModelRef
 ) -> None:
@@ -828,7 +848,7 @@ def test_an_area_below_a_pixel_fails_before_anything_is_made(
     ],
 )
 def test_values_that_cannot_be_meant_are_refused(field: str, value: Any) -> None:
-    with pytest.raises(UsageError, match=f"abd: {field} is {value}; it must be"):
+    with pytest.raises(UsageError, match=f"abd: {field} must be .*, got {value}"):
         Abd(**{field: value}).check()
 
 

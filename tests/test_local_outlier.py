@@ -551,6 +551,19 @@ def test_notes_tell_the_rate_that_the_setting_bears(scene: Scene) -> None:
     assert notes(detector=Detector.CLIP_SCORE) == {"dropped": 16.0, "capped": 0.0}
 
 
+def test_a_rate_that_the_setting_does_not_bear_is_warned_of() -> None:
+    defense = LocalOutlier(reference_rows=512, k=16)
+    assert defense.caution(0.01, 5000) == ""
+    assert defense.caution(0.05, 5000).startswith("0.05 of 512 reference rows are 25.6 expected")
+    assert "R < 320" in defense.caution(0.05, 5000)
+    assert defense.caution(0.05, 300) == "", "no more reference rows than there are pairs"
+    for silent in (
+        LocalOutlier(reference=Reference.CLEAN),
+        LocalOutlier(detector=Detector.CLIP_SCORE),
+    ):
+        assert silent.caution(0.5, 5000) == ""
+
+
 def test_needs_follow_the_fields(scene: Scene) -> None:
     seen = {Need.VICTIM, Need.SUSPECT_DATA}
     assert LocalOutlier().needed() == LocalOutlier.needs == seen | {Need.START}
@@ -565,8 +578,8 @@ def test_needs_follow_the_fields(scene: Scene) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"drop": 1.0}, r"drop must lie in 0\.\.1, below 1, got 1"),
-        ({"drop": -0.1}, "drop must lie"),
+        ({"drop": 1.0}, r"drop must be in \[0, 1\), got 1"),
+        ({"drop": -0.1}, "drop must be in"),
         ({"rounds": 0}, "rounds must be at least 1, got 0"),
         ({"trees": 0}, "trees must be at least 1"),
         ({"k": 1}, r"k must lie in 2\.\.2046"),

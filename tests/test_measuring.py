@@ -429,4 +429,12 @@ def test_the_base_rate_reminder() -> None:
 
 def test_without_both_kinds_of_rows_nothing_is_told_apart() -> None:
     assert separation(np.arange(3.0), np.zeros(3, bool)) == {}
+
+
+def test_rows_without_a_score_are_left_out() -> None:
+    scores = np.array([0.1, np.nan, 0.9, np.nan, 0.4], np.float32)
+    poisoned = np.array([False, True, True, False, False])
+    kept = ~np.isnan(scores)
+    assert separation(scores, poisoned) == separation(scores[kept], poisoned[kept])
+    assert separation(np.full(3, np.nan), np.array([True, False, True])) == {}
     assert separation(np.arange(3.0), np.ones(3, bool)) == {}

@@ -17,6 +17,7 @@ from grid.filters import FIELDS, NUMERIC, CellFilter, parse_filter
 from grid.plan import History, Plan, chain, finished, longest_chain, make_plan, parents, summary
 from grid.quick import plan_summary
 from grid.registry import grid_source
+from grid.run import run_grid
 from grid.spec import Cell, Execution, Resources
 from tests.grids import RECIPE, TINY, call, tiny_grid, write_grid_file
 from victims.corpora import build_corpus
@@ -189,6 +190,20 @@ def test_a_summary_counts_stages_victims_and_reuse(tmp_path: Path) -> None:
     )
     settled = {c.key for c in plan.cells}
     assert summary(plan, set(), History(None), 2, settled)["stages_to_run"] == 0
+
+
+def test_what_a_defense_warns_of_is_said_once_and_of_its_rate_alone(tmp_path: Path) -> None:
+    outliers = {"local_outlier": {"k": 4, "reference_rows": 48}}
+    plan = plan_of(tmp_path, defenses=["none", outliers], seeds=[0, 1])
+    (words,) = summary(plan, set(), History(None), lanes=2)["cautions"]
+    # 6 of 64 rows are poisoned: 4.5 of 48.
+    assert words.startswith("local_outlier at 0.1: 0.09375 of 48 reference rows are 4.5 expected")
+    said = list[str]()
+    only = parse_filter("defense=none")
+    run_grid(
+        plan.grid, tmp_path / "out", str(tmp_path), executor="serial", only=only, say=said.append
+    )
+    assert [line for line in said if line.startswith("caution: ")] == [f"caution: {words}"]
 
 
 def test_a_grid_of_one_cell_shares_nothing(tmp_path: Path) -> None:

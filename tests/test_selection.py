@@ -17,6 +17,7 @@ from victims.errors import GridError
 from victims.lab import DataRef, Lab, ModelRef
 from victims.models import ModelSpec, fresh
 from victims.recipe import Recipe, Runtime, Select
+from victims.rewrite import EdaMode, eda_text
 from victims.selection import choose, retrieved
 from victims.store import Store
 from victims.training import Fit, PlainClipSpec
@@ -139,6 +140,21 @@ def test_every_rate_is_fitted_on_the_rest_and_one_is_taken(
     fits = [c for key, c in lab.ledger.costs.items() if "steps" in c and key != init.key]
     assert len(fits) == 3
     assert lab.ledger.total()["steps"] == sum(c["steps"] for c in fits) + 8
+
+
+def test_whatever_lies_beside_the_pairs_the_same_ones_are_held_out(lab: Lab) -> None:
+    data, recipe = clean(lab), replace(RECIPE, lr=HOW)
+    held = lab.held_out(data, recipe).tolist()
+    assert len(held) == 8
+    marked = lab.annotate(data, weight=np.ones(len(data), np.float32))
+    rewritten = lab.with_text(data, eda=eda_text(EdaMode.STATIC, "lexicon", 0))
+    assert len({data.key, marked.key, rewritten.key}) == 3
+    for other in (marked, rewritten):
+        assert lab.held_out(other, recipe).tolist() == held
+    fewer = lab.subset(data, np.arange(1, 128))
+    assert (lab.held_out(fewer, recipe) + 1).tolist() != held, "other rows, another draw"
+    assert lab.held_out(data, replace(recipe, seed=4)).tolist() != held
+    assert lab.held_out(data, RECIPE).tolist() == [], "a named rate needs none"
 
 
 def test_the_rows_that_may_be_held_out_can_be_named(lab: Lab) -> None:

@@ -431,7 +431,7 @@ def test_spacy_tags_and_the_same_rules_cut(monkeypatch: pytest.MonkeyPatch) -> N
     assert Spacy()([["man", "rides"]]) == [[Tag("noun", "man"), Tag("verb", "ride")]]
     texts = SubTexts(["a man rides a brown horse"], Parser.SPACY, "lexicon")
     assert texts.positives(numpy_rng(0)) == ["a man rides a horse"]
-    assert parser_digest(Parser.SPACY, "lexicon") == "en_core_web_sm-3.8.0"
+    assert parser_digest(Parser.SPACY, "lexicon").startswith("en_core_web_sm-3.8.0+")
 
 
 def test_without_spacy_or_its_model_the_error_says_what_to_install(

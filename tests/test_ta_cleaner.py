@@ -408,8 +408,8 @@ def test_captions_without_what_is_asked_are_a_failure_of_the_method(small_store:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"k_fraction": 1.5}, r"k_fraction must lie in 0\.\.1, got 1\.5"),
-        ({"weight": -1.0}, r"weight must not be negative, got -1\.0"),
+        ({"k_fraction": 1.5}, r"k_fraction must be in 0\.\.1, got 1\.5"),
+        ({"weight": -1.0}, r"weight must be 0 or more, got -1\.0"),
         ({"sides": Sides.POSITIVE, "denominator": Denominator.OWN}, "denominator: own has no"),
         ({"sides": Sides.POSITIVE, "negative_kind": NegativeKind.NOUN}, "there is no negative"),
         ({"sides": Sides.POSITIVE, "forbid_words": "circle"}, "forbid_words has no meaning"),

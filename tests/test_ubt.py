@@ -687,7 +687,10 @@ def test_the_stages_are_the_algorithm(scene: Scene, epochs: int, rank_by: RankBy
     others = set(flagged) - set(chosen_)
     assert min(mean[row] for row in chosen_) >= max(mean[row] for row in others) - 1e-9
     assert np.allclose(done.scores["weak"], -scene.similar(scene.reference))
-    assert np.allclose(done.scores["sharpened"][low], sharp[low], atol=1e-6)
+    for name, values in (("blunt", before), ("sharpened", sharp)):
+        told = done.scores[name]
+        assert np.allclose(told[low], values[low], atol=1e-6)
+        assert np.flatnonzero(np.isfinite(told)).tolist() == low, "of the weak pairs alone"
     # The ranking of all rows: those to forget, the subset, the suspicious, the weak, the rest.
     order = np.argsort(-cast("Any", done.suspicion), kind="stable").tolist()
     assert set(order[:6]) == set(chosen_)
@@ -791,13 +794,13 @@ def test_the_needs_follow_the_options() -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"q": 0.0}, r"q must lie in \(0, 0.5\], got 0.0"),
+        ({"q": 0.0}, r"q must be in \(0, 0.5\], got 0.0"),
         ({"q": 0.6}, "got 0.6"),
         ({"token_mass": 0.0}, "token_mass must be above 0"),
         ({"token_cap": 1.5}, "token_cap must be above 0 and at most 1, got 1.5"),
         ({"target_cosine": -1.1}, "target_cosine must be a cosine"),
         ({"ascent_limit": 0.0}, "ascent_limit"),
-        ({"n_u": -1}, "n_u must be at least 0, got -1"),
+        ({"n_u": -1}, "n_u must be 0 or more, got -1"),
         ({"n_s": 1}, "n_s must be at least 2"),
         ({"n_keep": 1}, "n_keep must be at least 2"),
         ({"beta": -0.1}, "beta"),

@@ -221,6 +221,13 @@ class View:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def origin(self) -> Key:
+        """Which rows of which corpus these are, whatever was edited or laid beside them."""
+        return content_key(
+            "origin", hashlib.sha256(self.rows.tobytes()).hexdigest(), [self.corpus.key]
+        )
+
     def captions(self) -> list[str]:
         """The caption of every position, edits applied."""
         edited, captions = self._edited(), self.corpus.captions

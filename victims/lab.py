@@ -213,6 +213,20 @@ class Lab:
         self._memo(key, make, collective=True)
         return ModelRef(key)
 
+    def held_out(self, data: DataRef, recipe: Recipe, candidates: Rows | None = None) -> Rows:
+        """The rows that `train` will choose a learning rate by: none where the recipe names it.
+
+        Drawn by the rows themselves: everyone who trains on these pairs holds out the same ones.
+        """
+        if not isinstance(recipe.lr, Select):
+            return np.zeros(0, dtype=np.int64)
+        rows = np.arange(len(data)) if candidates is None else np.sort(candidates)
+        count = recipe.lr.num_held_out(len(rows))
+        if count < 2:
+            raise GridError(f"lr: select: {len(rows)} rows are too few to hold some of them out")
+        rng = numpy_rng(recipe.seed, "held_out", self._view(data).origin)
+        return np.sort(rng.choice(rows, count, replace=False))
+
     def _selected(
         self,
         spec: ObjectiveSpec,
@@ -224,12 +238,7 @@ class Lab:
         keep_optimizer: bool,
     ) -> ModelRef:
         """The fit at the largest rate that is within one standard error of the best."""
-        rows = np.arange(len(data)) if candidates is None else np.sort(candidates)
-        count = how.num_held_out(len(rows))
-        if count < 2:
-            raise GridError(f"lr: select: {len(rows)} rows are too few to hold some of them out")
-        rng = numpy_rng(recipe.seed, "held_out", data.key)
-        held = np.sort(rng.choice(rows, count, replace=False))
+        held = self.held_out(data, recipe, candidates)
         pairs = self.subset(data, held)
         rest = self.subset(data, np.setdiff1d(np.arange(len(data)), held))
         fits = [

@@ -300,8 +300,11 @@ def separation(
 
     AUROC with its interval by DeLong, et al. (1988), ties by mid-rank; average precision beside
     the base rate that chance would give; TPR at the threshold whose FPR is at most 1 and 5 %; FPR
-    at the first threshold whose TPR is at least 95 %. Tied rows pass a threshold together.
+    at the first threshold whose TPR is at least 95 %. Tied rows pass a threshold together. Rows
+    without a score (NaN) are left out.
     """
+    scored = ~np.isnan(suspicion)
+    suspicion, poisoned = suspicion[scored], poisoned[scored]
     num_poisoned = int(poisoned.sum())
     num_clean = len(poisoned) - num_poisoned
     if not num_poisoned or not num_clean:

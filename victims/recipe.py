@@ -49,7 +49,7 @@ class Select:
     """
 
     name: ClassVar[str] = "select"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     rates: tuple[float, ...] = (1e-6, 3e-6, 4.5e-6, 1e-5, 2e-5)
     share: float = 0.02

@@ -9,7 +9,9 @@ that neither knows is a noun. Irregular forms (``rode``) are not looked up.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol, final
@@ -23,6 +25,8 @@ from victims.words import COLOURS, LEXICON, SIZES, TEXTURES
 NOUN, VERB, ADJECTIVE = "noun", "verb", "adjective"
 KINDS: Final = (NOUN, VERB, ADJECTIVE)
 SPACY_MODEL = "en_core_web_sm"
+# The version of how neighbours decide.
+RULES: Final = 1
 
 ARTICLES: Final = frozenset({"a", "an", "the"})
 _BETWEEN = """
@@ -76,6 +80,10 @@ def tagger(parser: str, synonyms: str) -> Tagger:
     return ByDictionary(source) if isinstance(source, WordNet) else ByDictionary(OWN_WORDS)
 
 
+def sha256_of(body: object) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:16]
+
+
 # --- dictionaries
 
 
@@ -107,7 +115,8 @@ class OwnWords:
 
     @property
     def digest(self) -> str:
-        return LEXICON.digest
+        words = {pos: sorted(forms) for pos, forms in self._words.items()}
+        return sha256_of(words)
 
 
 OWN_WORDS: Final = OwnWords()
@@ -125,7 +134,8 @@ class ByDictionary:
 
     @property
     def digest(self) -> str:
-        return self._words.digest
+        """Of all that decides: the words, those of no meaning, and how neighbours are read."""
+        return sha256_of([RULES, sorted(CLOSED), self._words.digest])
 
     def __call__(self, sentences: Sequence[Sequence[str]]) -> list[list[Tag]]:
         return [self._tags(words) for words in sentences]

@@ -25,7 +25,17 @@ import numpy.typing as npt
 
 from victims.draws import numpy_rng
 from victims.eda import delete
-from victims.speech import ADJECTIVE, ARTICLES, KINDS, NOUN, PREPOSITIONS, VERB, Tag, tagger
+from victims.speech import (
+    ADJECTIVE,
+    ARTICLES,
+    KINDS,
+    NOUN,
+    PREPOSITIONS,
+    VERB,
+    Tag,
+    sha256_of,
+    tagger,
+)
 from victims.words import OPENERS, synonyms
 
 
@@ -281,7 +291,8 @@ def parse(captions: Sequence[str], parser: Parser, source: str) -> SubTexts:
 
 def parser_digest(parser: Parser, source: str) -> str:
     """Which parser it is: part of the identity of its sub-texts."""
-    return "" if parser is Parser.DELETION else tagger(parser, source).digest
+    tags = "words" if parser is Parser.DELETION else tagger(parser, source).digest
+    return f"{tags}+{sha256_of(_OPENER.pattern)}"
 
 
 # --- as alternative captions of a view
