@@ -8,9 +8,10 @@ Reference: Singh, Croce, Hein, "Perturb and Recover: Fine-tuning for Effective B
 Symbols: f_0, g_0 = the victim's encoders, frozen; x~ = the lightly augmented picture; S_img, S_txt
     = the mean squared distances to the victim's features, 2 - 2 cos, in 0..4; tau = ``threshold``.
 Where: L = L_mm(f(x~), g(t)) - weight ([S_img <= tau] S_img + [S_txt <= tau] S_txt) ->
-    `Away.forward`; one bracket -> `pushed`; the recipe's learning rate is the start of the descent
-    that `Par.recipe` describes, with the optimizer. Sizes belong to the grid: 250,000 pairs, 10
-    epochs, batch 2,048 and lr 3e-5 in the paper; 2 epochs in the released example.
+    `victims.away.Away.forward`; one bracket -> `pushed` there; the recipe's learning rate is the
+    start of the descent that `Par.recipe` describes, with the optimizer. Sizes belong to the grid:
+    250,000 pairs, 10 epochs, batch 2,048 and lr 3e-5 in the paper; 2 epochs in the released
+    example.
 Differences: the released loop averages no gradients over its GPUs; ours is one global batch on any
     number of ranks, features and gate alike. Its evaluation leaves the model in eval mode for all
     but one step of an epoch, which ``bn_mode: eval`` makes the rule. Its schedule has one epoch
@@ -23,13 +24,9 @@ Cost: one view with gradient and one forward through the frozen victim per clean
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from enum import StrEnum
-from typing import Any, ClassVar, Literal, NamedTuple
-
-import torch
-from torch import Tensor, nn
+from typing import Any, ClassVar, Literal
 
 from defenses.base import (
     EPOCHS,
@@ -45,122 +42,11 @@ from defenses.base import (
     Space,
     require,
 )
-from victims.augment import NoiseErase, augment
-from victims.batches import Batch
-from victims.distributed import gather
-from victims.draws import Draws
+from victims.augment import NoiseErase
+from victims.away import AwaySpec, Gate, Sides, gate_notes
 from victims.errors import UsageError
 from victims.lab import Lab
-from victims.losses import clip_loss
-from victims.models import Clip, frozen_copy
-from victims.recipe import BatchNormMode, Clock, Descent, Recipe
-from victims.training import Objective
-
-
-class Gate(StrEnum):
-    """What is compared with the threshold: the mean of the global batch, or each of its rows."""
-
-    BATCH = "batch"
-    SAMPLE = "sample"
-
-
-class Sides(StrEnum):
-    BOTH = "both"
-    IMAGE = "image"
-    TEXT = "text"
-
-
-class Pushed(NamedTuple):
-    """[S <= tau] S, and the share that the bracket switched off."""
-
-    distance: Tensor
-    gated: Tensor
-
-
-def pushed(distance_G: Tensor, threshold: float, gate: Gate) -> Pushed:
-    """What is to grow: beyond the threshold it is 0 and so is its gradient."""
-    level = distance_G.mean() if gate == Gate.BATCH else distance_G
-    counts = (level.detach() <= threshold).to(level.dtype)
-    return Pushed((counts * level).mean(), 1 - counts.mean())
-
-
-class Away(Objective):
-    """Builds its frozen victim from the start weights, also after a restart: it is no state."""
-
-    def __init__(self, spec: AwaySpec, model: Clip) -> None:
-        super().__init__()
-        self.spec = spec
-        # Erased pixels are 0 once this model has normalised them.
-        r, g, b = model.mean_C.flatten().tolist()
-        self.policy = replace(spec.policy, erase_color=(r, g, b))
-        # In a tuple, where torch sees no submodule: no mode, checkpoint or optimizer reaches it.
-        self.victim: tuple[Clip, ...] = (frozen_copy(model),) if spec.weight else ()
-
-    def trainable(self, model: Clip) -> Iterable[nn.Parameter]:
-        for name, parameter in model.named_parameters():
-            if self.spec.train_scale or name != "net.logit_scale":
-                yield parameter
-
-    def views(self, batch: Batch, draws: Draws) -> Mapping[str, Tensor]:
-        return {"image": augment(self.policy, batch.image, draws)}
-
-    @torch.no_grad()
-    def _then(self, image_BCHW: Tensor, tokens_BT: Tensor) -> dict[Sides, Tensor]:
-        """The victim's features of what is pushed away from them: nothing at weight 0."""
-        then_BD: dict[Sides, Tensor] = {}
-        for victim in self.victim:
-            if victim.mean_C.device != image_BCHW.device:
-                victim.to(image_BCHW.device)
-            if self.spec.sides != Sides.TEXT:
-                then_BD[Sides.IMAGE] = victim.encode_image(image_BCHW)
-            if self.spec.sides != Sides.IMAGE:
-                then_BD[Sides.TEXT] = victim.encode_text(tokens_BT)
-        return then_BD
-
-    def forward(self, model: Clip, batch: Batch, clock: Clock) -> dict[str, Tensor]:
-        spec, image_BCHW = self.spec, batch.views["image"]
-        image_BD, text_BD = model.encode_image(image_BCHW), model.encode_text(batch.tokens)
-        terms, watched = {"clip": clip_loss(image_BD, text_BD, model.scale)}, dict[str, Tensor]()
-        for side, then_BD in self._then(image_BCHW, batch.tokens).items():
-            now_BD = image_BD if side == Sides.IMAGE else text_BD
-            distance_G = gather((now_BD - then_BD).square().sum(-1))
-            away = pushed(distance_G, spec.threshold, spec.gate)
-            terms[f"away_{side}"] = -spec.weight * away.distance
-            watched[f"distance_{side}"] = distance_G.detach().mean()
-            watched[f"gated_{side}"] = away.gated
-        self.watched = watched
-        return terms
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AwaySpec:
-    name: ClassVar[str] = "away_from_victim"
-    version: ClassVar[int] = 1
-
-    threshold: float
-    weight: float
-    gate: Gate
-    sides: Sides
-    train_scale: bool
-    policy: NoiseErase
-
-    def build(self, model: Clip) -> Objective:
-        return Away(self, model)
-
-
-def gate_notes(curves: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Per side the share of steps (or rows) beyond the threshold and the largest epoch mean of
-    the distance; ``never_gated`` is 1 where no step of any side got there."""
-    sides = [side for side in ("image", "text") if f"gated_{side}" in curves[0]]
-    steps = sum(record["steps"] for record in curves)
-    notes: dict[str, float] = {}
-    for side in sides:
-        gated = sum(record["steps"] * record[f"gated_{side}"] for record in curves)
-        notes[f"gated_{side}"] = gated / steps
-        notes[f"farthest_{side}"] = max(record[f"distance_{side}"] for record in curves)
-    if sides:
-        notes["never_gated"] = float(not any(notes[f"gated_{side}"] for side in sides))
-    return notes
+from victims.recipe import BatchNormMode, Descent, Recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -171,7 +171,8 @@ def judges_every_row(defense: Defense, kit: Kit) -> None:
         shown = f"`{name}` of {getattr(found, 'dtype', type(found).__name__)} {np.shape(found)}"
         expect(fits, shown, f"{dtype} ({ROWS},), one per suspect row")
         if name.startswith("scores"):
-            expect(not np.isinf(found).any(), f"`{name}` with inf", "numbers, or NaN if not scored")
+            no_inf = not np.isinf(found).any()
+            expect(no_inf, f"`{name}` with inf", "numbers, or NaN for a row without a score")
         else:
             expect(bool(np.isfinite(found).all()), f"`{name}` with NaN", "finite numbers")
         allowed = Need.SUSPECT_DATA in defense.needed()
@@ -237,7 +238,7 @@ def repeats_bit_for_bit(defense: Defense, kit: Kit) -> None:
     for name in ("sets", "scores"):
         ours, theirs = getattr(first.done, name), getattr(second.done, name)
         same = ours.keys() == theirs.keys() and all(
-            np.array_equal(values, theirs[key]) for key, values in ours.items()
+            values.tobytes() == theirs[key].tobytes() for key, values in ours.items()
         )
         expect(same, f"other `{name}`", "the same in every run")
 

@@ -18,15 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from defenses.abd import (
-    Abd,
-    Origin,
-    PatchedPairs,
-    PatchedPairsSpec,
-    PatchSource,
-    Pgd,
-    Placement,
-)
+from defenses.abd import Abd, Origin, PatchSource
 from defenses.base import Case, Defended, Need, Recipes
 from defenses.controls import AugmentedClipSpec, AugmentOnly
 from tests.conftest import corpus_spec
@@ -40,6 +32,7 @@ from victims.errors import Forbidden, MethodFailure, UsageError
 from victims.lab import DataRef, Lab, ModelRef
 from victims.models import Clip, ModelSpec, fresh
 from victims.noise_patch import NoisePatch, anywhere, corner_of, noise_square, side_of, wear
+from victims.patched_pairs import PatchedPairs, PatchedPairsSpec, Pgd, Placement
 from victims.recipe import Clock, Recipe, Runtime, Select
 from victims.rewrite import EdaMode
 from victims.store import Store

@@ -25,15 +25,9 @@ from torch import Tensor, nn
 
 from attacks import ATTACKS
 from defenses import DEFENSES
-from defenses.abd import Placement
 from defenses.controls import AugmentedClipSpec
 from defenses.finetune import Part, PartialClipSpec
-from defenses.par import AwaySpec, Gate
-from defenses.par import Sides as Pushed
 from defenses.roclip import Augment, PoolInit, Query
-from defenses.safeclip import Counting, PairCosine, SafePhaseSpec, Split
-from defenses.ta_cleaner import Aligned, Denominator, Mode
-from defenses.ta_cleaner import Sides as SubSides
 from grid.registry import resolve
 from tests.conftest import corpus_spec
 from tests.test_abd import PER_PICTURE
@@ -42,6 +36,8 @@ from tests.test_ta_cleaner import SPEC as SUB_TEXTS
 from tests.test_ta_cleaner import dressed
 from tests.test_training import IN_MODAL, POOLED, RECIPE, Interrupted, Kept, Stopped, state, view_of
 from victims.augment import NoiseErase
+from victims.away import AwaySpec, Gate
+from victims.away import Sides as Pushed
 from victims.corpora import View, annotate, build_corpus, corpus_key
 from victims.distributed import agreed, gather, rank, share_batch_norm, world_size
 from victims.draws import numpy_rng, torch_rng
@@ -53,9 +49,13 @@ from victims.lab import DataRef, Lab, model_key
 from victims.mixture import SafeRule, SplitRule
 from victims.models import EMBEDDED_CONTEXT, Clip, ModelSpec, WordTokenizer, fresh
 from victims.overfitting import EarlyClipSpec, OutsideClipSpec
+from victims.patched_pairs import Placement
 from victims.recipe import BatchNormMode, Recipe, Runtime
 from victims.relearning import Bank, RelearnUnlearnSpec, Sides
+from victims.safe_phases import Counting, PairCosine, SafePhaseSpec, Split
 from victims.store import Busy, Store
+from victims.sub_text_alignment import Aligned, Denominator, Mode
+from victims.sub_text_alignment import Sides as SubSides
 from victims.training import Objective, ObjectiveSpec, PlainClipSpec
 from victims.words import NOUNS, world_vocabulary
 
@@ -225,11 +225,11 @@ TRAINED = (
     "subtexts-subset",
 )
 
-# By default two cases of each objective, the first of which is its plain use.
+# By default each objective in its plain use, which is its first case.
 FIRST = {
     name
     for name, case in CASES.items()
-    if [n for n, other in CASES.items() if other.objective == case.objective].index(name) < 2
+    if next(n for n, other in CASES.items() if other.objective == case.objective) == name
 }
 MORE = pytest.mark.exhaustive
 

@@ -28,6 +28,7 @@ from victims.store import Store
 # A victim's fit of some seconds, with several checkpoints on the way.
 EPOCHS = 24
 LONG: dict[str, Any] = {
+    "defenses": ["none"],
     "data": {"world": {**TINY["data"]["world"], "suspect": 256}},
     "recipes": {**TINY["recipes"], "victim": {**RECIPE, "epochs": EPOCHS}},
     # One lane: every further worker imports torch for seconds.

@@ -19,12 +19,13 @@ from torch import Tensor
 
 from defenses.base import Case, Defended, Need, Recipes
 from defenses.finetune import Finetune
-from defenses.par import Away, AwaySpec, Gate, Par, Sides, gate_notes, pushed
+from defenses.par import Par
 from tests.conftest import corpus_spec
 from tests.test_cleanclip import vit
 from tests.test_losses import features, slow
 from tests.test_training import Kept, run_fit, state
 from victims.augment import NoiseErase, augment
+from victims.away import Away, AwaySpec, Gate, Sides, gate_notes, pushed
 from victims.batches import Batch
 from victims.corpora import Reader, View, corpus_key, open_corpus, subset, whole
 from victims.draws import Draws, torch_rng

@@ -190,7 +190,7 @@ def test_stages_that_others_keep_waiting_are_told_and_given_up(
 ) -> None:
     """The run once waited for ever, and said that what waits was running."""
     resources = {"model": {"gpus": 1}}
-    execution = {**TINY["execution"], "wait_seconds": 8, "resources": resources}
+    execution = {**TINY["execution"], "wait_seconds": 3, "resources": resources}
     grid = tiny_grid(tmp_path / "in", execution=execution)
     store = tmp_path / "store"
     shutil.copytree(calm / "store", store)
@@ -216,10 +216,10 @@ def test_stages_that_others_keep_waiting_are_told_and_given_up(
         GridError, match=r"free are \d of 3 CPUs and 0 of 2 GPUs.* No stage"
     ) as ended:
         driver.run()
-    assert 8 <= time.monotonic() - began < 200
+    assert 3 <= time.monotonic() - began < 200
     assert ended.value.code == 1
     assert "\n" not in str(ended.value)
-    assert "execution.wait_seconds: 8" in str(ended.value)
+    assert "execution.wait_seconds: 3" in str(ended.value)
     told = "waiting for resources: stages of kind 'model' ask for 1 CPUs and 1 GPUs"
     assert len([line for line in said if line.startswith("waiting for")]) == 1, said
     assert said[-1].startswith(told)
@@ -360,6 +360,7 @@ def test_a_rank_that_dies_costs_the_work_since_the_last_checkpoint(
     assert numbers(out) == numbers(tmp_path / "calm")
 
 
+@pytest.mark.exhaustive
 def test_a_backend_that_fails_gives_back_what_it_reserved(start: Start, tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("NCCL starts on this machine")

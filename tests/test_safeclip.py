@@ -27,15 +27,7 @@ from defenses.base import (
     fidelity_in,
     resolved_needs,
 )
-from defenses.safeclip import (
-    Counting,
-    PairCosine,
-    SafeClip,
-    SafePhase,
-    SafePhaseSpec,
-    ScoreView,
-    Split,
-)
+from defenses.safeclip import SafeClip
 from tests.conftest import corpus_spec
 from tests.test_losses import features, slow
 from victims.batches import Batch, score_rows
@@ -49,6 +41,7 @@ from victims.mixture import SafeRule, SplitRule, disorder, two_gaussians
 from victims.models import Clip, ModelSpec, fresh
 from victims.recipe import Clock, OptimizerState, Recipe, Runtime, Schedule, Select, lr_factor
 from victims.rewrite import EdaMode, eda_text
+from victims.safe_phases import Counting, PairCosine, SafePhase, SafePhaseSpec, ScoreView, Split
 from victims.store import Store
 from victims.training import Fit, FitReport, Objective
 

@@ -16,16 +16,7 @@ from torch import Tensor
 
 from defenses.base import Case, Defended, Need, Recipes
 from defenses.cleanclip import CleanClip
-from defenses.ta_cleaner import (
-    Aligned,
-    Denominator,
-    Mode,
-    Sides,
-    SubTextAlignment,
-    SubTextAlignmentSpec,
-    TaCleaner,
-    image_to_text,
-)
+from defenses.ta_cleaner import TaCleaner
 from tests.test_losses import features, slow
 from tests.test_training import IN_MODAL, Kept, run_fit, state, view_of
 from victims.batches import Batch
@@ -37,6 +28,15 @@ from victims.losses import clip_loss
 from victims.models import Clip, ModelSpec
 from victims.recipe import Clock, Recipe, Runtime
 from victims.store import Store
+from victims.sub_text_alignment import (
+    Aligned,
+    Denominator,
+    Mode,
+    Sides,
+    SubTextAlignment,
+    SubTextAlignmentSpec,
+    image_to_text,
+)
 from victims.subtexts import (
     NegativeKind,
     NegativeText,
