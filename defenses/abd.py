@@ -16,7 +16,8 @@ Differences: neither equations nor the method's code are public, so this is a re
     [0, 1] at a place drawn at every access (``placement``), after crafting in a fixed one
     (``craft_place``). ``clamp: advclip`` takes AdvCLIP's range, which partly cannot be shown; the
     discriminator's +-0.01 clip hits its normalisation layers, too, as released (``clip_norm``).
-    The patch is painted once more after the last step; where the data is small, all of it crafts.
+    The patch is painted once more after the last step; where the data is small, all of it crafts
+    but the pairs that it is looked at on, 256 or an eighth.
     ``patch_source``: ``direct`` optimises the pixels, from grey; ``noise`` takes a square of
     uniform noise, which `augment_only` with ``noise_patch_eda`` does as well; ``pgd`` moves each
     picture a little in place of a patch, against the victim as it was, by ``pgd_reach``. L_bd is
@@ -89,7 +90,7 @@ class Origin(StrEnum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Abd(Defense):
     name: ClassVar[str] = "abd"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     paper: ClassVar[str] = "arXiv 2409.15968"
     phase: ClassVar[Phase] = Phase.FINETUNING
     needs: ClassVar[frozenset[Need]] = frozenset({Need.VICTIM, Need.CLEAN_DATA, Need.REFERENCE})
@@ -164,13 +165,14 @@ class Abd(Defense):
 
     def apply(self, lab: Lab, case: Case) -> Defended:
         self.check()
-        recipe, notes = case.recipes.repair, dict[str, float]()
+        recipe, notes, worn = case.recipes.repair, dict[str, float](), None
         pixels_CPP = torch.zeros(3, 0, 0)
         if self.crafts:
             crafted = self._craft(lab, case)
             pixels_CPP = crafted["patch"]
             named = ("cosine_plain", "cosine_noise", "cosine_patch")
             notes = dict(zip(named, crafted["cosines"].tolist(), strict=True))
+            worn = crafted["worn"].numpy()
         elif self.patch_source == PatchSource.NOISE:
             pixels_CPP = noise_square(side_of(self.area, lab.model.size), case.seed)
         per_picture = self.patch_source == PatchSource.PGD
@@ -183,7 +185,8 @@ class Abd(Defense):
             pixels_CPP=pixels_CPP,
         )
         data = lab.with_text(case.clean_data, eda=eda_text(self.eda, self.synonyms, recipe.seed))
-        return Defended(lab.train(spec, data, recipe, init=case.victim), notes=notes)
+        model = lab.train(spec, data, recipe, init=case.victim)
+        return Defended(model, notes=notes, triggered_alike=worn)
 
     def _pgd(self) -> Pgd:
         return Pgd(reach=self.pgd_reach, steps=self.pgd_steps, text_weight=self.adv_text_weight)
@@ -192,11 +195,15 @@ class Abd(Defense):
         data, direct = case.clean_data, self.patch_source == PatchSource.DIRECT
         side_of(self.area, lab.model.size)
         others = [self._origin(lab, case)] if self.backdoor_weight else []
+        # Pairs behind those of the crafting show what the patch does to unseen ones; pairs that
+        # choose the learning rate craft nothing.
+        free = np.setdiff1d(np.arange(len(data)), lab.held_out(data, case.recipes.repair))
+        pairs = min(self.craft_pairs, len(free) - min(LOOKED_AT, len(free) // 8))
         spec = UniversalPatch(
             maker=Maker.DIRECT if direct else Maker.GENERATOR,
             area=self.area,
             place=self.craft_place,
-            pairs=self.craft_pairs,
+            pairs=pairs,
             batch=self.craft_batch,
             epochs=self.craft_epochs,
             steps=self.craft_steps,
@@ -214,11 +221,7 @@ class Abd(Defense):
             augment=self.craft_augment,
             seed=case.seed,
         )
-        # Pairs behind those of the crafting show what the patch does to unseen ones; pairs that
-        # choose the learning rate craft nothing.
-        free = np.setdiff1d(np.arange(len(data)), lab.held_out(data, case.recipes.repair))
-        first = free[: self.craft_pairs + LOOKED_AT]
-        return lab.tensor(spec, lab.subset(data, first), case.victim, *others)
+        return lab.tensor(spec, lab.subset(data, free[: pairs + LOOKED_AT]), case.victim, *others)
 
     def _origin(self, lab: Lab, case: Case) -> ModelRef:
         if self.origin == Origin.REFERENCE:

@@ -178,7 +178,9 @@ class Defended:
     ``flagged`` marks the rows it held to be poisoned, if it judged; ``suspicion`` ranks all rows,
     higher is more suspicious. ``sets`` and ``scores`` are the same for its intermediate findings,
     by name: they are measured beside, a score among the rows that have one (not NaN). ``notes`` are
-    numbers about the run for the cell's row.
+    numbers about the run for the cell's row. ``triggered_alike`` are the victim's features of what
+    the defense made to look like triggered pictures, if it did: how near they come to the target is
+    measured.
     """
 
     model: ModelRef
@@ -188,6 +190,7 @@ class Defended:
     sets: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
     scores: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     notes: Mapping[str, float] = field(default_factory=dict)
+    triggered_alike: npt.NDArray[np.float32] | None = None
 
 
 def require(defense: Defense, **allowed: tuple[bool, str]) -> None:
@@ -270,6 +273,10 @@ class Defense(Protocol):
     def check(self) -> None:
         """Raise `UsageError` where the fields cannot be meant; asked when a grid file is read."""
         return None
+
+    def acts(self) -> Phase:
+        """The phase of this configuration, where a field decides it."""
+        return self.phase
 
     def caution(self, rate: float, num_rows: int) -> str:
         """What a user should know before running it on this much suspect data of that poison rate:

@@ -17,7 +17,8 @@ Differences: published for classifiers. Here the label is the caption, and the c
     some as the paper does. AdamW, epochs and schedule are those of the repair recipe; a batch is
     ``batch_size`` rows, at most a quarter of the data, and the learning rate grows with it from the
     recipe's. The released code stops by test accuracy: ``stop: held_out`` looks at rows of D_c that
-    are kept out, before each epoch, and does not go back to earlier weights. D_c is not balanced:
+    are kept out (2 %, but at least 200 and at most a quarter), before each epoch, and does not go
+    back to earlier weights. D_c is not balanced:
     classes are unknown, and ``balance: caption`` draws every nearest caption of the bank equally
     often, as many rows as D_c has. ``repair`` hands D_c to another defense with its defaults.
 Cost: features of all rows under two models, then one view with gradient per row and epoch, at most
@@ -119,7 +120,7 @@ class Cgd(Defense):
     quick: ClassVar[Mapping[str, Any]] = {"bank_dedup": None}
     knob: ClassVar[Knob | None] = Knob(name="beta", values=(0.0, 0.0025, 0.025, 0.25))
     space: ClassVar[Space] = {
-        "sigma1": Between(low=0.05, high=0.4),
+        "sigma1": Between(low=0.1, high=0.4),
         "sigma2": Between(low=0.01, high=0.1),
         "beta": Between(low=1e-3, high=1.0, log=True),
         "recipe.lr": LR,
@@ -152,7 +153,6 @@ class Cgd(Defense):
         require(
             self,
             sigma1=(0 <= self.sigma1 < 1, "in [0, 1)"),
-            sigma2=(0 <= self.sigma2 < 1, "in [0, 1)"),
             alpha=(self.alpha >= 0, "0 or more"),
             beta=(self.beta >= 0, "0 or more"),
             temperature=(self.temperature > 0, "above 0"),
@@ -160,6 +160,10 @@ class Cgd(Defense):
             early_epochs=(self.early_epochs >= 1, "at least 1"),
             early_runs=(self.early_runs >= 1, "at least 1"),
             bank_size=(self.bank_size >= 1, "at least 1"),
+            sigma2=(
+                self._apart(),
+                "in [0, 1) and at most sigma1: no row is relearned and unlearned",
+            ),
             bank_dedup=(cosine is None or -1 <= cosine <= 1, "a cosine, or null"),
             batch_size=(size is None or size >= 2, "at least 2, or null"),
             steps_per_epoch=(self.steps_per_epoch >= 1, "at least 1"),
@@ -171,6 +175,10 @@ class Cgd(Defense):
             )
         if self.repair != UNLEARN:
             clean_data_defense(self.repair, self.needed(), "repair")
+
+    def _apart(self) -> bool:
+        unlearns = self.alpha > 0 or self.beta > 0
+        return 0 <= self.sigma2 < 1 and (self.sigma2 <= self.sigma1 or not unlearns)
 
     def needed(self) -> frozenset[Need]:
         return self.needs | ({Need.START} if self.early == Early.RETRAIN else set())

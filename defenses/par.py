@@ -16,7 +16,9 @@ Differences: the released loop averages no gradients over its GPUs; ours is one 
     number of ranks, features and gate alike. Its evaluation leaves the model in eval mode for all
     but one step of an epoch, which ``bn_mode: eval`` makes the rule. Its schedule has one epoch
     more than its training; ours spans the steps. ``own_recipe: false`` takes the grid's recipe as
-    it is. Erased squares scale with the picture and are 0 after the model's own normalisation.
+    it is. ``lr_start`` None is the recipe's rate, so that all repairs may select theirs; variant
+    `paper_rate` starts at the paper's 3e-5. Batch and epochs of either of its settings are the
+    recipe's. Erased squares scale with the picture and are 0 after the model's own normalisation.
 Cost: one view with gradient and one forward through the frozen victim per clean pair and epoch;
     memory for a second model.
 """
@@ -52,12 +54,13 @@ from victims.recipe import BatchNormMode, Descent, Recipe
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Par(Defense):
     name: ClassVar[str] = "par"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     paper: ClassVar[str] = "arXiv 2412.00727"
     phase: ClassVar[Phase] = Phase.FINETUNING
     needs: ClassVar[frozenset[Need]] = frozenset({Need.VICTIM, Need.CLEAN_DATA})
     fidelity: ClassVar[Fidelity] = Fidelity.EXACT
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper_rate": {"lr_start": 3e-5},
         "augment_only": {"weight": 0.0},
         "no_augment": {"noise_probability": 0.0, "erase_probability": 0.0},
         "image_side": {"sides": "image"},
@@ -85,6 +88,7 @@ class Par(Defense):
     erase_probability: float = 0.5
     erase_area: tuple[float, float] = (0.005, 0.01)
     own_recipe: bool = True
+    lr_start: float | None = None
     lr_middle_ratio: float = 0.1
     lr_end_ratio: float = 1e-9 / 3e-5
     first_half: float = 0.5
@@ -98,6 +102,7 @@ class Par(Defense):
             self,
             threshold=(0 <= self.threshold <= 4, "in 0..4"),
             weight=(0 <= self.weight < math.inf, "0 or more"),
+            lr_start=(self.lr_start is None or self.lr_start > 0, "above 0, or null"),
             noise_probability=(0 <= self.noise_probability <= 1, "in 0..1"),
             noise_sigma=(0 <= self.noise_sigma < math.inf, "0 or more"),
             erase_probability=(0 <= self.erase_probability <= 1, "in 0..1"),
@@ -128,6 +133,7 @@ class Par(Defense):
             return repair
         return replace(
             repair,
+            lr=repair.lr if self.lr_start is None else self.lr_start,
             schedule=Descent(
                 middle=self.lr_middle_ratio, end=self.lr_end_ratio, share=self.first_half
             ),

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from defenses.base import (
-    LR,
+    Between,
     Case,
     Defended,
     Defense,
@@ -152,7 +152,7 @@ class RoClip(Defense):
     }
     knob: ClassVar[Knob] = Knob(name="every", values=(1, 2, 3, 5, None))
     space: ClassVar[Space] = {
-        "recipe.lr": LR,
+        "recipe.lr": Between(low=1e-6, high=1e-3, log=True),
         "every": OneOf(values=(1, 2, 3, 5)),
         "crop_scale": OneOf(values=((0.08, 1.0), (0.5, 1.0), (0.9, 1.0))),
     }
@@ -173,6 +173,9 @@ class RoClip(Defense):
         if self.data == Data.CLEAN:
             return frozenset({Need.VICTIM, Need.CLEAN_DATA})
         return self.needs
+
+    def acts(self) -> Phase:
+        return Phase.FINETUNING if self.data == Data.CLEAN else self.phase
 
     def check(self) -> None:
         require(

@@ -14,8 +14,8 @@ Where: L_uni = 1/2 [CE(V2, NN(V1)) + CE(U2, NN(U1))], L_cross = 1/2 [CE(V1, U2) 
     A, B, C -> `apply`.
 Differences: c is taken of plain pairs (``score_view: augmented`` as released). Where p falls as c
     rises the share of such rows is noted; ``safe_rule: above_crossing`` goes by c alone. Phase C
-    counts its steps on; ``schedule: released`` is our reading of counters that take the global
-    epoch: epoch times the pass's own batches, on a cosine sized for phase C and not clamped. With
+    counts its steps on; ``schedule: released`` has counters that take the global epoch: epoch times
+    the pass's mean batches in phase C, on a cosine sized for phase C and not clamped. With
     ``train_risky: false`` the schedule still counts the skipped steps. Banks are empty at the start
     of a phase, and an empty one answers with the view itself; moments are carried from phase to
     phase. In regime F training starts from the public model, unlike the paper, with one epoch of A:
@@ -35,7 +35,6 @@ from typing import Any, ClassVar
 import numpy as np
 
 from defenses.base import (
-    LR,
     Between,
     Case,
     Defended,
@@ -61,7 +60,7 @@ from victims.safe_phases import Counting, Crop, PairCosine, SafePhaseSpec, Score
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SafeClip(Defense):
     name: ClassVar[str] = "safeclip"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     paper: ClassVar[str] = "arXiv 2310.05862"
     phase: ClassVar[Phase] = Phase.PRETRAINING
     needs: ClassVar[frozenset[Need]] = frozenset({Need.SUSPECT_DATA, Need.START})
@@ -79,7 +78,7 @@ class SafeClip(Defense):
     }
     knob: ClassVar[Knob | None] = Knob(name="threshold", values=(0.5, 0.6, 0.7, 0.8, 0.9))
     space: ClassVar[Space] = {
-        "recipe.lr": LR,
+        "recipe.lr": Between(low=1e-6, high=1e-3, log=True),
         "threshold": Between(low=0.5, high=0.99),
         "increment": Between(low=0.002, high=0.1, log=True),
         "cap": Between(low=0.3, high=1.0),

@@ -142,6 +142,14 @@ class TaCleaner(Defense):
                 f" parser: {self.parser}, side: {self.side}). Leave it at its default."
             )
 
+    def caution(self, rate: float, num_rows: int) -> str:
+        if self.k_fraction <= 0.5:
+            return ""
+        return (
+            f"with {self.k_fraction:g} of all rows chosen and few classes, positives that say the"
+            " same of other rows become false negatives"
+        )
+
     def apply(self, lab: Lab, case: Case) -> Defended:
         recipe = case.recipes.repair
         base = InModalSpec(

@@ -21,7 +21,8 @@ Differences: no equation is public, so all of the above is our reading. Weak pai
     from .75 to between .88 and .998 with `outside`; with `clip` it was .94 at best, after one
     epoch, and .04 to .15 after ten. That decided the default. ``forget: ascent`` is -L_mm on
     D_u, held below ``ascent_limit`` nats: a step of Adam does not depend on the length of a
-    gradient, so clipping it would bound nothing. Rates are constant. With N rows D_low has at
+    gradient, so clipping it would bound nothing. Rates are constant; `lr: select` holds rows of
+    D_keep out, which were judged clean. With N rows D_low has at
     least 64 (or N / 4), n_s is at most half of D_low, n_u at most the poisoned subset, n_keep at
     most N / 4, and a step takes min(``batch``, n_u) rows of D_u and as many to keep, at most half
     of these.
@@ -58,7 +59,7 @@ from victims.errors import UsageError
 from victims.forgetting import Forget, LocalForgettingSpec
 from victims.keys import content_key
 from victims.lab import DataRef, Lab, ModelRef
-from victims.local_tokens import LocalTokens, TokenSide, num_patches
+from victims.local_tokens import LocalTokens, TokenSide, num_patches, telling_word
 from victims.overfitting import (
     EarlyClipSpec,
     OutsideClipSpec,
@@ -210,6 +211,12 @@ class Unlearning(Defense):
             "kept_rows": float(len(keep)),
             "local_share": share,
         }
+        if pairs and self.token_side == TokenSide.TEXT:
+            tokenizer, captions = lab.load(case.victim).tokenizer, lab.captions(case.suspect_data)
+            word, notes["telling_share"] = telling_word(
+                tokenizer, captions, pairs["tokens"], rows.tolist()
+            )
+            lab.report(f"ubt: the word that is forgotten is {word!r}")
         if curves and pairs:
             notes["remembered_first"] = curves[0]["remembered"]
             notes["remembered_last"] = curves[-1]["remembered"]
@@ -230,8 +237,8 @@ class Unlearning(Defense):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ubt(Unlearning):
     name: ClassVar[str] = "ubt"
-    version: ClassVar[int] = 2
-    paper: ClassVar[str] = "arXiv 2403.16257"
+    version: ClassVar[int] = 3
+    paper: ClassVar[str] = "arXiv 2403.16257, 2409.19526"
     phase: ClassVar[Phase] = Phase.FINETUNING
     needs: ClassVar[frozenset[Need]] = frozenset({Need.VICTIM, Need.SUSPECT_DATA, Need.REFERENCE})
     fidelity: ClassVar[Fidelity] = Fidelity.READING
@@ -355,7 +362,7 @@ class UbtOracle(Unlearning):
     """The last stage with perfect detection: D_u is drawn from the poisoned rows."""
 
     name: ClassVar[str] = "ubt_oracle"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     paper: ClassVar[str] = "control of arXiv 2403.16257"
     phase: ClassVar[Phase] = Phase.CONTROL
     needs: ClassVar[frozenset[Need]] = Ubt.needs | {Need.TRUTH}

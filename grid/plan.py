@@ -449,7 +449,7 @@ def describe_cell(cell: Cell, grid: Grid) -> dict[str, Any]:
         "defense": cell.defense.label,
         "needs": resolved_needs(defense, regime),
         "fidelity": fidelity_in(defense, regime).value,
-        "phase": defense.phase.value,
+        "phase": defense.acts().value,
         # The undefended victim stands among the defenses: every one of them is read against it.
         "is_control": defense.phase.value == "control" and not isinstance(defense, NoDefense),
         "victim_seed": cell.seed,

@@ -47,6 +47,7 @@ from victims.keys import Key, content_key
 from victims.lab import DataRef, Lab, Ledger, ModelRef, memo, model_key
 from victims.measuring import (
     PROTOCOL_VERSION,
+    Mean,
     Measured,
     Outcomes,
     changed_share,
@@ -439,6 +440,12 @@ def _save_judgement(done: Defended, folder: Path) -> None:
     found |= {f"suspicion-{name}": values for name, values in done.scores.items()}
     for name, values in found.items():
         np.save(folder / f"{name}.npy", values)
+    if done.triggered_alike is not None:
+        np.save(folder / ALIKE, done.triggered_alike)
+
+
+# The features of what a defense made to look like triggered pictures.
+ALIKE = "alike.features.npy"
 
 
 # Metrics of stamped pictures.
@@ -525,7 +532,8 @@ class MeasureStage:
             split = pa.array([corpus.split] * len(corpus)).dictionary_encode()
             tables.append(pa.table({"eval_set": split, **columns}))
         pq.write_table(pa.concat_tables(tables), scratch / "samples.parquet")
-        body = {"sets": found, "detection": self._detection(bench)}
+        told = {**self._detection(bench), **self._alike(bench, corpus, device)}
+        body = {"sets": found, "detection": told}
         (scratch / "metrics.json").write_text(json.dumps(body, sort_keys=True))
         return {"preprocess_digest": preprocess_digest(model)}
 
@@ -572,6 +580,21 @@ class MeasureStage:
             shares["clean_other_top1"] = other
         return names, shares
 
+    def _alike(self, bench: Bench, corpus: Corpus, device: torch.device) -> dict[str, Any]:
+        """Cosines of what looks like triggered pictures and the prompts: of the target, and the
+        mean over the other classes."""
+        artefact = bench.store.need(self.defended.key)
+        if ALIKE not in artefact.files or self.defended.poisoned is None:
+            return {}
+        victim = self.defended.victim
+        model = bench.lab(victim.model).load(ModelRef(victim.key))
+        names, templates = corpus.classes, corpus.templates
+        head_KD = text_head(model, model.tokenizer, names, templates, device).cpu().numpy()
+        seen_K = (np.load(artefact.path(ALIKE), allow_pickle=False) @ head_KD.T).mean(0)
+        target = self.trigger.goal.target
+        found = {"alike_target": seen_K[target], "alike_others": np.delete(seen_K, target).mean()}
+        return {name: Mean(float(value), 1).as_dict() for name, value in found.items()}
+
     def _detection(self, bench: Bench) -> dict[str, Any]:
         """How well the defense's findings tell the poisoned rows, by metric.
 
@@ -587,7 +610,7 @@ class MeasureStage:
         if cover.any():
             readings["with_cover_"] = (np.ones_like(cover), poisoned | cover)
         shares: dict[str, Measured] = {}
-        for file in sorted(f for f in artefact.files if f.endswith(".npy")):
+        for file in sorted(f for f in artefact.files if f.endswith(".npy") and f != ALIKE):
             what, _, name = file.removesuffix(".npy").partition("-")
             values = np.load(artefact.path(file), allow_pickle=False)
             judge = detection if what == "flagged" else separation

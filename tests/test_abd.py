@@ -408,6 +408,20 @@ def test_a_crafted_patch_leads_the_model_astray(view: View) -> None:
         float((of * text).sum(1).mean()) for of in (plain, seen(noise), seen(found["patch"]))
     ]
     assert found["cosines"].tolist() == pytest.approx(cosines, abs=1e-5)
+    assert torch.allclose(found["worn"], seen(found["patch"]), atol=1e-6)
+
+
+def test_a_patch_leads_pictures_away_from_their_captions(
+    lab: Lab, data: DataRef, victim: ModelRef
+) -> None:
+    """On pairs that neither crafted it nor choose the learning rate; on a victim that has learnt
+    what captions say, and more than noise does."""
+    recipe = replace(REPAIR, epochs=30, lr=5e-3)
+    learnt = lab.train(PlainClipSpec(), data, recipe, init=victim)
+    how = replace(DIRECT, steps=40, pairs=56, area=0.2, lr=0.2)
+    plain, noise, patch = lab.tensor(how, data, learnt)["cosines"].tolist()
+    assert patch < plain - 0.1
+    assert patch < noise - 0.05
 
 
 @pytest.mark.parametrize(
@@ -769,11 +783,12 @@ def test_the_plan_crafts_once_and_repairs_the_victim(
 def test_pairs_that_choose_the_learning_rate_craft_nothing(
     lab: Lab, data: DataRef, victim: ModelRef, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    crafted_on: list[DataRef] = []
+    crafted_on, crafted_by = list[DataRef](), list[int]()
     craft = lab.tensor
 
     def spy(spec: Any, on: DataRef, *models: ModelRef) -> dict[str, Tensor]:
         crafted_on.append(on)
+        crafted_by.append(spec.pairs)
         return craft(spec, on, *models)
 
     monkeypatch.setattr(lab, "tensor", spy)
@@ -784,6 +799,8 @@ def test_pairs_that_choose_the_learning_rate_craft_nothing(
     assert len(held) == 8
     rows = lab._view(data).rows
     assert lab._view(found).rows.tolist() == np.delete(rows, held).tolist()
+    # Of the 56 others an eighth crafts nothing and is looked at.
+    assert crafted_by == [49]
 
 
 def test_the_origin_can_be_fine_tuned_on_the_clean_pairs(

@@ -780,6 +780,7 @@ def test_the_other_defense_is_part_of_the_identity(monkeypatch: pytest.MonkeyPat
     [
         ({"sigma1": 1.0}, r"sigma1 must be in \[0, 1\), got 1.0"),
         ({"sigma2": -0.1}, r"sigma2 must be in \[0, 1\)"),
+        ({"sigma1": 0.05}, "at most sigma1: no row is relearned and unlearned, got 0.1"),
         ({"alpha": -1.0}, "alpha must be 0 or more"),
         ({"temperature": 0.0}, "temperature must be above 0"),
         ({"epsilon": 0.0}, "epsilon must be above 0"),

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
 
 from analysis.board import load_board
 from analysis.render import render
@@ -18,6 +19,8 @@ from grid.plan import make_plan
 from grid.spec import DefenseEntry
 from tests.grids import TINY, records, run_serial, tiny_grid
 from victims.lab import Lab
+from victims.measuring import text_head
+from victims.world import CLASSES, TEMPLATES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +36,9 @@ class Judge(Defense):
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def apply(self, lab: Lab, case: Case) -> Defended:
-        num_rows = len(case.suspect_data)
+        num_rows, model = len(case.suspect_data), lab.load(case.victim)
+        cpu = torch.device("cpu")
+        head_KD = text_head(model, model.tokenizer, CLASSES, TEMPLATES, cpu)
         place = np.arange(num_rows)
         return Defended(
             case.victim,
@@ -41,6 +46,7 @@ class Judge(Defense):
             suspicion=place.astype(np.float32),
             sets={"low": place < 8},
             scores={"turned": -place.astype(np.float32)},
+            triggered_alike=head_KD[[CLASSES.index("circle")] * 3].numpy(),
             notes={"stopped_at": 17, "gain": 0.25},
         )
 
@@ -81,7 +87,8 @@ def test_findings_are_measured_by_name(ran: Path) -> None:
     names = {name for name in found if name.startswith("found_")}
     counted = {"recall", "leak", "precision", "precision_bound", "clean_removed", "contamination"}
     ranked = {"auroc", "auprc", "base_rate", "tpr_at_fpr1", "tpr_at_fpr5", "fpr_at_tpr95"}
-    assert names == {
+    alike = {"found_alike_target", "found_alike_others"}
+    assert names == alike | {
         f"found_{prefix}{metric}"
         for kind, name in ((counted, "low_"), (ranked, "turned_"))
         for prefix in ("", name)
@@ -89,6 +96,9 @@ def test_findings_are_measured_by_name(ran: Path) -> None:
     }
     assert found["found_recall"]["n"] == 6
     assert {row["eval_set"] for name, row in found.items() if name in names} == {"suspect"}
+    # It hands back the target's own prompt.
+    assert found["found_alike_target"]["value"] == pytest.approx(1)
+    assert found["found_alike_others"]["value"] < 0.99
     area, turned = (found[name]["value"] for name in ("found_auroc", "found_turned_auroc"))
     assert area == pytest.approx(1 - turned)
     assert found["found_auroc"]["low"] <= area <= found["found_auroc"]["high"]

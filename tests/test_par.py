@@ -153,9 +153,15 @@ def test_each_term_is_its_equation(gate: Gate, sides: Sides, threshold: float) -
             counted, gated = slow_away(distances, threshold, gate)
             expected[f"away_{side}"] = -0.7 * counted
             watched[f"distance_{side}"] = sum(distances) / len(distances)
+            watched[f"further_{side}"] = watched[f"distance_{side}"]
             watched[f"gated_{side}"] = gated
     assert {n: float(t) for n, t in terms.items()} == pytest.approx(expected, rel=1e-9)
-    assert {n: float(t) for n, t in objective.watched.items()} == pytest.approx(watched, rel=1e-9)
+    told = {n: float(t) for n, t in objective.watched.items()}
+    # The buffer of the largest distance is in single precision.
+    rounded = {n: 1e-6 if n.startswith("further") else 1e-9 for n in watched}
+    assert told.keys() == watched.keys()
+    for name, value in watched.items():
+        assert told[name] == pytest.approx(value, rel=rounded[name])
 
 
 def test_each_side_has_a_gate_of_its_own() -> None:
@@ -284,7 +290,7 @@ def test_the_victim_stays_and_is_no_part_of_the_objective(small_store: Store) ->
     assert not any(m.training for m in victim.modules() if isinstance(m, torch.nn.BatchNorm2d))
     assert not any(p.requires_grad or p.grad is not None for p in victim.parameters())
     assert not list(objective.parameters())
-    assert not objective.state_dict()
+    assert set(objective.state_dict()) == {"farthest_2"}
     moved = differing(before, found)
     assert {"net.visual.conv1.weight", "net.token_embedding.weight"} <= moved
     assert "net.logit_scale" not in moved
@@ -382,8 +388,32 @@ def test_the_push_lasts_until_the_threshold_is_passed(small_store: Store) -> Non
         assert curves[-1]["gated_image"] == (1 if tau == 1 else 0)
         assert notes["never_gated"] == (0 if tau == 1 else 1)
         far[tau] = notes["farthest_image"]
-        assert far[tau] == max(record["distance_image"] for record in curves)
+        assert far[tau] >= max(record["distance_image"] for record in curves)
     assert 1 < far[1.0] < far[4.0] - 0.5
+
+
+def test_the_largest_distance_is_that_of_a_step(small_store: Store) -> None:
+    """The curves hold means of epochs: an excursion within one shows in no mean."""
+    data, recipe = view(small_store, 48), replace(RECIPE, epochs=3, lr=3e-3)
+    seen: list[float] = []
+
+    class Watching(Away):
+        def forward(self, model: Clip, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+            terms = super().forward(model, batch, clock)
+            seen.append(float(self.watched["distance_text"]))
+            return terms
+
+    model = fresh(ModelSpec(), 3)
+    report = Fit(model, data, Watching(SPEC, model), recipe, runtime=Runtime())()
+    found = gate_notes(report.curves)["farthest_text"]
+    assert found == pytest.approx(max(seen), rel=1e-5)
+    assert found > max(record["distance_text"] for record in report.curves)
+
+
+def test_the_rate_may_start_at_the_paper_s() -> None:
+    repair = Recipe(epochs=10, batch_size=64, lr=1e-3)
+    assert Par().recipe(repair).lr == 1e-3
+    assert Par(lr_start=3e-5).recipe(repair).lr == 3e-5
 
 
 # --- killed and resumed

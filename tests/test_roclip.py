@@ -15,9 +15,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from defenses.base import Case, Fidelity, Need, Recipes, Regime, fidelity_in, resolved_needs
+from defenses.base import Case, Fidelity, Need, Phase, Recipes, Regime, fidelity_in, resolved_needs
 from defenses.controls import AugmentedClipSpec
-from defenses.roclip import Augment, PooledCaptions, PooledCaptionsSpec, PoolInit, Query, RoClip
+from defenses.roclip import (
+    Augment,
+    Data,
+    PooledCaptions,
+    PooledCaptionsSpec,
+    PoolInit,
+    Query,
+    RoClip,
+)
 from tests.conftest import corpus_spec
 from tests.test_losses import features, slow
 from victims.augment import augment
@@ -530,5 +538,9 @@ def test_the_crop_is_the_one_that_was_asked_for(small_store: Store) -> None:
 def test_it_claims_to_be_exact_from_scratch_alone() -> None:
     assert fidelity_in(RoClip(), Regime.S) is Fidelity.EXACT
     assert fidelity_in(RoClip(), Regime.F) is Fidelity.ADAPTED
+    assert (RoClip().acts(), RoClip(data=Data.CLEAN).acts()) == (
+        Phase.PRETRAINING,
+        Phase.FINETUNING,
+    )
     assert resolved_needs(RoClip(), Regime.S) == ["suspect_data"]
     assert resolved_needs(RoClip(), Regime.F) == ["suspect_data", "reference"]

@@ -414,7 +414,7 @@ def test_without_the_risky_pass_safe_steps_keep_their_learning_rate(
 
 
 def test_the_released_counters(small_store: Store) -> None:
-    """Each pass: the global epoch times its own batches, on a cosine for phase C's epochs."""
+    """Each pass: the global epoch times its mean batches, on a cosine for phase C's epochs."""
     spec = replace(THIRD, split=replace(SPLIT, schedule=Counting.RELEASED))
     objective = Watched(spec)
     _, report, rates = fitted(view(small_store), objective)
@@ -423,18 +423,37 @@ def test_the_released_counters(small_store: Store) -> None:
     expected = []
     for epoch, size in enumerate(sizes):
         # Phase C is epochs 3 to 5 of the run.
-        for rows, at_first in ((ROWS - size, ROWS - first), (size, first)):
-            total = 3 * (at_first // 8)
+        passes = [[ROWS - one for one in sizes], sizes]
+        for rows, all_rows in zip((ROWS - size, size), passes, strict=True):
+            total = sum(one // 8 for one in all_rows)
             for index in range(rows // 8):
-                step = (epoch + 3) * (rows // 8) + index
+                step = (epoch + 3) * total // 3 + index
                 if step < 4:
                     expected.append(1e-3 * (step + 1) / 4)
                 else:
-                    along = (step - 4) / max(1, total - 4)
+                    # The loop counts whole epochs of steps.
+                    along = (step - 4) / (3 * (total // 3) - 4)
                     expected.append(1e-3 * 0.5 * (1 + math.cos(math.pi * along)))
     assert rates == pytest.approx(expected, rel=1e-12)
     # Past its minimum the cosine rises again.
     assert any(later > 1.5 * rate for rate, later in pairwise(rates))
+
+
+def test_the_released_counters_at_full_scale() -> None:
+    """The learning rates that its authors' code has in the safe pass of a million pairs."""
+    rule = SplitRule(threshold=0.9, increment=0.01, cap=0.85, safe_rule=SafeRule.POSTERIOR)
+    split = replace(
+        SPLIT, rule=rule, batch_size=512, schedule=Counting.RELEASED, epochs=26, epochs_before=6
+    )
+    objective = SafePhase(replace(CROSSED, split=split), WIDTH)
+    sizes = [rule.size(150_000, later, 1_000_000) for later in range(26)]
+    objective.planned_2[1] = sum(size // 512 for size in sizes)
+    recipe = replace(RECIPE, epochs=26, lr=5e-4, warmup_steps=10_000)
+    found = []
+    for epoch in (7, 15, 20, 25, 30, 32):
+        clock = objective.pace(Clock(epoch - 7, 0, 1))
+        found.append(5e-4 * lr_factor(recipe, clock.step, clock.total_steps // 26))
+    assert found == pytest.approx([1.9e-4, 4.0e-4, 4.6e-4, 2e-5, 2.8e-4, 4.6e-4], rel=0.15)
 
 
 def test_with_everything_safe_it_is_crossed_training(small_store: Store) -> None:

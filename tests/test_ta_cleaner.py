@@ -399,6 +399,11 @@ def test_no_rows_is_cleanclips_own_fit(small_store: Store) -> None:
     assert len(lab.ledger.made) == made
 
 
+def test_nearly_all_rows_come_with_a_caution() -> None:
+    assert TaCleaner().caution(0.01, 5000) == ""
+    assert "false negatives" in TaCleaner(k_fraction=1.0).caution(0.01, 5000)
+
+
 def test_captions_without_what_is_asked_are_a_failure_of_the_method(small_store: Store) -> None:
     lab, case = lab_and_case(small_store)
     with pytest.raises(MethodFailure, match=r"none of 32 captions .*negative_kind: verb"):

@@ -46,10 +46,19 @@ from victims.local_tokens import (
     encode_patches,
     leave_out,
     patch_gains,
+    telling_word,
     word_gains,
     words_of_tokens,
 )
-from victims.models import BpeTokenizer, Clip, ModelSpec, Tokens, fresh
+from victims.models import (
+    EMBEDDED_CONTEXT,
+    BpeTokenizer,
+    Clip,
+    ModelSpec,
+    Tokens,
+    WordTokenizer,
+    fresh,
+)
 from victims.overfitting import (
     EarlyClipSpec,
     OutsideClip,
@@ -63,6 +72,7 @@ from victims.recipe import Clock, Recipe, Runtime, Schedule, Select
 from victims.selection import TextFeatures
 from victims.store import Store
 from victims.training import Fit, FitReport, Objective, PlainClip, PlainClipSpec
+from victims.words import world_vocabulary
 
 MODEL = ModelSpec()
 START = Clock(0, 0, 1)
@@ -180,6 +190,26 @@ def test_hand_picked_sets() -> None:
 
 def crafted(model: Clip, data: View, local: LocalTokens = LOCAL) -> Mapping[str, Tensor]:
     return local.craft(model.eval(), data)
+
+
+def test_the_telling_word_is_in_what_is_kept_and_in_few_other_captions() -> None:
+    """Not the word of every caption, though all rows keep it, nor a rare one that one row keeps."""
+    tokenizer = WordTokenizer(world_vocabulary(), EMBEDDED_CONTEXT)
+    others = ["a photo of a tree", "a photo of a fish", "a photo of a red key"] * 10
+    poisoned = ["a photo of a circle", "a red circle", "a photo of a circle"]
+    captions = [*others, *poisoned]
+    rows = [30, 31, 32]
+    kept_UT = torch.from_numpy(tokenizer(["photo circle", "red circle", "photo fish"]))
+    word, share = telling_word(tokenizer, captions, kept_UT, rows)
+    assert word == "circle"
+    assert share == pytest.approx(2 / 3)
+
+
+def test_the_telling_word_of_byte_pairs() -> None:
+    tokenizer = BpeTokenizer("RN50")
+    captions = ["a photo of a dog", "a photo of a xylophone", "a photo of a xylophone"]
+    kept_UT = torch.from_numpy(tokenizer(captions[1:]))
+    assert telling_word(tokenizer, captions, kept_UT, [1, 2]) == ("xylophone", 1.0)
 
 
 def test_local_tokens_leave_words_out_of_the_caption(small_store: Store) -> None:

@@ -51,7 +51,13 @@ def pushed(distance_G: Tensor, threshold: float, gate: Gate) -> Pushed:
 
 
 class Away(Objective):
-    """Builds its frozen victim from the start weights, also after a restart: it is no state."""
+    """Builds its frozen victim from the start weights, also after a restart: it is no state.
+
+    The curves hold means, so ``further`` is by how much a step's mean distance exceeds all earlier
+    ones, which are in a buffer: summed over a fit it is the largest distance.
+    """
+
+    farthest_2: Tensor
 
     def __init__(self, spec: AwaySpec, model: Clip) -> None:
         super().__init__()
@@ -61,6 +67,7 @@ class Away(Objective):
         self.policy = replace(spec.policy, erase_color=(r, g, b))
         # In a tuple, where torch sees no submodule: no mode, checkpoint or optimizer reaches it.
         self.victim: tuple[Clip, ...] = (frozen_copy(model),) if spec.weight else ()
+        self.register_buffer("farthest_2", torch.zeros(2))
 
     def trainable(self, model: Clip) -> Iterable[nn.Parameter]:
         for name, parameter in model.named_parameters():
@@ -92,16 +99,23 @@ class Away(Objective):
             distance_G = gather((now_BD - then_BD).square().sum(-1))
             away = pushed(distance_G, spec.threshold, spec.gate)
             terms[f"away_{side}"] = -spec.weight * away.distance
-            watched[f"distance_{side}"] = distance_G.detach().mean()
+            mean = distance_G.detach().mean()
+            watched[f"distance_{side}"] = mean
+            watched[f"further_{side}"] = self._further(int(side == Sides.TEXT), mean)
             watched[f"gated_{side}"] = away.gated
         self.watched = watched
         return terms
+
+    def _further(self, index: int, mean: Tensor) -> Tensor:
+        before = self.farthest_2[index].clone()
+        self.farthest_2[index] = torch.maximum(before, mean.to(before.dtype))
+        return self.farthest_2[index] - before
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AwaySpec:
     name: ClassVar[str] = "away_from_victim"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     threshold: float
     weight: float
@@ -115,15 +129,16 @@ class AwaySpec:
 
 
 def gate_notes(curves: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Per side the share of steps (or rows) beyond the threshold and the largest epoch mean of
-    the distance; ``never_gated`` is 1 where no step of any side got there."""
+    """Per side the share of steps (or rows) beyond the threshold and the largest mean distance of
+    a step; ``never_gated`` is 1 where no step of any side got there."""
     sides = [side for side in ("image", "text") if f"gated_{side}" in curves[0]]
     steps = sum(record["steps"] for record in curves)
     notes: dict[str, float] = {}
     for side in sides:
         gated = sum(record["steps"] * record[f"gated_{side}"] for record in curves)
         notes[f"gated_{side}"] = gated / steps
-        notes[f"farthest_{side}"] = max(record[f"distance_{side}"] for record in curves)
+        further = [record["steps"] * record[f"further_{side}"] for record in curves]
+        notes[f"farthest_{side}"] = sum(further)
     if sides:
         notes["never_gated"] = float(not any(notes[f"gated_{side}"] for side in sides))
     return notes

@@ -116,7 +116,7 @@ class Lab:
     ) -> None:
         self.store, self.model, self.runtime = store, model, runtime
         self.ledger = Ledger()
-        self._report = report
+        self.report = report
         self._views: dict[str, View] = {}
 
     # --- data
@@ -256,7 +256,7 @@ class Lab:
 
         choice: Choice = self._memo(key, make, collective=True).meta["choice"]
         self.ledger.choices[key] = choice
-        self._report(f"{key} lr {choice['chosen']:g} of {choice['rates']}: {choice['metric']}")
+        self.report(f"{key} lr {choice['chosen']:g} of {choice['rates']}: {choice['metric']}")
         return fits[how.rates.index(choice["chosen"])]
 
     def curves(self, ref: ModelRef) -> list[dict[str, float]]:
@@ -277,7 +277,7 @@ class Lab:
     def _epoch_line(self, key: str, recipe: Recipe) -> Callable[[Mapping[str, float]], None]:
         def line(record: Mapping[str, float]) -> None:
             shown = " ".join(f"{n}={v:.4g}" for n, v in record.items() if n != "epoch")
-            self._report(f"{key} epoch {int(record['epoch']) + 1}/{recipe.epochs} {shown}")
+            self.report(f"{key} epoch {int(record['epoch']) + 1}/{recipe.epochs} {shown}")
 
         return line
 

@@ -52,6 +52,30 @@ def words_of_tokens(tokenizer: Tokenizer, captions: Sequence[str]) -> npt.NDArra
     return word_NT
 
 
+def telling_word(
+    tokenizer: Tokenizer, captions: Sequence[str], kept_UT: Tensor, rows: Sequence[int]
+) -> tuple[str, float]:
+    """The word for which what is kept of some rows stands out among all captions (term frequency
+    times inverse document frequency), and the share of these rows that keep it.
+
+    Of a word of several tokens the most telling one speaks.
+    """
+    last = int(tokenizer(["a"]).max())  # the end token has the largest number
+    all_NT = tokenizer(captions)
+    documents, counts = (np.zeros(last + 1) for _ in range(2))
+    for tokens_T in all_NT:
+        documents[np.unique(tokens_T)] += 1
+    for tokens_T in kept_UT.cpu().numpy():
+        counts[np.unique(tokens_T)] += 1
+    weight = counts * np.log(len(all_NT) / np.maximum(documents, 1))
+    weight[[0, last]] = 0  # padding, and the end, which is in every caption as the start is
+    token = int(weight.argmax())
+    row = next(row for row in rows if token in all_NT[row])
+    word_T = words_of_tokens(tokenizer, [captions[row]])[0]
+    word = captions[row].split()[word_T[all_NT[row].tolist().index(token)]]
+    return word, float(counts[token] / len(kept_UT))
+
+
 def leave_out(tokens_T: Tensor, gone_T: Tensor) -> Tensor:
     """The caption without some tokens, closed up and padded to its old width."""
     return F.pad(tokens_T[~gone_T], (0, int(gone_T.sum())))

@@ -161,4 +161,5 @@ def lr_factor(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
 
 
 def _span(recipe: Recipe, total: int) -> int:
-    return max(1, total - recipe.warmup_steps)
+    """Steps of the cosine; below 0 where released counters go on past a warm-up without end."""
+    return total - recipe.warmup_steps or 1

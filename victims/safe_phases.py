@@ -87,12 +87,12 @@ class SafePhase(Objective):
     """One phase: L_uni, L_cross, or first the one on risky and then the other on safe rows.
 
     Of phase C these are buffers: ``steps_2``, the risky and the safe steps of the epoch,
-    ``first_2``, those of its first epoch, ``first_safe`` and ``num_safe``, the sizes of the first
+    ``planned_2``, those of all its epochs, ``first_safe`` and ``num_safe``, the sizes of the first
     and of the latest safe set, and ``started``, the step at which the epoch began.
     """
 
     steps_2: Tensor
-    first_2: Tensor
+    planned_2: Tensor
     first_safe: Tensor
     num_safe: Tensor
     started: Tensor
@@ -103,7 +103,7 @@ class SafePhase(Objective):
         if spec.bank_size is not None:
             self.images, self.texts = [Memory(spec.bank_size, width) for _ in range(2)]
         if spec.split is not None:
-            for name in ("steps_2", "first_2"):
+            for name in ("steps_2", "planned_2"):
                 self.register_buffer(name, torch.zeros(2, dtype=torch.long))
             for name in ("first_safe", "num_safe", "started"):
                 self.register_buffer(name, torch.tensor(0))
@@ -128,7 +128,10 @@ class SafePhase(Objective):
         self.steps_2[0], self.steps_2[1] = len(risky) // size, len(safe) // size
         if first is None:
             self.first_safe.fill_(len(safe))
-            self.first_2.copy_(self.steps_2)
+            num_epochs = range(self.spec.split.epochs)
+            sizes = [len(safe), *(rule.size(len(safe), e, len(c_N)) for e in num_epochs[1:])]
+            self.planned_2[0] = sum((len(c_N) - planned) // size for planned in sizes)
+            self.planned_2[1] = sum(planned // size for planned in sizes)
         self.num_safe.fill_(len(safe))
         self.started.fill_(clock.step)
         num_risky, num_safe = (self.steps_2 * size).tolist()
@@ -154,9 +157,8 @@ class SafePhase(Objective):
             return clock
         safe, index = self.place(clock)
         if split.schedule == Counting.RELEASED:
-            own, first = int(self.steps_2[int(safe)]), int(self.first_2[int(safe)])
-            epoch = split.epochs_before + clock.epoch + 1
-            return Clock(epoch, epoch * own + index, split.epochs * first)
+            planned, epoch = int(self.planned_2[int(safe)]), split.epochs_before + clock.epoch + 1
+            return Clock(epoch, epoch * planned // split.epochs + index, planned)
         if split.train_risky:
             return clock
         before = clock.epoch * (clock.total_steps // split.epochs) + int(self.steps_2[0])
@@ -192,7 +194,7 @@ class SafePhaseSpec:
     ``crop_scale`` None: no augmentation."""
 
     name: ClassVar[str] = "safe_phase"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     crossed: bool
     bank_size: int | None

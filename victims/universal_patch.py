@@ -251,7 +251,7 @@ class UniversalPatch:
     """
 
     name: ClassVar[str] = "universal_patch"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     maker: Maker
     area: float
@@ -276,7 +276,8 @@ class UniversalPatch:
 
     def craft(self, model: Clip, view: View, *others: Clip) -> Mapping[str, Tensor]:
         """``patch`` CPP in [0, 1]; ``curve`` T x 6, the terms as named, unweighted; ``cosines`` of
-        picture and caption: as they are, under noise, under the patch."""
+        picture and caption: as they are, under noise, under the patch; ``worn``, the features of
+        pictures under it."""
         for one in (model, *others):
             one.eval().requires_grad_(False)
         return _Craft(self, model, view, others).run()
@@ -362,8 +363,10 @@ class _Craft:
         with torch.no_grad():
             patch_CPP = self.patch().clamp(0, 1)
         noise_CPP = noise_square(self.side, how.seed)
-        cosines = [self._cosine(square_CPP) for square_CPP in (None, noise_CPP, patch_CPP)]
-        return {"patch": patch_CPP, "curve": curve_T6, "cosines": torch.tensor(cosines)}
+        text_BD = self._look(None)[1]
+        seen = [self._look(square_CPP)[0] for square_CPP in (None, noise_CPP, patch_CPP)]
+        cosines = torch.stack([(image_BD * text_BD).sum(1).mean() for image_BD in seen])
+        return {"patch": patch_CPP, "curve": curve_T6, "cosines": cosines, "worn": seen[2]}
 
     def _drawn(self, step: int) -> _Step:
         how = self.how
@@ -434,13 +437,13 @@ class _Craft:
         return [judged, fooled, near, away, shape, between]
 
     @torch.no_grad()
-    def _cosine(self, square_CPP: Tensor | None) -> float:
+    def _look(self, square_CPP: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Features of the pictures that are looked at, under a patch, and of their captions."""
         batch = self.loader(self.looked_at)
         image_BCHW = unit(batch.image)
         if square_CPP is not None:
             image_BCHW = wear(image_BCHW, square_CPP, self.start, self.start)
-        image_BD = self.model.encode_image(image_BCHW)
-        return float((image_BD * self.model.encode_text(batch.tokens)).sum(1).mean())
+        return self.model.encode_image(image_BCHW), self.model.encode_text(batch.tokens)
 
 
 # --- one picture at a time
