@@ -460,7 +460,7 @@ def test_a_descent_never_rises_and_ends_where_it_should(
 ) -> None:
     descent = Descent(middle=max(one, other), end=min(one, other), share=share)
     factors = [descent.factor(step, total) for step in range(total)]
-    assert factors[0] == (1 if share else descent.middle)
+    assert factors[0] == pytest.approx(1 if share else descent.middle, abs=1e-12)
     assert all(b <= a + 1e-12 for a, b in pairwise(factors))
     if share * total < total - 1:
         assert factors[-1] == pytest.approx(descent.end, abs=1e-12)
@@ -498,13 +498,13 @@ def test_its_own_recipe_keeps_the_grids_sizes_rate_and_seed() -> None:
 
 def test_notes_count_steps_and_name_the_side() -> None:
     curves = [
-        {"steps": 3.0, "gated_image": 0.0, "distance_image": 1.0},
-        {"steps": 1.0, "gated_image": 1.0, "distance_image": 2.5},
-        {"steps": 4.0, "gated_image": 0.5, "distance_image": 2.0},
+        {"steps": 3.0, "gated_image": 0.0, "further_image": 0.5},
+        {"steps": 1.0, "gated_image": 1.0, "further_image": 1.0},
+        {"steps": 4.0, "gated_image": 0.5, "further_image": 0.0},
     ]
     image = {"gated_image": 3 / 8, "farthest_image": 2.5}
     assert gate_notes(curves) == {**image, "never_gated": 0.0}
-    both = [{**record, "gated_text": 0.0, "distance_text": 0.5} for record in curves]
+    both = [{**record, "gated_text": 0.0, "further_text": 0.0625} for record in curves]
     text = {"gated_text": 0.0, "farthest_text": 0.5}
     assert gate_notes(both) == {**image, **text, "never_gated": 0.0}
     still = [{**record, "gated_image": 0.0} for record in both]
