@@ -31,7 +31,8 @@ class BoardRow:
     cells behind its numbers. ``success`` is the metric that says how the attack fares: ``asr_top1``
     or, where nothing is stamped, ``psr_top1`` or ``text_hit_top1``, whose value is ``hit_top1``.
     ``lr`` are the learning rates of the cells; ``found_`` is how a defense that judges rows told
-    the poisoned ones.
+    the poisoned ones; ``found_precision_bound`` is the highest precision that so many flagged
+    rows can have.
     """
 
     attack: str
@@ -74,6 +75,7 @@ class BoardRow:
     found_auroc: float | None
     found_recall: float | None
     found_precision: float | None
+    found_precision_bound: float | None
     eval_set: str
     track: str
     regime: str
@@ -162,7 +164,8 @@ class Board:
         if any(row.found_recall is not None for row in self.lines):
             notes.append(
                 "Found: AUROC of the defense's suspicion, recall and precision of the rows that it "
-                "flagged, against the truth."
+                "flagged, against the truth; after `of`, the highest precision that so many "
+                "flagged rows can have."
             )
         if any(row.hit_top1 is not None for row in self.lines):
             notes.append(

@@ -21,13 +21,19 @@ VARIANTS = {
     "asr_top": ("all images", "non-target images", "not stated"),
     "psr_top": ("targeted success",),
     "r_acc": ("non-target images",),
+    "auroc": ("training rows", "test images", "not stated"),
 }
+GEOMETRIES = ("crop", "squash", "not stated")
+
+WORDS = {"clean_top1": "CA", "asr_top1": "ASR", "auroc": "AUROC"}
+"""The metrics that are shown beside a board."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
     """One figure. ``value`` is a share, 0 to 1; ``relation`` says whether it is a bound;
-    ``variant`` over which images the metric was counted; ``setting`` what is special about it."""
+    ``variant`` over which images the metric was counted; ``geometry`` how these were brought to
+    the model's size, before any stamp; ``setting`` what is special about it."""
 
     paper: str
     table: str
@@ -38,6 +44,7 @@ class Published:
     setting: str
     metric: str
     variant: str
+    geometry: str
     relation: str
     value: float
     source: str
@@ -81,6 +88,8 @@ def _faults(row: dict[str, str]) -> Iterable[str]:
         yield f"metric {metric!r}; known beginnings: {', '.join(VARIANTS)}"
     elif variant not in allowed:
         yield f"variant {variant!r} of {metric}; allowed: {', '.join(allowed)}"
+    if row["geometry"] not in GEOMETRIES:
+        yield f"geometry {row['geometry']!r}; allowed: {', '.join(GEOMETRIES)}"
     if row["relation"] not in RELATIONS:
         yield f"relation {row['relation']!r}; allowed: {' '.join(RELATIONS)}"
     try:
@@ -92,25 +101,24 @@ def _faults(row: dict[str, str]) -> Iterable[str]:
 
 
 def lines(attacks: Collection[str], defenses: Collection[str]) -> list[str]:
-    """Clean accuracy and ASR of the attacks and defenses of a board, one line per cell."""
+    """Clean accuracy, ASR and AUROC of a board's attacks and defenses, one line per cell."""
     cells: dict[tuple[str, ...], dict[str, Published]] = {}
     for f in published():
-        if f.attack in attacks and f.defense in defenses and f.metric in ("clean_top1", "asr_top1"):
+        if f.attack in attacks and f.defense in defenses and f.metric in WORDS:
             about = (f.attack, f.defense, f.setting, f.model, f.data, f.paper, f.table)
             cells.setdefault(about, {})[f.metric] = f
     shown = []
     for (attack, defense, setting, *where), figures in cells.items():
-        numbers = []
-        if "clean_top1" in figures:
-            numbers.append(f"CA {_percent(figures['clean_top1'])}")
-        if "asr_top1" in figures:
-            asr = figures["asr_top1"]
-            numbers.append(f"ASR {_percent(asr)} (counted over: {asr.variant})")
+        numbers = [_told(figures[metric]) for metric in WORDS if metric in figures]
         named = f"{defense} ({setting})" if setting else defense
         shown.append(f"{attack}, {named}: {', '.join(numbers)} [{', '.join(where)}]")
     return shown
 
 
-def _percent(figure: Published) -> str:
+def _told(figure: Published) -> str:
+    """A number with what it was counted over and the geometry of its images."""
+    is_area = figure.metric == "auroc"
+    number = f"{figure.value:.3f}" if is_area else f"{100 * figure.value:.1f} %"
     bound = "" if figure.relation == "=" else f"{figure.relation} "
-    return f"{bound}{100 * figure.value:.1f} %"
+    over = "" if figure.metric == "clean_top1" else f"counted over: {figure.variant}; "
+    return f"{WORDS[figure.metric]} {bound}{number} ({over}geometry: {figure.geometry})"

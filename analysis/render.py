@@ -107,8 +107,10 @@ def _rates(row: BoardRow) -> str:
 def _found(row: BoardRow) -> str:
     if row.found_auroc is None and row.found_recall is None:
         return UNKNOWN
-    area = UNKNOWN if row.found_auroc is None else f"{row.found_auroc:.2f}"
-    return f"{area} / {percent(row.found_recall)} / {percent(row.found_precision)}"
+    area = UNKNOWN if row.found_auroc is None else f"{row.found_auroc:.3f}"
+    bound = row.found_precision_bound
+    most = "" if bound is None else f" of {percent(bound)}"
+    return f"{area} / {percent(row.found_recall)} / {percent(row.found_precision)}{most}"
 
 
 HITS_WIDTH = 26
@@ -116,7 +118,7 @@ COLUMNS = (
     _Column("Defense", _defense, is_number=False),
     _Column("Needs", _needs, min_width=1000, is_number=False),
     _Column("Fidelity", lambda row: row.fidelity, min_width=126, is_number=False),
-    _Column("Phase", lambda row: row.phase, min_width=140, is_number=False),
+    _Column("Phase", lambda row: row.phase, min_width=152, is_number=False),
     _Column("Clean acc. %", lambda row: percent(row.clean_top1), max_width=95),
     _Column(
         "Clean acc. %",
@@ -140,7 +142,7 @@ COLUMNS = (
         is_of_hits=True,
     ),
     _Column("R-Acc", lambda row: percent(row.r_acc), min_width=116),
-    _Column("Found: AUROC / recall / prec. %", _found, min_width=140, is_of_findings=True),
+    _Column("Found: AUROC / recall / prec. of bound %", _found, min_width=140, is_of_findings=True),
     _Column("lr", _rates, min_width=126),
     _Column("Cost", _cost, min_width=96),
     _Column("Seeds", lambda row: str(row.num_seeds), min_width=116),

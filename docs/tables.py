@@ -323,12 +323,19 @@ def findings(path: Path) -> str:
         if all(row["found_recall"] is None for row in poisoned):
             continue
         lines.append([defense, *(_found(row) for row in poisoned)])
-    return _table(["defense", *attacks], lines)
+    bound = "\nAfter `of`: the highest precision that so many flagged rows can have.\n"
+    has_bound = any(
+        row.get("found_precision_bound") is not None for row in read_board(path)["rows"]
+    )
+    return _table(["defense", *attacks], lines) + (bound if has_bound else "")
 
 
 def _found(row: dict[str, Any]) -> str:
     area = "" if row["found_auroc"] is None else f"{row['found_auroc']:.3f}; "
-    return f"{area}{_percent(row['found_recall'])} / {_percent(row['found_precision'])}"
+    # Boards of before there was a bound are shown without.
+    bound = row.get("found_precision_bound")
+    most = "" if bound is None else f" of {_percent(bound)}"
+    return f"{area}{_percent(row['found_recall'])} / {_percent(row['found_precision'])}{most}"
 
 
 PARTS: dict[str, Callable[[], str]] = {

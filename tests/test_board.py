@@ -394,6 +394,49 @@ def test_the_table_with_hits_fits(tmp_path: Path, width: int) -> None:
     assert "100.0 [99.6, 100.0]" in text or width < 96
 
 
+def found_rows(defense: str, **found: float) -> list[dict[str, Any]]:
+    """A cell of a defense that judged rows."""
+    rows = cell_rows(defense=defense)
+    given = {"eval_set": "suspect", "clean_victim": None, "n": 10_000}
+    judged = [
+        {
+            **rows[1],
+            **given,
+            "metric": f"found_{name}",
+            "value": value,
+            "successes": round(10_000 * value),
+        }
+        for name, value in found.items()
+    ]
+    return [*rows, *judged]
+
+
+@pytest.mark.parametrize("width", [140, 152, 160])
+def test_precision_stands_beside_its_bound(tmp_path: Path, width: int) -> None:
+    """A fifth of all rows flagged is no bad finding: at 1 % poison it can be 5 % right at best."""
+    known = {"auroc": 0.9852, "recall": 0.98, "precision": 0.0503}
+    every = {"auroc": 1.0, "recall": 1.0, "precision": 1.0, "precision_bound": 1.0}
+    board = board_of(
+        tmp_path,
+        found_rows("finetune", **known, precision_bound=0.0513),
+        found_rows("roclip", **known),
+        found_rows("oracle_filter", **every),
+    )
+    finetune, roclip, oracle = board.lines
+    assert finetune.found_precision_bound == 0.0513
+    assert roclip.found_precision_bound is None, "rows of before there was one"
+    assert oracle.found_precision_bound == 1
+    text = render(board, "table", width)
+    assert max(map(len, text.splitlines())) <= width
+    for shown in ("0.985 / 98.0 / 5.0 of 5.1 ", "0.985 / 98.0 / 5.0 ", "1.000 / 100.0 / 100.0 of"):
+        assert f" {shown}" in text
+    assert "after `of`, the highest precision" in " ".join(board.notes())
+    (row, *_) = json.loads(render(board, "json"))["rows"]
+    assert row["found_precision_bound"] == 0.0513
+    assert "found_precision,found_precision_bound," in render(board, "csv")
+    assert "| 0.985 / 98.0 / 5.0 of 5.1 |" in render(board, "md")
+
+
 def test_hits_are_a_column_only_where_some_attack_has_them(demo: Board) -> None:
     for form in ("table", "md"):
         assert "hit@1" not in render(demo, form, 140)

@@ -157,6 +157,26 @@ def test_attacks_that_stamp_nothing_have_a_column_of_their_own(docs: Path, tmp_p
     assert "| 40.0 [" in text
 
 
+def test_precision_stands_beside_its_bound_where_the_board_has_it(docs: Path) -> None:
+    path = docs / "smoke-board.json"
+    board = json.loads(path.read_text())
+    judged = board["rows"][1]
+    assert judged["found_precision_bound"] is None
+    judged |= {"found_auroc": 0.9852, "found_recall": 0.98, "found_precision": 0.0503}
+    judged["found_precision_bound"] = 0.0513
+    path.write_text(json.dumps(board))
+    text = tables.parts()["smoke-findings"]()
+    assert "| finetune | 0.985; 98.0 / 5.0 of 5.1 |" in text
+    assert text.endswith(
+        "\nAfter `of`: the highest precision that so many flagged rows can have.\n"
+    )
+    for row in board["rows"]:
+        del row["found_precision_bound"]
+    path.write_text(json.dumps(board))
+    text = tables.parts()["smoke-findings"]()
+    assert text.endswith("| finetune | 0.985; 98.0 / 5.0 |\n"), "a board of before there was one"
+
+
 def test_the_picture_keeps_what_it_was_drawn_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

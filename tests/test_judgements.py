@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from analysis.board import load_board
-from analysis.render import render
+from analysis.render import percent, render
 from defenses.base import Case, Defended, Defense, Fidelity, Need, Phase
 from grid.plan import make_plan
 from grid.spec import DefenseEntry
@@ -140,12 +140,16 @@ def test_the_board_shows_rates_and_findings_and_heads_lines_by_needs(ran: Path) 
     judge = lines["judge", "badnet", 0.1]
     assert judge.found_recall == rows_of(ran, "judge")["found_recall"]["value"]
     assert judge.found_auroc == rows_of(ran, "judge")["found_auroc"]["value"]
+    bound = rows_of(ran, "judge")["found_precision_bound"]["value"]
+    assert judge.found_precision_bound == bound
     chosen = rows_of(ran, "finetune")["cell"]["lr"]
     assert (lines["finetune", "badnet", 0.1].lr, lines["finetune", "badnet", 0.1].lr_rule) == (
         [chosen],
         "select",
     )
     text = render(board, "table", 160)
+    assert f" / {percent(judge.found_precision)} of {percent(bound)} " in text
+    assert "after `of`, the highest precision" in text.replace("\n", " ")
     assert " given victim + clean\n" in text
     assert " given suspect + victim\n" in text
     assert f"{chosen:.0e}".replace("e-0", "e-") + " ?" in text

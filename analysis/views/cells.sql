@@ -71,9 +71,10 @@ judgements AS (
     SELECT cell,
            max(value) FILTER (metric = 'found_auroc') AS auroc,
            max(value) FILTER (metric = 'found_recall') AS recall,
-           max(value) FILTER (metric = 'found_precision') AS precision
+           max(value) FILTER (metric = 'found_precision') AS precision,
+           max(value) FILTER (metric = 'found_precision_bound') AS precision_bound
     FROM newest
-    WHERE metric IN ('found_auroc', 'found_recall', 'found_precision')
+    WHERE metric IN ('found_auroc', 'found_recall', 'found_precision', 'found_precision_bound')
     GROUP BY cell
 )
 SELECT outcomes.*, eval_sets.eval_set,
@@ -82,7 +83,8 @@ SELECT outcomes.*, eval_sets.eval_set,
        metrics.asr_top1 - metrics.asr_clean_victim_top1 AS lift_top1,
        metrics.success, metrics.hit_top1, metrics.hit_n, metrics.hit_clean_victim_top1,
        metrics.asr_init_top1, metrics.target_rate_top1, metrics.r_acc,
-       judgements.auroc, judgements.recall, judgements.precision
+       judgements.auroc, judgements.recall, judgements.precision,
+       judgements.precision_bound
 FROM outcomes
 CROSS JOIN eval_sets
 LEFT JOIN judgements
