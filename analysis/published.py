@@ -25,8 +25,8 @@ VARIANTS = {
 }
 GEOMETRIES = ("crop", "squash", "not stated")
 
+# The metrics that are shown beside a board.
 WORDS = {"clean_top1": "CA", "asr_top1": "ASR", "auroc": "AUROC"}
-"""The metrics that are shown beside a board."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

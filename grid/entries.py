@@ -248,7 +248,7 @@ def check_recipe(recipe: Recipe, split: str, data: WorldData, raw: Raw) -> None:
             "only repairs choose their learning rate. Give a number: this recipe is how the victim"
             " came to be, and a defense that takes its place keeps to it."
         )
-    num_rows = getattr(data, split)
+    num_rows = data.corpus(split).num_rows
     if recipe.batch_size > num_rows:
         raise items.get("batch_size", raw).error(
             f"a batch of {recipe.batch_size} is larger than its data, the {num_rows} rows of"

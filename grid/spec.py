@@ -39,22 +39,48 @@ def _at_least(spec: Any, low: float, *names: str) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CleanPool:
+    """How many clean pairs there are, and whether they are `disjoint` from the suspect ones or,
+    as in `overlap`, pairs that the suspect data holds too, as they were before any poisoning."""
+
+    rows: int
+    pool: Literal["disjoint", "overlap"] = "disjoint"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorldData:
     """The embedded world and how many rows of each split the grid uses."""
 
     world: World = field(default_factory=World)
     public: int = 10_000
     suspect: int = 10_000
-    clean: int = 2_000
+    clean: int | CleanPool = 2_000
     tuning: int = 2_000
     report: int = 2_000
     shifted: int = 2_000
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "public", "suspect", "clean", "tuning", "report", "shifted")
+        _at_least(self, 1, "public", "suspect", "tuning", "report", "shifted")
+        if isinstance(self.clean, CleanPool) and self.clean.pool == "disjoint":
+            object.__setattr__(self, "clean", self.clean.rows)  # as it is written otherwise
+        num_clean, overlaps = self._clean()
+        if num_clean < 1:
+            raise ValueError(f"clean must be at least 1, got {num_clean}")
+        if overlaps and num_clean > self.suspect:
+            raise ValueError(
+                f"clean: {num_clean} rows of pool overlap, and the suspect data has {self.suspect}"
+            )
+
+    def _clean(self) -> tuple[int, bool]:
+        """The number of clean pairs, and whether the suspect data holds them too."""
+        if isinstance(self.clean, CleanPool):
+            return self.clean.rows, self.clean.pool == "overlap"
+        return self.clean, False
 
     def corpus(self, split: str) -> WorldCorpus:
-        return WorldCorpus(world=self.world, split=split, num_rows=getattr(self, split))
+        num_rows, overlaps = self._clean() if split == "clean" else (getattr(self, split), False)
+        split = "suspect" if overlaps else split
+        return WorldCorpus(world=self.world, split=split, num_rows=num_rows)
 
     @property
     def classes(self) -> Sequence[str]:

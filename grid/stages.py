@@ -50,6 +50,7 @@ from victims.measuring import (
     Mean,
     Measured,
     Outcomes,
+    Share,
     changed_share,
     detection,
     metrics,
@@ -431,6 +432,14 @@ def _roles(store: Store, data: PoisonStage) -> npt.NDArray[np.int8]:
     return roles
 
 
+def _edited(store: Store, data: PoisonStage) -> npt.NDArray[np.int64]:
+    """The rows of the corpus that were edited."""
+    import pyarrow.feather as feather
+
+    table = feather.read_table(store.need(data.key).path("edits.arrow"))
+    return np.asarray(table["row"].to_numpy(), dtype=np.int64)
+
+
 def _save_judgement(done: Defended, folder: Path) -> None:
     if done.guard is not None:
         raise NotImplementedError("no defense of this version returns a guard")
@@ -474,7 +483,14 @@ class MeasureStage:
     @property
     def truth(self) -> PoisonStage | None:
         judges = Need.SUSPECT_DATA in self.defended.defense.needed()
-        return self.defended.poisoned if judges else None
+        return self.defended.poisoned if judges or self._overlaps else None
+
+    @property
+    def _overlaps(self) -> bool:
+        """Whether the defense was given clean pairs that the suspect data holds too."""
+        defended = self.defended
+        same = defended.clean.spec.split == defended.suspect.spec.split
+        return same and Need.CLEAN_DATA in defended.defense.needed()
 
     @cached_property
     def key(self) -> Key:
@@ -610,6 +626,10 @@ class MeasureStage:
         if cover.any():
             readings["with_cover_"] = (np.ones_like(cover), poisoned | cover)
         shares: dict[str, Measured] = {}
+        if self._overlaps:
+            rows = _edited(bench.store, self.truth)
+            num_clean = self.defended.clean.spec.num_rows
+            shares["clean_pool_edited"] = Share(int((rows < num_clean).sum()), num_clean)
         for file in sorted(f for f in artefact.files if f.endswith(".npy") and f != ALIKE):
             what, _, name = file.removesuffix(".npy").partition("-")
             values = np.load(artefact.path(file), allow_pickle=False)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow.feather as feather
 import pytest
 import torch
 
@@ -18,8 +19,10 @@ from defenses.base import Case, Defended, Defense, Fidelity, Need, Phase
 from grid.plan import make_plan
 from grid.spec import DefenseEntry
 from tests.grids import TINY, records, run_serial, tiny_grid
+from victims.errors import UsageError
 from victims.lab import Lab
 from victims.measuring import text_head
+from victims.store import Store
 from victims.world import CLASSES, TEMPLATES
 
 
@@ -98,11 +101,42 @@ def test_findings_are_measured_by_name(ran: Path) -> None:
     assert {row["eval_set"] for name, row in found.items() if name in names} == {"suspect"}
     # It hands back the target's own prompt.
     assert found["found_alike_target"]["value"] == pytest.approx(1)
-    assert found["found_alike_others"]["value"] < 0.99
+    assert found["found_alike_others"]["value"] < found["found_alike_target"]["value"] - 1e-3
     area, turned = (found[name]["value"] for name in ("found_auroc", "found_turned_auroc"))
     assert area == pytest.approx(1 - turned)
     assert found["found_auroc"]["low"] <= area <= found["found_auroc"]["high"]
     assert json.loads(found["cell"]["notes"]) == {"gain": 0.25, "stopped_at": 17.0}
+
+
+def test_clean_pairs_of_the_suspect_pool_are_counted_where_they_are_poisoned(
+    tmp_path: Path,
+) -> None:
+    world = TINY["data"]["world"]
+    shared = {"world": {**world, "clean": {"rows": 48, "pool": "overlap"}}}
+    grid = tiny_grid(tmp_path, data=shared, defenses=["none", "finetune", "random_filter"])
+    assert grid.data.corpus("clean") == replace(grid.data.corpus("suspect"), num_rows=48)
+    run_serial(grid, tmp_path / "out", tmp_path / "store")
+    found = rows_of(tmp_path / "out", "finetune")["found_clean_pool_edited"]
+    cell = next(c for c in make_plan(grid).cells if c.cell.rate == "0.1")
+    poisoned = cell.measure.defended.poisoned
+    assert poisoned is not None
+    edits = Store(tmp_path / "store").need(poisoned.key).path("edits.arrow")
+    rows = feather.read_table(edits)["row"].to_numpy()
+    assert 0 < found["value"] == pytest.approx((rows < 48).sum() / 48)
+    for defense in ("none", "random_filter"):
+        assert "found_clean_pool_edited" not in rows_of(tmp_path / "out", defense)
+    assert "found_clean_pool_edited" not in rows_of(tmp_path / "out", "finetune", rate="0")
+
+
+def test_disjoint_is_the_default_and_the_same_grid(tmp_path: Path) -> None:
+    world = TINY["data"]["world"]
+    spelled = {"world": {**world, "clean": {"rows": world["clean"], "pool": "disjoint"}}}
+    assert tiny_grid(tmp_path / "a").identity_hash == (
+        tiny_grid(tmp_path / "b", data=spelled).identity_hash
+    )
+    shared = {"world": {**world, "clean": {"rows": 65, "pool": "overlap"}}}
+    with pytest.raises(UsageError, match=r"clean: 65 rows of pool overlap.*has 64"):
+        tiny_grid(tmp_path / "c", data=shared)
 
 
 def test_without_poison_nothing_is_found(ran: Path) -> None:

@@ -115,7 +115,10 @@ CAUGHT: dict[str, tuple[str, ...]] = {
         "test_aims.py::test_cover_rows_are_counted_apart_and_keep_their_captions",
         "test_traps.py::test_every_row_has_one_role",
     ),
-    "T28": ("test_world.py::test_no_picture_is_in_two_splits",),
+    "T28": (
+        "test_world.py::test_no_picture_is_in_two_splits",
+        "test_judgements.py::test_clean_pairs_of_the_suspect_pool_are_counted_where_they_are_poisoned",
+    ),
     "T29": (
         "test_corpora.py::test_the_digest_follows_pictures_captions_and_labels",
         "test_traps.py::test_the_same_rate_of_another_corpus_is_other_data",
