@@ -26,10 +26,19 @@ from benchmarks.common import (
     ratio,
 )
 from grid.cli import main as grid_main
+from grid.kit_base import Kit
 from grid.stages import MeasureStage
 from tests.grids import write_grid_file
-from victims.corpora import Reader
+from tests.test_distributed import all_objectives
+from victims.corpora import Reader, Rows
+from victims.models import Clip
 from victims.store import Store
+from victims.training import Fit, Objective
+
+# Objectives that no figure is for, each with why.
+UNMEASURED = {"PlainClip": "the unit of the figures"}
+# Variants that bring no objective, but another path of one.
+PATHS = ("abd, pgd", "cgd, bank", "cgd, both sides")
 
 
 def in_process(*arguments: str, expect: tuple[int, ...] = (0,)) -> Process:
@@ -79,22 +88,80 @@ def test_contenders_take_turns_and_the_first_round_does_not_count() -> None:
 
 def test_an_objective_is_held_against_what_its_passes_cost() -> None:
     shares = {"image_forward": 0.3, "image_both": 0.7, "text_forward": 0.05, "text_both": 0.2}
+    shares["image_pixels"] = 0.4
     plain = objectives.Passes(1, 1, 1, 1)
     assert objectives.explained(plain, 0.0, shares) == 1
     twice = objectives.Passes(2, 2, 2, 2)
     assert objectives.explained(twice, 0.1, shares) == pytest.approx(1 + 0.7 + 0.2 + 0.1)
     frozen = objectives.Passes(2, 1, 1, 0)
     assert objectives.explained(frozen, 0.0, shares) == pytest.approx(1 + 0.3 - 0.2 + 0.05)
-    steps = [objectives.Step(frozen, whole, 0.0, 0.01) for whole in (1.0, 2.3, 9.0)]
-    figures = objectives.figures_of("x", "Y", steps, shares)
+    pixels = objectives.Passes(4, 3, 1, 1, 2)
+    assert objectives.explained(pixels, 0.0, shares) == pytest.approx(1 + 2 * 0.4 + 0.3)
+    steps = [objectives.Step(16, frozen, whole, 0.0, 0.01) for whole in (1.0, 2.3, 9.0)]
+    figures = objectives.figures_of("x", "Y", steps, lambda rows: shares)
     assert figures["x, Y: / explained"].value == pytest.approx(2.3 / 1.15)
     assert not figures["x, Y: / explained"].reached
+    assert figures["x, Y: samples/s"].value == pytest.approx(1600)  # of the fit's own 16 rows
 
 
-def test_objectives_follow_every_fit_of_a_plan() -> None:
-    figures = objectives.main(quick=True, names=("par",))
+def test_an_objective_without_a_figure_is_an_error() -> None:
+    plain = objectives.Passes(1, 1, 1, 1)
+    two = [objectives.Step(16, plain, 1.0, 0.0, 0.01)] * 2
+    for steps in ([], two, [*two, objectives.Step(8, plain, 1.0, 0.0, 0.01)]):
+        with pytest.raises(RuntimeError, match=f"x: the fits of Y made {len(steps)} steps"):
+            objectives.figures_of("x", "Y", steps, lambda rows: {})
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Kit:
+    return Kit(tmp_path_factory.mktemp("kit"))
+
+
+def test_objectives_follow_every_fit_of_a_plan(world: Kit) -> None:
+    figures = objectives.main(quick=True, titles=("par",), kit=world)
     assert with_aims(figures) == {"par, Away: / explained"}
     assert 1 < figures["par, Away: explained"].value < 2
+
+
+@pytest.mark.exhaustive
+def test_passes_of_views_are_explained_once(world: Kit) -> None:
+    steps = objectives.steps_of("abd, pgd", world, 1)["PatchedPairs"]
+    assert {step.passes for step in steps} == {objectives.Passes(12, 11, 2, 1, 10)}
+    assert {(step.rows, step.views) for step in steps} == {(64, 0.0)}
+
+
+class OneStep(Fit):
+    """A fit that ends after its first step."""
+
+    def _choose_rows(self) -> Rows:
+        rows = super()._choose_rows()[: self.recipe.batch_size]
+        return rows[:0] if self.epoch else rows
+
+
+def test_every_objective_of_the_defenses_is_measured(world: Kit) -> None:
+    """A plan measures all objectives of its fits or fails: which these are needs no timing."""
+    found: set[str] = set()
+
+    def fit(model: Clip, view: Any, objective: Objective, *rest: Any, **more: Any) -> Fit:
+        found.add(type(objective).__name__)
+        return OneStep(model, view, objective, *rest, **more)
+
+    for title in objectives.plans():
+        if title not in PATHS:
+            objectives.applied_with(fit, title, world, 1)
+    known = {cls.__name__ for cls in all_objectives()}
+    assert found - set(UNMEASURED) == known - set(UNMEASURED)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("title", objectives.plans())
+def test_every_plan_has_its_figures(world: Kit, title: str) -> None:
+    found = objectives.steps_of(title, world, 4)
+    shares = dict.fromkeys(("image_both", "image_forward", "image_pixels"), 0.3)
+    shares |= dict.fromkeys(("text_both", "text_forward"), 0.1)
+    for kind, steps in found.items():
+        assert objectives.figures_of(title, kind, steps, lambda rows: shares)
+    assert found or title in ("finetune", "local_outlier"), "these train by plain CLIP alone"
 
 
 def test_training_names_its_ratios() -> None:
