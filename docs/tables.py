@@ -112,6 +112,7 @@ def write_board(name: str, results: Path, partial: bool = False) -> Path:
         raise SystemExit(f"{results}: some cells have no outcome; `grid check {name}` lists them")
     document = json.loads(render(board, "json"))
     document["made"] = _made(results)
+    document["stages"] = _stages(results)
     document["digest"] = digest_of(document)
     path = DOCS / f"{name}-board.json"
     path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
@@ -143,6 +144,25 @@ def _made(results: Path) -> dict[str, Any]:
     if elsewhere := sorted(set(hosts) - {socket.gethostname()}):
         raise SystemExit(f"{results} was made on {', '.join(elsewhere)}: run this command there")
     return {**made, "processor": machine()["processor"]}
+
+
+def _stages(results: Path) -> list[dict[str, Any]]:
+    """What the stages of defenses found, beside their final judgement: means over the seeds."""
+    from contextlib import closing
+
+    from analysis.reader import Results
+
+    what = """
+        SELECT defense, regexp_replace(metric, '^found_|_auroc$', '', 'g'), attack, avg(value)
+        FROM rows WHERE cell IN (SELECT cell FROM outcomes WHERE is_planned) AND count > 0
+        AND regexp_matches(metric, '^found_.+_auroc$|^found_alike_')
+        AND NOT starts_with(metric, 'found_with_cover')
+        GROUP BY ALL ORDER BY ALL
+    """
+    with closing(Results(results)) as opened:
+        rows = opened.query(what).rows
+    names = ("defense", "stage", "attack", "value")
+    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def _spent(results: Any, planned: str) -> float:
@@ -330,6 +350,18 @@ def findings(path: Path) -> str:
     return _table(["defense", *attacks], lines) + (bound if has_bound else "")
 
 
+def stages(path: Path) -> str:
+    """AUROC of the findings of each defense's stages, and cosines of what it made alike."""
+    attacks, found = _attacks_of(path), dict[tuple[str, str], dict[str, float]]()
+    for row in read_board(path).get("stages", []):
+        found.setdefault((row["defense"], row["stage"]), {})[row["attack"]] = row["value"]
+    lines = [
+        [defense, stage, *(f"{values[attack]:.2f}" for attack in attacks)]
+        for (defense, stage), values in found.items()
+    ]
+    return _table(["defense", "stage", *attacks], lines)
+
+
 def _found(row: dict[str, Any]) -> str:
     area = "" if row["found_auroc"] is None else f"{row['found_auroc']:.3f}; "
     # Boards of before there was a bound are shown without.
@@ -356,6 +388,7 @@ def parts() -> dict[str, Callable[[], str]]:
         found[f"{name}-hash"] = partial(board_hash, path)
         found[f"{name}-attacks"] = partial(attack_columns, path)
         found[f"{name}-findings"] = partial(findings, path)
+        found[f"{name}-stages"] = partial(stages, path)
     return found
 
 

@@ -177,6 +177,23 @@ def test_precision_stands_beside_its_bound_where_the_board_has_it(docs: Path) ->
     assert text.endswith("| finetune | 0.985; 98.0 / 5.0 |\n"), "a board of before there was one"
 
 
+def test_what_stages_found_is_averaged_over_seeds(tmp_path: Path) -> None:
+    """Of poisoned cells, the stages alone: neither the final judgement nor readings with covers."""
+    areas = {0: 0.9, 1: 0.7}
+    told = ("found_judge_auroc", "found_auroc", "found_with_cover_judge_auroc")
+    cells, rows = list[dict[str, Any]](), list[dict[str, Any]]()
+    for seed, area in areas.items():
+        cells.append(cell_columns(seed=seed, defense="cgd"))
+        own = cell_rows(seed=seed, defense="cgd")
+        rows += own
+        rows += [{**own[0], "metric": name, "eval_set": "suspect", "value": area} for name in told]
+    write_grid(tmp_path, "demo", "0123456789abcdef", cells)
+    write_rows(tmp_path, rows)
+    (found,) = tables._stages(tmp_path)
+    assert (found["defense"], found["stage"], found["attack"]) == ("cgd", "judge", "badnet")
+    assert found["value"] == pytest.approx(0.8)
+
+
 def test_the_picture_keeps_what_it_was_drawn_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
