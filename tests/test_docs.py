@@ -186,7 +186,10 @@ def test_what_stages_found_is_averaged_over_seeds(tmp_path: Path) -> None:
         cells.append(cell_columns(seed=seed, defense="cgd"))
         own = cell_rows(seed=seed, defense="cgd")
         rows += own
-        rows += [{**own[0], "metric": name, "eval_set": "suspect", "value": area} for name in told]
+        rows += [
+            {**own[0], "metric": name, "eval_set": "suspect", "value": area, "n": 99}
+            for name in told
+        ]
     write_grid(tmp_path, "demo", "0123456789abcdef", cells)
     write_rows(tmp_path, rows)
     (found,) = tables._stages(tmp_path)
