@@ -305,7 +305,7 @@ def gauss_bytes(pattern: str) -> Tensor:
 
 
 def test_gauss_wrapped() -> None:
-    """1.1 million draws; 0.45 is the mean of the card's golden values."""
+    """1.1 million draws; 0.45 is the mean of published golden values."""
     found = gauss_bytes("gauss_wrapped").double()
     assert float(found.mean()) == pytest.approx(127.3, abs=0.5)
     assert float(found.std()) == pytest.approx(74, abs=0.5)
@@ -384,7 +384,7 @@ def residual(trigger: Mix, image_BCHW: Tensor) -> Tensor:
 
 
 def test_noise_on_grey_before_and_after_rounding() -> None:
-    """Grey 128, a = 0.2: the card's range, mean and deviation, for one draw of 224 x 224 x 3."""
+    """Grey 128, a = 0.2: the stated range, mean and deviation, for one draw of 224 x 224 x 3."""
     k = mix().pattern.double()
     level = 0.8 * 128 + 0.2 * k
     assert 102.4 <= float(level.min()) < 102.41

@@ -194,7 +194,7 @@ def test_the_tests_of_the_table_exist(trap: str) -> None:
 TARGET = 1
 GOAL = Goal(target=TARGET, label=CLASSES[TARGET], templates=TEMPLATES)
 BOUNDED: dict[str, tuple[Attack, float]] = {
-    # Largest change of a level that the card declares: alpha times the range, or delta.
+    # Largest change of a level that is declared: alpha times the range, or delta.
     "blended": (Blended(), 0.2 * 255),
     "blended-redrawn": (Blended(**Blended.variants["released"]), 0.2 * 255 + 1),
     "sig": (Sig(), 60.0),
