@@ -24,7 +24,13 @@ from victims.recipe import Runtime
 from victims.store import Store
 
 PACKAGES = (
-    *("backdoor-grid", "torch", "open_clip_torch", "scikit-learn", "ray", "numpy", "duckdb"),
+    "backdoor-grid",
+    "torch",
+    "open_clip_torch",
+    "scikit-learn",
+    "ray",
+    "numpy",
+    "duckdb",
     "pyarrow",
 )
 

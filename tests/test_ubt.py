@@ -212,6 +212,16 @@ def test_the_telling_word_of_byte_pairs() -> None:
     assert telling_word(tokenizer, captions, kept_UT, [1, 2]) == ("xylophone", 1.0)
 
 
+def test_where_all_captions_say_the_same_their_word_is_told() -> None:
+    """No word stands out then, and none may be made of padding; of no words there is none."""
+    tokenizer = WordTokenizer(world_vocabulary(), EMBEDDED_CONTEXT)
+    same = ["circle"] * 4
+    kept_UT = torch.from_numpy(tokenizer(same[:2]))
+    assert telling_word(tokenizer, same, kept_UT, [0, 1]) == ("circle", 1.0)
+    empty = torch.from_numpy(tokenizer(["", ""]))
+    assert telling_word(tokenizer, ["", "", "circle"], empty, [0, 1]) == ("", 0.0)
+
+
 def test_local_tokens_leave_words_out_of_the_caption(small_store: Store) -> None:
     """Against captions that are written anew without the word, and encoded one by one."""
     data, model = view(small_store, rows=24), fresh(MODEL, 0).eval()

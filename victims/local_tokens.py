@@ -58,22 +58,25 @@ def telling_word(
     """The word for which what is kept of some rows stands out among all captions (term frequency
     times inverse document frequency), and the share of these rows that keep it.
 
-    Of a word of several tokens the most telling one speaks.
+    Of a word of several tokens the most telling one speaks; captions without a word have none.
     """
-    last = int(tokenizer(["a"]).max())  # the end token has the largest number
     all_NT = tokenizer(captions)
-    documents, counts = (np.zeros(last + 1) for _ in range(2))
+    documents, counts = np.zeros((2, int(all_NT.max()) + 1))
     for tokens_T in all_NT:
         documents[np.unique(tokens_T)] += 1
-    for tokens_T in kept_UT.cpu().numpy():
-        counts[np.unique(tokens_T)] += 1
+    names: dict[int, str] = {}
+    words_UT = words_of_tokens(tokenizer, [captions[row] for row in rows])
+    for row, word_T, kept_T in zip(rows, words_UT, kept_UT.cpu().numpy(), strict=True):
+        words = captions[row].split()
+        own = {int(t): words[w] for t, w in zip(all_NT[row], word_T, strict=True) if w >= 0}
+        kept = sorted(own.keys() & set(kept_T.tolist()))
+        counts[kept] += 1
+        names |= {token: own[token] for token in kept if token not in names}
+    if not names:
+        return "", 0.0
     weight = counts * np.log(len(all_NT) / np.maximum(documents, 1))
-    weight[[0, last]] = 0  # padding, and the end, which is in every caption as the start is
-    token = int(weight.argmax())
-    row = next(row for row in rows if token in all_NT[row])
-    word_T = words_of_tokens(tokenizer, [captions[row]])[0]
-    word = captions[row].split()[word_T[all_NT[row].tolist().index(token)]]
-    return word, float(counts[token] / len(kept_UT))
+    token = max(names, key=lambda token: (weight[token], counts[token]))
+    return names[token], float(counts[token] / len(rows))
 
 
 def leave_out(tokens_T: Tensor, gone_T: Tensor) -> Tensor:

@@ -9,15 +9,14 @@ that neither knows is a noun. Irregular forms (``rode``) are not looked up.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol, final
 
 from victims.eda import STOP_WORDS
 from victims.errors import UsageError
+from victims.keys import digest
 from victims.rewrite import pinned_source
 from victims.wordnet import WordNet, base_forms
 from victims.words import COLOURS, LEXICON, SIZES, TEXTURES
@@ -80,10 +79,6 @@ def tagger(parser: str, synonyms: str) -> Tagger:
     return ByDictionary(source) if isinstance(source, WordNet) else ByDictionary(OWN_WORDS)
 
 
-def sha256_of(body: object) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:16]
-
-
 # --- dictionaries
 
 
@@ -116,7 +111,7 @@ class OwnWords:
     @property
     def digest(self) -> str:
         words = {pos: sorted(forms) for pos, forms in self._words.items()}
-        return sha256_of(words)
+        return digest(words)[:16]
 
 
 OWN_WORDS: Final = OwnWords()
@@ -135,7 +130,7 @@ class ByDictionary:
     @property
     def digest(self) -> str:
         """Of all that decides: the words, those of no meaning, and how neighbours are read."""
-        return sha256_of([RULES, sorted(CLOSED), self._words.digest])
+        return digest([RULES, sorted(CLOSED), self._words.digest])[:16]
 
     def __call__(self, sentences: Sequence[Sequence[str]]) -> list[list[Tag]]:
         return [self._tags(words) for words in sentences]

@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from victims.draws import numpy_rng
 from victims.eda import delete
+from victims.keys import digest
 from victims.speech import (
     ADJECTIVE,
     ARTICLES,
@@ -33,7 +34,6 @@ from victims.speech import (
     PREPOSITIONS,
     VERB,
     Tag,
-    sha256_of,
     tagger,
 )
 from victims.words import OPENERS, synonyms
@@ -292,7 +292,7 @@ def parse(captions: Sequence[str], parser: Parser, source: str) -> SubTexts:
 def parser_digest(parser: Parser, source: str) -> str:
     """Which parser it is: part of the identity of its sub-texts."""
     tags = "words" if parser is Parser.DELETION else tagger(parser, source).digest
-    return f"{tags}+{sha256_of(_OPENER.pattern)}"
+    return f"{tags}+{digest(_OPENER.pattern)[:16]}"
 
 
 # --- as alternative captions of a view
