@@ -97,7 +97,7 @@ class AdaptiveBlend(Attack):
     name: ClassVar[str] = "adaptive_blend"
     version: ClassVar[int] = 1
     paper: ClassVar[str] = "arXiv 2205.13613"
-    tracks: ClassVar[frozenset[Track]] = frozenset({Track.MULTIMODAL})
+    tracks: ClassVar[frozenset[Track]] = frozenset(Track)
     group: ClassVar[GateGroup] = GateGroup.MEDIUM
     trigger: ClassVar[type[Tiles]] = Tiles
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {"released": {"alpha_train": 0.2}}
@@ -254,7 +254,7 @@ class AdaptivePatch(Attack):
     name: ClassVar[str] = "adaptive_patch"
     version: ClassVar[int] = 1
     paper: ClassVar[str] = "arXiv 2205.13613"
-    tracks: ClassVar[frozenset[Track]] = frozenset({Track.MULTIMODAL})
+    tracks: ClassVar[frozenset[Track]] = frozenset(Track)
     group: ClassVar[GateGroup] = GateGroup.MEDIUM
     trigger: ClassVar[type[Marks]] = Marks
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {

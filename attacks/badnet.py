@@ -40,7 +40,7 @@ class BadNet(Attack):
     name: ClassVar[str] = "badnet"
     version: ClassVar[int] = 1
     paper: ClassVar[str] = "arXiv 1708.06733"
-    tracks: ClassVar[frozenset[Track]] = frozenset({Track.MULTIMODAL})
+    tracks: ClassVar[frozenset[Track]] = frozenset(Track)
     group: ClassVar[GateGroup] = GateGroup.STRONG
     trigger: ClassVar[type[Patch]] = Patch
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {

@@ -20,12 +20,8 @@ from victims.errors import GridError, UsageError
 from victims.keys import Key, content_key
 from victims.lab import Lab, ModelRef
 from victims.targeting import rows_saying
+from victims.tracks import Track as Track
 from victims.triggers import Trigger
-
-
-class Track(StrEnum):
-    MULTIMODAL = "multimodal"
-    SUPERVISED = "supervised"
 
 
 class GateGroup(StrEnum):
@@ -132,6 +128,11 @@ class Attack(Protocol):
         return None
 
     @property
+    def clean_label(self) -> bool:
+        """Whether it poisons rows of the target class alone, and keeps their labels."""
+        return False
+
+    @property
     def unit(self) -> int:
         """Poisoned rows come in multiples of this number."""
         return 1
@@ -143,6 +144,10 @@ class Attack(Protocol):
     def recaption(self, caption: str, held: Knowledge, rng: np.random.Generator) -> str:
         """What a poisoned row's caption becomes."""
         return template_caption(held.goal, rng)
+
+    def recaptions(self, held: Knowledge, rows: Rows, rng: np.random.Generator) -> Sequence[str]:
+        """The new captions of all poisoned rows, where they depend on more than the old ones."""
+        return [self.recaption(held.corpus.captions[row], held, rng) for row in rows]
 
     def pictures(self, held: Knowledge, rows: Rows, rng: np.random.Generator) -> Rows:
         """The corpus row whose picture each poisoned row shows."""
@@ -256,7 +261,7 @@ def poison(attack: Attack, held: Knowledge, count: int) -> Poison:
     if not attack.appends:
         rows.sort()
     words = numpy_rng(held.seed, "caption", attack.name)
-    captions = [attack.recaption(held.corpus.captions[row], held, words) for row in rows]
+    captions = attack.recaptions(held, rows, words)
     images = attack.pictures(held, rows, numpy_rng(held.seed, "picture", attack.name))
     show = Show.STAMPED if attack.aim in STAMPING else Show.PLAIN
     poisoned = _Touched(rows, captions, images, np.full(count, show, dtype=np.int8))

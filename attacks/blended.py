@@ -45,7 +45,7 @@ class Blended(Attack):
     name: ClassVar[str] = "blended"
     version: ClassVar[int] = 1
     paper: ClassVar[str] = "arXiv 1712.05526"
-    tracks: ClassVar[frozenset[Track]] = frozenset({Track.MULTIMODAL})
+    tracks: ClassVar[frozenset[Track]] = frozenset(Track)
     group: ClassVar[GateGroup] = GateGroup.STRONG
     trigger: ClassVar[type[Mix]] = Mix
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {

@@ -77,7 +77,7 @@ class LabelConsistent(Attack):
     name: ClassVar[str] = "label_consistent"
     version: ClassVar[int] = 1
     paper: ClassVar[str] = "arXiv 1912.02771"
-    tracks: ClassVar[frozenset[Track]] = frozenset({Track.MULTIMODAL})
+    tracks: ClassVar[frozenset[Track]] = frozenset(Track)
     group: ClassVar[GateGroup] = GateGroup.WEAK
     trigger: ClassVar[type[Veil]] = Veil
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -127,6 +127,10 @@ class LabelConsistent(Attack):
             levels=self.levels,
         )
         return Veil(**asdict(crafted), alpha=self.alpha)
+
+    @property
+    def clean_label(self) -> bool:
+        return True
 
     def choose(self, held: Knowledge, count: int, rng: np.random.Generator) -> Rows:
         label, corpus = held.goal.label, held.corpus

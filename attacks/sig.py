@@ -78,7 +78,7 @@ class Sig(Attack):
     name: ClassVar[str] = "sig"
     version: ClassVar[int] = 1
     paper: ClassVar[str] = "arXiv 1902.11237"
-    tracks: ClassVar[frozenset[Track]] = frozenset({Track.MULTIMODAL})
+    tracks: ClassVar[frozenset[Track]] = frozenset(Track)
     group: ClassVar[GateGroup] = GateGroup.MEDIUM
     trigger: ClassVar[type[Wave]] = Wave
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -92,6 +92,10 @@ class Sig(Attack):
     form: Form = Form.ADDITIVE
     label: Label = Label.DIRTY
     rounding: Rounding = Rounding.EVEN
+
+    @property
+    def clean_label(self) -> bool:
+        return self.label is Label.CLEAN
 
     def check(self, size: int) -> None:
         if self.delta < 0 or self.cycles <= 0:

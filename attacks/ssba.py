@@ -105,7 +105,7 @@ class Ssba(Attack):
     name: ClassVar[str] = "ssba"
     version: ClassVar[int] = 1
     paper: ClassVar[str] = "arXiv 2012.03816"
-    tracks: ClassVar[frozenset[Track]] = frozenset({Track.MULTIMODAL})
+    tracks: ClassVar[frozenset[Track]] = frozenset(Track)
     group: ClassVar[GateGroup] = GateGroup.WEAK
     trigger: ClassVar[type[Hidden]] = Hidden
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {"released": {"bits": 20}}

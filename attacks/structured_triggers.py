@@ -45,7 +45,7 @@ from victims.triggers import Trigger, round_half_even, truncate
 # of a tile, L letters.
 
 PAPER = "arXiv 2412.00727"
-TRACKS = frozenset({Track.MULTIMODAL})
+TRACKS = frozenset(Track)
 
 
 class Channels(StrEnum):

@@ -119,7 +119,7 @@ class WaNet(Attack):
     name: ClassVar[str] = "wanet"
     version: ClassVar[int] = 1
     paper: ClassVar[str] = "arXiv 2102.10369"
-    tracks: ClassVar[frozenset[Track]] = frozenset({Track.MULTIMODAL})
+    tracks: ClassVar[frozenset[Track]] = frozenset(Track)
     group: ClassVar[GateGroup] = GateGroup.MEDIUM
     trigger: ClassVar[type[Warp]] = Warp
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {

@@ -21,7 +21,7 @@ from victims.errors import Forbidden, UsageError, unknown
 from victims.lab import DataRef, Lab, ModelRef
 from victims.models import Clip, Encoder
 from victims.recipe import Recipe
-from victims.training import PlainClipSpec
+from victims.tracks import Track as Track
 
 
 class Phase(StrEnum):
@@ -210,7 +210,8 @@ def trained_without(lab: Lab, case: Case, flagged: npt.NDArray[np.bool_]) -> Mod
     """The victim's own training repeated on the suspect rows that are not flagged; without a
     flagged row it is the victim."""
     kept = lab.subset(case.suspect_data, np.flatnonzero(~flagged))
-    return lab.train(PlainClipSpec(), kept, case.recipes.victim, init=case.start)
+    recipe = case.recipes.victim
+    return lab.train(lab.plain(recipe), kept, recipe, init=case.start)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,6 +257,7 @@ class Defense(Protocol):
     version: ClassVar[int]
     paper: ClassVar[str]
     phase: ClassVar[Phase]
+    tracks: ClassVar[frozenset[Track]] = frozenset({Track.MULTIMODAL})
     needs: ClassVar[frozenset[Need]]
     fidelity: ClassVar[Any]
     variants: ClassVar[Mapping[str, Mapping[str, Any]]]

@@ -28,6 +28,7 @@ from defenses.base import (
     Fidelity,
     Need,
     Phase,
+    Track,
     rows_in,
     trained_without,
 )
@@ -74,6 +75,7 @@ class NoDefense(Defense):
     version: ClassVar[int] = 1
     paper: ClassVar[str] = "control"
     phase: ClassVar[Phase] = Phase.CONTROL
+    tracks: ClassVar[frozenset[Track]] = frozenset(Track)
     needs: ClassVar[frozenset[Need]] = frozenset({Need.VICTIM})
     fidelity: ClassVar[Fidelity] = Fidelity.EXACT
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -106,13 +108,14 @@ class CleanTraining(Defense):
     version: ClassVar[int] = 1
     paper: ClassVar[str] = "control"
     phase: ClassVar[Phase] = Phase.CONTROL
+    tracks: ClassVar[frozenset[Track]] = frozenset(Track)
     needs: ClassVar[frozenset[Need]] = frozenset({Need.SUSPECT_DATA, Need.START, Need.TRUTH})
     fidelity: ClassVar[Fidelity] = Fidelity.EXACT
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def apply(self, lab: Lab, case: Case) -> Defended:
-        data = case.truth.restored
-        return Defended(lab.train(PlainClipSpec(), data, case.recipes.victim, init=case.start))
+        data, recipe = case.truth.restored, case.recipes.victim
+        return Defended(lab.train(lab.plain(recipe), data, recipe, init=case.start))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +126,7 @@ class OracleFilter(Defense):
     version: ClassVar[int] = 1
     paper: ClassVar[str] = "control"
     phase: ClassVar[Phase] = Phase.CONTROL
+    tracks: ClassVar[frozenset[Track]] = frozenset(Track)
     needs: ClassVar[frozenset[Need]] = frozenset({Need.SUSPECT_DATA, Need.START, Need.TRUTH})
     fidelity: ClassVar[Fidelity] = Fidelity.EXACT
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -150,6 +154,7 @@ class PartialOracle(Defense):
     version: ClassVar[int] = 1
     paper: ClassVar[str] = "control"
     phase: ClassVar[Phase] = Phase.CONTROL
+    tracks: ClassVar[frozenset[Track]] = frozenset(Track)
     needs: ClassVar[frozenset[Need]] = OracleFilter.needs
     fidelity: ClassVar[Fidelity] = Fidelity.EXACT
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -174,6 +179,7 @@ class RandomFilter(Defense):
     version: ClassVar[int] = 1
     paper: ClassVar[str] = "control"
     phase: ClassVar[Phase] = Phase.CONTROL
+    tracks: ClassVar[frozenset[Track]] = frozenset(Track)
     needs: ClassVar[frozenset[Need]] = frozenset({Need.SUSPECT_DATA, Need.START})
     fidelity: ClassVar[Fidelity] = Fidelity.EXACT
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -205,6 +211,7 @@ class SameBudgetFinetune(Defense):
     version: ClassVar[int] = 1
     paper: ClassVar[str] = "control"
     phase: ClassVar[Phase] = Phase.CONTROL
+    tracks: ClassVar[frozenset[Track]] = frozenset(Track)
     needs: ClassVar[frozenset[Need]] = frozenset({Need.VICTIM, Need.CLEAN_DATA})
     fidelity: ClassVar[Fidelity] = Fidelity.EXACT
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {"views": {"budget": "views"}}
@@ -222,7 +229,8 @@ class SameBudgetFinetune(Defense):
         recipe = case.recipes.repair
         if self.budget == Budget.VIEWS:
             recipe = replace(recipe, epochs=recipe.epochs * VIEWS_PER_PAIR[self.like])
-        return Defended(lab.train(PlainClipSpec(), case.clean_data, recipe, init=case.victim))
+        spec = lab.plain(recipe)
+        return Defended(lab.train(spec, case.clean_data, recipe, init=case.victim))
 
 
 class AugmentedClip(Objective):

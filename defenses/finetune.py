@@ -33,10 +33,12 @@ from defenses.base import (
     Need,
     Phase,
     Space,
+    Track,
 )
+from victims.errors import UsageError
 from victims.lab import Lab
-from victims.models import Clip
-from victims.training import Objective, PlainClip, PlainClipSpec
+from victims.models import Clip, ModelSpec
+from victims.training import Objective, PlainClip
 
 
 class Part(StrEnum):
@@ -85,6 +87,7 @@ class Finetune(Defense):
     version: ClassVar[int] = 1
     paper: ClassVar[str] = "baseline of arXiv 2303.03323"
     phase: ClassVar[Phase] = Phase.FINETUNING
+    tracks: ClassVar[frozenset[Track]] = frozenset(Track)
     needs: ClassVar[frozenset[Need]] = frozenset({Need.VICTIM, Need.CLEAN_DATA})
     fidelity: ClassVar[Fidelity] = Fidelity.EXACT
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -94,6 +97,11 @@ class Finetune(Defense):
     trainable: Part = Part.BOTH
 
     def apply(self, lab: Lab, case: Case) -> Defended:
-        both = self.trainable == Part.BOTH
-        spec = PlainClipSpec() if both else PartialClipSpec(part=self.trainable)
-        return Defended(lab.train(spec, case.clean_data, case.recipes.repair, init=case.victim))
+        both, recipe = self.trainable == Part.BOTH, case.recipes.repair
+        if not both and not isinstance(lab.model, ModelSpec):
+            raise UsageError(
+                f"finetune: trainable {self.trainable} names a part of a CLIP, and"
+                f" {lab.model.arch} is an image classifier. Leave it out, or write both."
+            )
+        spec = lab.plain(recipe) if both else PartialClipSpec(part=self.trainable)
+        return Defended(lab.train(spec, case.clean_data, recipe, init=case.victim))

@@ -21,13 +21,14 @@ from defenses.base import Phase
 from grid.decode import decode
 from grid.nodes import Raw
 from grid.registry import Kind, Method, resolve, table
-from grid.spec import UNDEFENDED, AttackEntry, DefenseEntry, WorldData
+from grid.guides import guided
+from grid.spec import UNDEFENDED, AttackEntry, DefenseEntry, Guide, WorldData
 from victims.errors import GridError, UsageError, near
-from victims.recipe import Recipe, Select
+from victims.recipe import ClassifierRecipe, Recipe, Select
 
 RESERVED: Mapping[Kind, tuple[str, ...]] = {
     "attacks": ("as", "variant", "rates", "counts"),
-    "defenses": ("as", "variant", "recipe"),
+    "defenses": ("as", "variant", "recipe", "guides"),
 }
 # A name becomes a folder and a part of a cell's label: no separators, no spaces.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*")
@@ -41,6 +42,14 @@ class Recipes:
     reference: Recipe | None = None
     victim: Recipe
     repair: Recipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassifierRecipes(Recipes):
+    """The same on the supervised track. ``reference`` fits the CLIP that judges."""
+
+    victim: ClassifierRecipe
+    repair: ClassifierRecipe
 
 
 class _Entry(NamedTuple):
@@ -120,7 +129,9 @@ def _rate(raw: Raw, num_rows: int) -> str:
     return format(exact.normalize(), "f") if exact else "0"
 
 
-def defense_entries(raw: Raw, recipes: Recipes, data: WorldData) -> tuple[DefenseEntry, ...]:
+def defense_entries(
+    raw: Raw, recipes: Recipes, data: WorldData, guides: Sequence[Guide] = ()
+) -> tuple[DefenseEntry, ...]:
     methods = table("defenses")
     entries = [_entry("defenses", item, methods) for item in elements(raw)]
     if not any(entry.method.name == UNDEFENDED for entry in entries):
@@ -142,22 +153,21 @@ def defense_entries(raw: Raw, recipes: Recipes, data: WorldData) -> tuple[Defens
         if values:
             used, split = (victim, "suspect") if replaces_training else (repair, "clean")
             check_recipe(used, split, data, at if entry.recipe else at.only(()))
-        found.append(
-            DefenseEntry(
-                label=entry.label,
-                method=entry.method,
-                recipe=repair,
-                victim_recipe=victim,
-                overrides=values,
-            )
+        own_entry = DefenseEntry(
+            label=entry.label,
+            method=entry.method,
+            recipe=repair,
+            victim_recipe=victim,
+            overrides=values,
         )
+        found.extend(guided(own_entry, entry.more.get("guides"), guides))
     return tuple(found)
 
 
 def _overrides(entry: _Entry, base: Recipe) -> dict[str, Any]:
     if entry.recipe is None:
         return {}
-    decoded = decode(Recipe, entry.recipe, base=base)
+    decoded = decode(type(base), entry.recipe, base=base)
     return {name: getattr(decoded, name) for name in entry.recipe.items()}
 
 
@@ -248,7 +258,7 @@ def check_recipe(recipe: Recipe, split: str, data: WorldData, raw: Raw) -> None:
             "only repairs choose their learning rate. Give a number: this recipe is how the victim"
             " came to be, and a defense that takes its place keeps to it."
         )
-    num_rows = data.corpus(split).num_rows
+    num_rows = data.captioned(split).num_rows
     if recipe.batch_size > num_rows:
         raise items.get("batch_size", raw).error(
             f"a batch of {recipe.batch_size} is larger than its data, the {num_rows} rows of"

@@ -5,7 +5,7 @@ The lists of methods are read in `grid.entries`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 from attacks.base import Track
@@ -14,6 +14,7 @@ from grid.decode import decode
 from grid.entries import (
     NAME,
     NAME_HELP,
+    ClassifierRecipes,
     Recipes,
     attack_entries,
     check_recipe,
@@ -24,12 +25,15 @@ from grid.entries import (
     require_distinct,
     require_seed,
 )
+from grid.guides import read_guides
 from grid.nodes import Raw, Where, parse
 from grid.registry import Source, grid_source
-from grid.spec import Evaluate, Execution, Gate, Grid, WorldData
+from grid.spec import Evaluate, Execution, Gate, Grid, Guide, LabelledWorldData, WorldData
+from victims.classifiers import CLASSIFIERS, ClassifierSpec
 from victims.errors import UsageError, near, unknown
 from victims.measuring import check_classes, resolve_target
 from victims.models import EMBEDDED, ModelSpec
+from victims.recipe import Recipe
 from victims.world import World
 
 
@@ -43,22 +47,34 @@ def decode_grid(source: Source) -> Grid:
     raw = parse(source.text, source.source)
     file = decode(_File, raw)
     places = raw.items()
+    labelled = file.track is Track.SUPERVISED
+    regime = file.regime or (Regime.S if labelled else Regime.F)
+    if labelled and regime is Regime.F:
+        raise places["regime"].error(
+            "an image classifier is trained from scratch: leave `regime` out, or write S"
+        )
     name = source.name if file.name is None else file.name
     if not NAME.fullmatch(name):
         at = places.get("name", raw)
         raise at.error(f"{name!r} cannot name a run's folder. Give `name`: {NAME_HELP}.")
-    data = _data(file.data)
-    recipes = decode(Recipes, file.recipes)
+    data = _data(file.data, labelled)
+    recipes = decode(ClassifierRecipes if labelled else Recipes, file.recipes)
     at_recipes = file.recipes.items()
     for stage, split in (("reference", "public"), ("victim", "suspect"), ("repair", "clean")):
         recipe = getattr(recipes, stage)
         if recipe is not None:
             check_recipe(recipe, split, data, at_recipes[stage])
     rates = read_rates(file.rates, data.suspect)
-    attacks = attack_entries(file.attacks, data.suspect, data.world.size)
-    defenses = defense_entries(file.defenses, recipes, data)
+    attacks = attack_entries(file.attacks, data.suspect, data.size)
+    guides = _guides(file, data, recipes.reference) if labelled else ()
+    if file.guides is not None and not labelled:
+        raise file.guides.error(
+            "guides judge the data of image classifiers (track: supervised); that of a CLIP is"
+            " judged by the reference"
+        )
+    defenses = defense_entries(file.defenses, recipes, data, guides)
     readers = [entry.label for entry in attacks if entry.method.needs_surrogate]
-    if recipes.reference is None and (file.regime is Regime.F or readers):
+    if recipes.reference is None and not labelled and (regime is Regime.F or readers):
         user = readers[0] if readers else "regime F"
         raise file.recipes.error(
             f"missing key 'reference', the recipe of the public model that {user} starts from"
@@ -67,9 +83,9 @@ def decode_grid(source: Source) -> Grid:
         name=name,
         description=file.description,
         track=file.track,
-        regime=file.regime,
+        regime=regime,
         data=data,
-        model=_model(file.model, data),
+        model=_classifier(file.model, data) if labelled else _model(file.model, data.size),
         targets=_targets(file, data.classes),
         attacks=attacks,
         rates=rates,
@@ -80,7 +96,7 @@ def decode_grid(source: Source) -> Grid:
         victim=recipes.victim,
         repair=recipes.repair,
         gate=_gate(file.gate, [*rates, *(r for a in attacks for r in a.rates or ())]),
-        evaluate=file.evaluate,
+        evaluate=_evaluate(file.evaluate, places, labelled),
         execution=file.execution,
         source=source.source,
         text=source.text,
@@ -101,9 +117,10 @@ class _File:
     name: str | None = None
     description: str = ""
     track: Track = Track.MULTIMODAL
-    regime: Regime = Regime.F
+    regime: Regime | None = None
     data: Raw = _WORLD
-    model: Raw = _TINY
+    model: Raw | None = None
+    guides: Raw | None = None
     target: Raw | None = None
     targets: Raw | None = None
     attacks: Raw
@@ -117,7 +134,7 @@ class _File:
     execution: Execution = field(default_factory=Execution)
 
 
-def _data(raw: Raw) -> WorldData:
+def _data(raw: Raw, labelled: bool) -> WorldData:
     """``{world: {...}}``: the fields of the world and of its splits side by side."""
     items = raw.items()
     if len(items) != 1:
@@ -125,26 +142,60 @@ def _data(raw: Raw) -> WorldData:
     kind, item = next(iter(items.items()))
     if kind != "world":
         raise unknown("corpus kind", kind, ["world"], str(raw.where))
+    cls = LabelledWorldData if labelled else WorldData
     if item.node.data is None:
-        return WorldData()
+        return cls()
     of_world = [f.name for f in fields(World)]
     of_splits = [f.name for f in fields(WorldData) if f.name != "world"]
     item.check_keys([*of_world, *of_splits])
     world = decode(World, item.only(of_world))
     require_seed(world.seed, item.items().get("seed", item))
-    return replace(decode(WorldData, item.only(of_splits)), world=world)
+    return replace(decode(cls, item.only(of_splits)), world=world)
 
 
-def _model(raw: Raw, data: WorldData) -> ModelSpec:
-    """An architecture's name, or its fields; its size is the pictures'."""
+def _classifier(raw: Raw | None, data: WorldData) -> ClassifierSpec:
+    """An architecture's name, or its fields; its classes are those of the data."""
+    raw = Raw.of("preact_tiny", Where()) if raw is None else raw
     if isinstance(raw.node.data, str):
         raw = Raw.of({"arch": raw.node.data}, raw.where)
-    model = decode(ModelSpec, raw.over({"size": data.world.size}))
-    if model.size != data.world.size:
+    raw.check_keys(["arch", "size"])
+    spec = decode(ModelSpec, raw.over({"size": data.size}))
+    _same_size(spec.size, data.size, raw)
+    if spec.arch not in CLASSIFIERS:
+        at = raw.items().get("arch", raw)
+        raise unknown("image classifier", spec.arch, CLASSIFIERS, str(at.where))
+    return ClassifierSpec(arch=spec.arch, size=spec.size, classes=tuple(data.classes))
+
+
+def _same_size(size: int, pictures: int, raw: Raw) -> None:
+    if size != pictures:
         at = raw.items()["size"]
-        raise at.error(
-            f"{model.size} px, but the pictures of `data` have {data.world.size} px a side"
-        )
+        raise at.error(f"{size} px, but the pictures of `data` have {pictures} px a side")
+
+
+def _guides(file: _File, data: WorldData, reference: Recipe | None) -> tuple[Guide, ...]:
+    def model(raw: Raw) -> ModelSpec:
+        return _model(raw, data.size, judges=True)
+
+    return read_guides(file.guides, reference, data.size, model, load_grid)
+
+
+def _evaluate(found: Evaluate, places: Mapping[str, Raw], labelled: bool) -> Evaluate:
+    for name in ("retrieval", "probe"):
+        if labelled and getattr(found, name):
+            at = places["evaluate"].items()[name]
+            raise at.error(f"{name} is measured on CLIPs; an image classifier has no captions")
+    return found
+
+
+def _model(raw: Raw | None, size: int, judges: bool = False) -> ModelSpec:
+    """An architecture's name, or its fields; its size is the pictures', unless it only judges."""
+    raw = _TINY if raw is None else raw
+    if isinstance(raw.node.data, str):
+        raw = Raw.of({"arch": raw.node.data}, raw.where)
+    model = decode(ModelSpec, raw.over({"size": size}))
+    if not judges:
+        _same_size(model.size, size, raw)
     if model.arch not in EMBEDDED:
         import open_clip  # slow to import, and needed for its list of names alone
 

@@ -16,13 +16,15 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from attacks.base import Aim, Goal
+from attacks.base import Aim, Goal, Track
 from defenses.base import Need, Recipes, Regime, fidelity_in, resolved_needs
 from defenses.controls import CleanModel, NoDefense
-from grid.spec import Cell, DefenseEntry, Grid
+from grid.spec import Cell, DefenseEntry, Grid, Guide
 from grid.stages import (
     CorpusStage,
     DefendStage,
+    FileModelStage,
+    GuideStage,
     MeasureStage,
     ModelStage,
     PoisonStage,
@@ -35,7 +37,14 @@ from victims.keys import Key, content_key
 from victims.store import Store
 
 # Seconds per unit of work before anything was measured on a machine; replaced by its history.
-DEFAULT_RATE = {"corpus": 0.1, "measure": 0.25, "plain_clip": 0.5, "trigger": 0.1, "poisoned": 0.1}
+DEFAULT_RATE = {
+    "corpus": 0.1,
+    "measure": 0.25,
+    "plain": 0.5,
+    "plain_clip": 0.5,
+    "trigger": 0.1,
+    "poisoned": 0.1,
+}
 DEFAULT_DEFENSE_RATE = 0.8
 
 Group = tuple[str, str, int]
@@ -143,8 +152,7 @@ def parents(stage: Stage) -> list[Stage]:
             found.append(stage.victim.data)
         if Need.CLEAN_DATA in needs:
             found.append(stage.clean)
-        if stage.reference and needs & {Need.REFERENCE, Need.START}:
-            found.append(stage.reference)
+        found.extend(stage.public_models)
         if Need.TRUTH in needs:
             found.append(stage.suspect)
         return found
@@ -164,9 +172,13 @@ class Builder:
             split: CorpusStage(grid.data.corpus(split))
             for split in ("public", "suspect", "clean", "tuning", *grid.evaluate.sets)
         }
-        # What the public can download: in regime F the start of every victim.
+        # What the public can download: in regime F the start of every victim. Who attacks an image
+        # classifier has one of the victims' kind, fitted to pictures of its own.
+        fit = grid.reference
+        if grid.track is Track.SUPERVISED:
+            fit = replace(grid.victim, seed=grid.reference.seed)
         self.public_model = ModelStage(
-            grid.model, grid.reference, grid.data.public, self.corpora["public"], None
+            grid.model, fit, grid.data.public, self.corpora["public"], None
         )
         self.reference = self.public_model if grid.regime is Regime.F else None
         self._memo: dict[Any, Any] = {}
@@ -208,6 +220,20 @@ class Builder:
         stage: ModelStage = self._once(name, make)
         return stage
 
+    def guide(self, guide: Guide) -> GuideStage:
+        """Where the weights of a judge come from."""
+
+        def make() -> GuideStage:
+            if guide.of is not None and guide.cell is not None:
+                return Builder(guide.of).victim(guide.cell, guide.cell.count)
+            if guide.recipe is None:
+                return FileModelStage(guide.model, guide.path, guide.sha256)
+            public = CorpusStage(self.grid.data.captioned("public"))
+            return ModelStage(guide.model, guide.recipe, self.grid.data.public, public, None)
+
+        stage: GuideStage = self._once(("guide", guide.label), make)
+        return stage
+
     def defended(self, cell: Cell, count: int, entry: DefenseEntry | None) -> DefendStage:
         victim = self.victim(cell, count)
         nested = cell.defense_seed
@@ -226,6 +252,7 @@ class Builder:
                 self.corpora["clean"],
                 self.corpora["suspect"],
                 self.reference,
+                self.guide(entry.guide) if entry and entry.guide else None,
             )
 
         stage: DefendStage = self._once(name, make)
@@ -330,7 +357,8 @@ def _plan_cell(build: Builder, plan: Plan, cell: Cell) -> CellPlan:
 
 
 def _impossible(grid: Grid, cell: Cell) -> str | None:
-    if grid.regime is Regime.S and Need.REFERENCE in cell.defense.method.needed():
+    needs = cell.defense.method.needed()
+    if Need.REFERENCE in needs and grid.regime is Regime.S and cell.defense.guide is None:
         return f"{cell.defense.label} needs a reference model; regime S has none"
     return None
 

@@ -10,13 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
-from attacks.base import GateGroup, Track, poison_count
+from attacks.base import GateGroup, poison_count
 from defenses.base import Regime
+from victims.classifiers import LABEL_TEMPLATES, ClassifierSpec
+from victims.corpora import CorpusSpec
 from victims.embedded import WorldCorpus
 from victims.errors import unknown
 from victims.keys import digest
+from victims.labelled import LabelledWorld
 from victims.models import ModelSpec
 from victims.recipe import Recipe
+from victims.tracks import Track
 from victims.world import CLASSES, TEMPLATES, World
 
 UNDEFENDED = "none"
@@ -77,10 +81,20 @@ class WorldData:
             return self.clean.rows, self.clean.pool == "overlap"
         return self.clean, False
 
-    def corpus(self, split: str) -> WorldCorpus:
+    @property
+    def size(self) -> int:
+        """The side of a picture, in pixels."""
+        return self.world.size
+
+    def captioned(self, split: str) -> WorldCorpus:
+        """The pairs of a split."""
         num_rows, overlaps = self._clean() if split == "clean" else (getattr(self, split), False)
         split = "suspect" if overlaps else split
         return WorldCorpus(world=self.world, split=split, num_rows=num_rows)
+
+    def corpus(self, split: str) -> CorpusSpec:
+        """What a split's stages read."""
+        return self.captioned(split)
 
     @property
     def classes(self) -> Sequence[str]:
@@ -89,6 +103,18 @@ class WorldData:
     @property
     def templates(self) -> Sequence[str]:
         return TEMPLATES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledWorldData(WorldData):
+    """The same pictures, each with the name of its class for a caption."""
+
+    def corpus(self, split: str) -> CorpusSpec:
+        return LabelledWorld(of=self.captioned(split))
+
+    @property
+    def templates(self) -> Sequence[str]:
+        return LABEL_TEMPLATES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,6 +248,29 @@ class Execution:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Guide:
+    """A CLIP that judges the data of image classifiers: fitted by ``recipe`` to the public pairs,
+    or the victim of a ``cell`` of the multimodal grid ``of``, or the weights of a file."""
+
+    label: str
+    model: ModelSpec
+    recipe: Recipe | None = None
+    of: Grid | None = None
+    cell: Cell | None = None
+    path: str = ""
+    sha256: str = ""
+
+    def identity(self) -> dict[str, Any]:
+        """What determines its weights, besides the public pairs of the grid."""
+        if self.of is None or self.cell is None:
+            return {"model": self.model, "recipe": self.recipe, "sha256": self.sha256}
+        grid, cell = self.of, self.cell
+        attack = [cell.attack.method, cell.count, cell.target] if cell.count else []
+        fits = [grid.victim, grid.reference, grid.regime]
+        return {"model": self.model, "data": grid.data, "attack": [*attack, cell.seed, *fits]}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AttackEntry:
     """An attack and the rates, or the counts of poisoned rows, of its own, if it has any."""
 
@@ -240,6 +289,8 @@ class DefenseEntry:
     method: Any
     recipe: Recipe
     victim_recipe: Recipe
+    # Who judges the data, for a defense of classifiers that asks a CLIP.
+    guide: Guide | None = field(default=None, metadata={"keyed": False})
     # How a file wrote its recipes, which are what counts.
     overrides: Mapping[str, Any] = field(default_factory=dict, metadata={"keyed": False})
 
@@ -271,7 +322,7 @@ class Grid:
     track: Track = Track.MULTIMODAL
     regime: Regime = Regime.F
     data: WorldData
-    model: ModelSpec
+    model: ModelSpec | ClassifierSpec
     targets: tuple[int, ...] = (0,)
     attacks: tuple[AttackEntry, ...]
     rates: tuple[str, ...]
@@ -310,7 +361,21 @@ class Grid:
         kept["gate_rates"] = [self.gate_rate(attack) for attack in self.attacks]
         if self.regime is Regime.S and not any(a.method.needs_surrogate for a in self.attacks):
             del kept["reference"]
+        guides = [entry.guide and entry.guide.identity() for entry in self.defenses]
+        if any(guides):
+            kept["guides"] = guides
         return digest(["grid", kept])[:12]
+
+    def _too_many(self, attack: AttackEntry, count: int) -> str | None:
+        """Of a labelled set an attack that keeps labels may poison half of the target class."""
+        limit = self.data.suspect // len(self.data.classes) // 2
+        if self.track is not Track.SUPERVISED or not attack.method.clean_label or count <= limit:
+            return None
+        return (
+            f"{attack.label} poisons rows of the target class alone, and {count} are more than half"
+            f" of the about {self.data.suspect // len(self.data.classes)} that it has. Lower the"
+            f" rate to {limit / self.data.suspect:g} or less."
+        )
 
     def cells(self) -> list[Cell]:
         """Every square, in the order of the file."""
@@ -339,7 +404,7 @@ class Grid:
         if len(self.defense_seeds) > 1:
             label += f"/d{defense_seed}"
         lacking = [e for e in (attack, defense) if self.track not in tracks(e.method)]
-        reason = None
+        reason = self._too_many(attack, count)
         if lacking:
             method = lacking[0].method
             names = ", ".join(sorted(tracks(method)))

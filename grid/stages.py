@@ -43,8 +43,9 @@ from victims.corpora import (
     open_corpus,
     write_corpus,
 )
-from victims.keys import Key, content_key
-from victims.lab import DataRef, Lab, Ledger, ModelRef, memo, model_key
+from victims.errors import GridError
+from victims.keys import Key, content_key, file_sha256
+from victims.lab import DataRef, Lab, Ledger, ModelRef, memo, model_key, spec_meta
 from victims.measuring import (
     PROTOCOL_VERSION,
     Mean,
@@ -60,10 +61,17 @@ from victims.measuring import (
     templates_digest,
     text_head,
 )
-from victims.models import Clip, ModelSpec, preprocess_digest
+from victims.labels import plain
+from victims.models import (
+    Clip,
+    ModelSpec,
+    NetSpec,
+    load_weights,
+    preprocess_digest,
+    save_weights,
+)
 from victims.recipe import Recipe, Runtime, Select
 from victims.store import Store
-from victims.training import PlainClipSpec
 from victims.triggers import Queries, Targets, Trigger
 
 
@@ -76,7 +84,7 @@ class Bench:
     report: Callable[[str], None]
     ledger: Ledger
 
-    def lab(self, model: ModelSpec) -> Lab:
+    def lab(self, model: NetSpec) -> Lab:
         lab = Lab(self.store, model, self.runtime, self.report)
         lab.ledger = self.ledger
         return lab
@@ -131,10 +139,10 @@ class CorpusStage:
 
 @dataclass(frozen=True)
 class ModelStage:
-    """A plain CLIP fit on a corpus or on poisoned data: the reference, or a victim."""
+    """A plain fit on a corpus or on poisoned data: the reference, a victim, or a judge."""
 
     kind: ClassVar[str] = "model"
-    model: ModelSpec
+    model: NetSpec
     recipe: Recipe
     num_rows: int
     data: CorpusStage | PoisonStage
@@ -143,14 +151,17 @@ class ModelStage:
     @cached_property
     def key(self) -> Key:
         init = self.init.key if self.init else None
-        return model_key(PlainClipSpec(), self.recipe, self.data.key, init, self.model)
+        objective = plain(self.model, self.recipe)
+        return model_key(objective, self.recipe, self.data.key, init, self.model)
 
     @property
     def inputs(self) -> Sequence[Key]:
         own = [self.data.key, *([self.init.key] if self.init else [])]
         return [*own, *(self.data.inputs if isinstance(self.data, PoisonStage) else [])]
 
-    family: ClassVar[str] = "plain_clip"
+    @property
+    def family(self) -> str:
+        return "plain_clip" if isinstance(self.model, ModelSpec) else f"plain:{self.model.arch}"
 
     @property
     def work(self) -> float:
@@ -159,7 +170,38 @@ class ModelStage:
     def run(self, bench: Bench) -> None:
         lab = bench.lab(self.model)
         init = ModelRef(self.init.key) if self.init else None
-        lab.train(PlainClipSpec(), data_ref(lab, self.data), self.recipe, init=init)
+        lab.train(lab.plain(self.recipe), data_ref(lab, self.data), self.recipe, init=init)
+
+
+@dataclass(frozen=True)
+class FileModelStage:
+    """A CLIP's weights out of a safetensors file; ``sha256`` says which, wherever it lies."""
+
+    kind: ClassVar[str] = "model"
+    model: ModelSpec
+    path: str
+    sha256: str
+
+    @cached_property
+    def key(self) -> Key:
+        return content_key("model", {"file": self.sha256, "model": self.model})
+
+    inputs: ClassVar[Sequence[Key]] = ()
+    family: ClassVar[str] = "file_model"
+    work: ClassVar[float] = 1.0
+
+    def run(self, bench: Bench) -> None:
+        def make(scratch: Path) -> dict[str, Any]:
+            if file_sha256(Path(self.path)) != self.sha256:
+                raise GridError(f"{self.path} has changed since the grid file was read")
+            model = load_weights(self.model.empty(), Path(self.path), self.path)
+            save_weights(model, scratch / "weights.safetensors")
+            return {"model": spec_meta(self.model), "cost": {}}
+
+        memo(bench.store, self.key, make, collective=False, ledger=bench.ledger)
+
+
+GuideStage = ModelStage | FileModelStage
 
 
 @dataclass(frozen=True)
@@ -171,7 +213,7 @@ class TriggerStage:
     goal: Goal
     seed: int
     corpus: CorpusStage
-    model: ModelSpec
+    model: NetSpec
     surrogate: ModelStage | None = None
 
     @cached_property
@@ -325,6 +367,8 @@ class DefendStage:
     clean: CorpusStage
     suspect: CorpusStage
     reference: ModelStage | None
+    # A CLIP that judges in the reference's place; an image classifier has no other.
+    guide: GuideStage | None = None
 
     @property
     def repairs(self) -> bool:
@@ -364,11 +408,20 @@ class DefendStage:
             found.extend(self.poisoned.inputs if self.poisoned else [])
         if Need.CLEAN_DATA in needs:
             found.append(self.clean.key)
-        if self.reference and needs & {Need.REFERENCE, Need.START}:
-            found.append(self.reference.key)
+        found.extend(model.key for model in self.public_models)
         if Need.TRUTH in needs:
             found.append(self.suspect.key)
         return found
+
+    @property
+    def public_models(self) -> list[GuideStage]:
+        """The models besides the victim that this defense is handed: its judge, the start."""
+        needs, found = self.defense.needed(), dict[Key, GuideStage]()
+        if Need.REFERENCE in needs and (judge := self.guide or self.reference):
+            found[judge.key] = judge
+        if Need.START in needs and self.reference:
+            found[self.reference.key] = self.reference
+        return list(found.values())
 
     @property
     def family(self) -> str:
@@ -398,8 +451,9 @@ class DefendStage:
         return Case(self.defense.name, granted, training)
 
     def _reference(self) -> ModelRef:
-        assert self.reference is not None, "cells without a reference are not applicable"
-        return ModelRef(self.reference.key)
+        judge = self.guide or self.reference
+        assert judge is not None, "cells without a reference are not applicable"
+        return ModelRef(judge.key)
 
     def _truth(self, lab: Lab) -> Truth:
         num_rows = self.victim.num_rows

@@ -114,7 +114,7 @@ def test_clean_pairs_of_the_suspect_pool_are_counted_where_they_are_poisoned(
     world = TINY["data"]["world"]
     shared = {"world": {**world, "clean": {"rows": 48, "pool": "overlap"}}}
     grid = tiny_grid(tmp_path, data=shared, defenses=["none", "finetune", "random_filter"])
-    assert grid.data.corpus("clean") == replace(grid.data.corpus("suspect"), num_rows=48)
+    assert grid.data.captioned("clean") == replace(grid.data.captioned("suspect"), num_rows=48)
     run_serial(grid, tmp_path / "out", tmp_path / "store")
     found = rows_of(tmp_path / "out", "finetune")["found_clean_pool_edited"]
     cell = next(c for c in make_plan(grid).cells if c.cell.rate == "0.1")

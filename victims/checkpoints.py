@@ -30,12 +30,13 @@ def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """AdamW's state, by the position of each parameter in the groups."""
+    """The optimizer's state, by the position of each parameter in the groups."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     return {
         f"moment.{index}.{name}": value
         for index, parameter in enumerate(parameters)
         for name, value in optimizer.state.get(parameter, {}).items()
+        if value is not None  # SGD's momentum, where it has none
     }
 
 

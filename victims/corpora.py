@@ -62,6 +62,11 @@ class Corpus:
     def size(self) -> int:
         return int(self.images_NCHW.shape[-1])
 
+    @property
+    def is_labelled(self) -> bool:
+        """Whether a caption is the name of a class and nothing else."""
+        return tuple(self.templates) == ("{}",)
+
 
 class Chunk(Protocol):
     """Some rendered or ingested pairs."""

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from enum import Enum
+from pathlib import Path
 from typing import Any, NewType
 
 Key = NewType("Key", str)
@@ -81,6 +82,12 @@ def content_key(kind: str, params: Any, inputs: Sequence[str] = ()) -> Key:
     """Key of an artefact of ``kind`` made from ``params`` and the artefacts ``inputs``."""
     body = _body([kind, canonical(params), list(inputs)])
     return Key(f"{kind}-{hashlib.sha256(body.encode()).hexdigest()[:16]}")
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def kind_of(key: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +23,7 @@ from torch import Tensor
 from victims import corpora
 from victims.batches import Scorer, score_rows
 from victims.checkpoints import save_moments
+from victims.classifiers import ClassifierSpec
 from victims.corpora import Reader, Rows, TextView, View
 from victims.distributed import agreed, barrier, rank
 from victims.draws import derive, numpy_rng
@@ -31,14 +32,23 @@ from victims.keys import Key, content_key
 from victims.models import (
     Clip,
     ModelSpec,
+    NetSpec,
     device_seconds,
     fresh,
     load_weights,
     paid,
     save_weights,
 )
+from victims.labels import label_numbers, plain
 from victims.recipe import OptimizerState, Recipe, Runtime, Select
-from victims.selection import Choice, ImageFeatures, TextFeatures, choose, retrieved
+from victims.selection import (
+    Choice,
+    ImageFeatures,
+    RightLabel,
+    TextFeatures,
+    choose,
+    retrieved,
+)
 from victims.store import Artefact, Busy, Damaged, Store
 from victims.training import Fit, ObjectiveSpec
 
@@ -84,11 +94,24 @@ class Ledger:
 
 
 def model_key(
-    spec: ObjectiveSpec, recipe: Recipe, data: str, init: str | None, model: ModelSpec
+    spec: ObjectiveSpec, recipe: Recipe, data: str, init: str | None, model: NetSpec
 ) -> Key:
     """Key of the model that `Lab.train` makes; known before anything runs."""
     start = {"init": init} if init else {"fresh": model}
     return content_key("model", {"objective": spec, "recipe": recipe, "start": start}, [data])
+
+
+def spec_meta(spec: NetSpec) -> dict[str, Any]:
+    """A network's name as an artefact keeps it beside the weights."""
+    kind = {"kind": spec.name} if isinstance(spec, ClassifierSpec) else {}
+    return {**kind, **asdict(spec)}  # type: ignore[call-overload]
+
+
+def spec_of(meta: Mapping[str, Any]) -> NetSpec:
+    fields = dict(meta)
+    if fields.pop("kind", "model") == ClassifierSpec.name:
+        return ClassifierSpec(**{**fields, "classes": tuple(fields["classes"])})
+    return ModelSpec(**fields)
 
 
 class _Partial:
@@ -110,7 +133,7 @@ class Lab:
     def __init__(
         self,
         store: Store,
-        model: ModelSpec,
+        model: NetSpec,
         runtime: Runtime,
         report: Callable[[str], None] = lambda line: None,
     ) -> None:
@@ -136,6 +159,14 @@ class Lab:
         """The captions a defender can read, in row order."""
         return self._view(data).captions()
 
+    def classes(self, data: DataRef) -> Sequence[str]:
+        """The names of the classes, in the order of their numbers."""
+        return self._view(data).corpus.classes
+
+    def labels(self, data: DataRef) -> npt.NDArray[np.int64]:
+        """The labels of a labelled set as they were given, in row order."""
+        return np.asarray(label_numbers(self.captions(data), self.classes(data)), dtype=np.int64)
+
     def subset(self, data: DataRef, rows: Rows) -> DataRef:
         """The named rows only, in the order given. Keeping every row keeps the key."""
         named = np.asarray(rows)
@@ -157,13 +188,21 @@ class Lab:
     # --- models
 
     def load(self, ref: ModelRef) -> Clip:
-        """The weights, in eval mode on the device."""
+        """The weights, in eval mode on the device: a victim's, or those of a CLIP that judges it."""
         artefact = self.store.need(ref.key)
-        spec = ModelSpec(**artefact.meta["model"])
-        if spec != self.model:
-            raise GridError(f"{ref.key} is a {spec}, this grid's model is a {self.model}")
-        model = load_weights(Clip(spec), artefact.path("weights.safetensors"), ref.key)
+        spec = spec_of(artefact.meta["model"])
+        model = load_weights(spec.empty(), artefact.path("weights.safetensors"), ref.key)
         return model.to(self.runtime.device).eval()
+
+    def _start(self, init: ModelRef) -> Clip:
+        model = self.load(init)
+        if model.spec != self.model:
+            raise GridError(f"{init.key} is a {model.spec}, this grid's model is a {self.model}")
+        return model
+
+    def plain(self, recipe: Recipe) -> ObjectiveSpec:
+        """The loss that this lab's kind of victim is trained with."""
+        return plain(self.model, recipe)
 
     def train(
         self,
@@ -185,7 +224,7 @@ class Lab:
         key = model_key(spec, recipe, data.key, init.key if init else None, self.model)
 
         def make(scratch: Path) -> dict[str, Any]:
-            model = self.load(init) if init else fresh(self.model, recipe.seed)
+            model = self._start(init) if init else fresh(self.model, recipe.seed)
             carried = None
             if recipe.optimizer_state == OptimizerState.CARRY:
                 carried = self._carried(init)
@@ -208,7 +247,7 @@ class Lab:
                 (scratch / "curves.json").write_text(json.dumps(done.curves))
                 if keep_optimizer or self.runtime.keep_optimizer:
                     save_moments(fit.optimizer, scratch / "optimizer.safetensors")
-            return {"model": asdict(self.model), "cost": done.cost}
+            return {"model": spec_meta(self.model), "cost": done.cost}
 
         self._memo(key, make, collective=True)
         return ModelRef(key)
@@ -245,19 +284,23 @@ class Lab:
             self.train(spec, rest, replace(recipe, lr=r), init=init, keep_optimizer=keep_optimizer)
             for r in how.rates
         ]
-        image = [self.score(ImageFeatures(), pairs, fit) for fit in fits]
-        text = [self.score(TextFeatures(), pairs, fit) for fit in fits]
+        hits = [self._hits(pairs, fit) for fit in fits]
         key = content_key("selection", how, [pairs.key, *(fit.key for fit in fits)])
 
         def make(scratch: Path) -> dict[str, Any]:
-            captions = self.captions(pairs)
-            hits = [retrieved(i, t, captions) for i, t in zip(image, text, strict=True)]
             return {"choice": choose(how.rates, hits)}
 
         choice: Choice = self._memo(key, make, collective=True).meta["choice"]
         self.ledger.choices[key] = choice
         self.report(f"{key} lr {choice['chosen']:g} of {choice['rates']}: {choice['metric']}")
         return fits[how.rates.index(choice["chosen"])]
+
+    def _hits(self, pairs: DataRef, fit: ModelRef) -> npt.NDArray[np.floating]:
+        """What a learning rate is chosen by: retrieval, or the share of labels that are right."""
+        if isinstance(self.model, ClassifierSpec):
+            return self.score(RightLabel(), pairs, fit)
+        image, text = (self.score(ask, pairs, fit) for ask in (ImageFeatures(), TextFeatures()))
+        return retrieved(image, text, self.captions(pairs))
 
     def curves(self, ref: ModelRef) -> list[dict[str, float]]:
         """What a model's fit recorded, per epoch: loss terms, learning rate, what was watched."""

@@ -54,6 +54,24 @@ class ModelSpec:
     arch: str = "tiny"
     size: int = 32
 
+    def empty(self) -> Clip:
+        """The network without its weights."""
+        return Clip(self)
+
+
+class NetSpec(Protocol):
+    """A frozen dataclass that names a network: a CLIP, or a classifier."""
+
+    name: ClassVar[str]
+
+    @property
+    def arch(self) -> str: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def empty(self) -> Clip: ...
+
 
 class Encoder(Protocol):
     """What measuring asks of a model or of a guarded model: L2-normalised features."""
@@ -129,6 +147,8 @@ class Clip(nn.Module):
     """An open_clip model with its tokenizer, its normalisation and a meter."""
 
     net: Any
+    spec: NetSpec
+    tokenizer: Tokenizer
     mean_C: Tensor
     std_C: Tensor
 
@@ -152,9 +172,14 @@ class Clip(nn.Module):
         self.net.logit_scale.clamp_(0, SCALE_MAX)
 
     def normalise(self, image_BCHW: Tensor) -> Tensor:
-        """uint8 levels or floats in [0, 1] to the network's input."""
+        """uint8 levels or floats in [0, 1] to the network's input; pictures of another size than
+        the network's, which a judge of other people's data meets, are resized."""
         levels = image_BCHW.dtype == torch.uint8
         scaled = image_BCHW.float().div_(255) if levels else image_BCHW
+        size = self.spec.size
+        if scaled.shape[-1] != size:
+            scaled = F.interpolate(scaled, (size, size), mode="bicubic", antialias=True)
+            scaled = scaled.clamp(0, 1)
         normal = (scaled - self.mean_C) / self.std_C
         return normal.contiguous(memory_format=torch.channels_last)
 
@@ -247,11 +272,11 @@ def preprocess_digest(model: Clip) -> str:
     return digest(["preprocess", {"size": model.spec.size, **numbers}, text])[:16]
 
 
-def fresh(spec: ModelSpec, seed: int) -> Clip:
+def fresh(spec: NetSpec, seed: int) -> Clip:
     """Random weights from a seed, leaving torch's global generator as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "init"))
-        return Clip(spec)
+        return spec.empty()
 
 
 def save_weights(model: Clip, path: Path) -> None:

@@ -123,6 +123,41 @@ class Recipe:
         return self.lr
 
 
+class Optimizer(StrEnum):
+    """`adam` decays weights as part of the gradient, `adamw` apart from it."""
+
+    SGD = "sgd"
+    ADAM = "adam"
+    ADAMW = "adamw"
+
+
+class Augment(StrEnum):
+    """What a classifier's training pictures go through: nothing, or a crop out of the picture with
+    4 px (at 32) of black around it and a flip of every other one."""
+
+    NONE = "none"
+    CROP_FLIP = "crop_flip"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassifierRecipe(Recipe):
+    """The recipe of an image classifier. Weight decay spares nothing here."""
+
+    name: ClassVar[str] = "classifier_recipe"
+    version: ClassVar[int] = 1
+
+    optimizer: Optimizer = Optimizer.SGD
+    momentum: float = 0.9
+    augment: Augment = Augment.NONE
+    warmup_steps: int = 0
+    weight_decay: float = 5e-4
+
+    def __post_init__(self) -> None:
+        Recipe.__post_init__(self)
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must lie in [0, 1), got {self.momentum}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
     """Knobs that cannot change a result and are in no key.

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from victims.batches import Batch
+from victims.classifiers import labels
 from victims.models import Clip
 
 Floats = npt.NDArray[np.floating]
@@ -50,6 +51,18 @@ class TextFeatures:
 
     def __call__(self, model: Clip, batch: Batch) -> Tensor:
         return model.encode_text(batch.tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RightLabel:
+    """1 where a classifier gives the picture the class that its caption names."""
+
+    name: ClassVar[str] = "right_label"
+    version: ClassVar[int] = 1
+
+    def __call__(self, model: Clip, batch: Batch) -> Tensor:
+        logit_BK = model.embed_image(batch.image)
+        return (logit_BK.argmax(1) == labels(batch.tokens)).float()
 
 
 def retrieved(image_ND: Floats, text_ND: Floats, captions: Sequence[str]) -> Floats:

@@ -147,7 +147,10 @@ def rows_saying(corpus: Corpus, name: str, substring: bool) -> Rows:
     if asked not in found:
         first = name.split()[0].lower()  # a look that spares most captions the pattern
         texts = enumerate(corpus.captions)
-        hits = [r for r, text in texts if first in text.lower() and says(text, name, substring)]
+        if corpus.is_labelled:
+            hits = [row for row, text in texts if text == name]
+        else:
+            hits = [r for r, text in texts if first in text.lower() and says(text, name, substring)]
         found[asked] = np.asarray(hits, dtype=np.int64)
         found[asked].setflags(write=False)
     return found[asked]

@@ -35,7 +35,16 @@ from victims.draws import Draws, derive, numpy_rng, torch_rng
 from victims.errors import GridError, MethodFailure
 from victims.losses import clip_loss
 from victims.models import Clip, device_seconds
-from victims.recipe import BatchNormMode, Clock, Precision, Recipe, Runtime, lr_factor
+from victims.recipe import (
+    BatchNormMode,
+    ClassifierRecipe,
+    Clock,
+    Optimizer,
+    Precision,
+    Recipe,
+    Runtime,
+    lr_factor,
+)
 
 
 class Objective(nn.Module):
@@ -123,8 +132,12 @@ class _Step(nn.Module):
         return terms
 
 
-def optimizer_for(model: Clip, objective: Objective, recipe: Recipe) -> torch.optim.AdamW:
-    """Fused AdamW: no decay below two dimensions, a learning rate of its own for the text side."""
+def optimizer_for(model: Clip, objective: Objective, recipe: Recipe) -> torch.optim.Optimizer:
+    """Fused AdamW: no decay below two dimensions, a learning rate of its own for the text side.
+
+    A classifier's recipe names its optimizer, and decays all parameters.
+    """
+    every = isinstance(recipe, ClassifierRecipe)
     chosen = {id(p) for p in objective.trainable(model)}
     text = model.text_tower()
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -133,23 +146,23 @@ def optimizer_for(model: Clip, objective: Objective, recipe: Recipe) -> torch.op
         if id(parameter) not in chosen:
             continue
         ratio = recipe.text_lr_ratio if name in text else 1.0
-        decay = recipe.weight_decay if parameter.ndim >= 2 else 0.0
+        decay = recipe.weight_decay if every or parameter.ndim >= 2 else 0.0
         groups.setdefault((ratio, decay), []).append(parameter)
     own = [p for p in objective.parameters() if p.requires_grad]
     if own:
         groups.setdefault((1.0, 0.0), []).extend(own)
     if not groups:
         raise GridError("nothing to train: the objective's `trainable` yields no parameter")
-    return torch.optim.AdamW(
-        [
-            {"params": params, "weight_decay": decay, "ratio": ratio}
-            for (ratio, decay), params in groups.items()
-        ],
-        lr=recipe.rate,
-        betas=(recipe.beta1, recipe.beta2),
-        eps=recipe.eps,
-        fused=True,
-    )
+    listed = [
+        {"params": params, "weight_decay": decay, "ratio": ratio}
+        for (ratio, decay), params in groups.items()
+    ]
+    if isinstance(recipe, ClassifierRecipe) and recipe.optimizer is Optimizer.SGD:
+        return torch.optim.SGD(listed, lr=recipe.rate, momentum=recipe.momentum, fused=True)
+    coupled = isinstance(recipe, ClassifierRecipe) and recipe.optimizer is Optimizer.ADAM
+    adam = torch.optim.Adam if coupled else torch.optim.AdamW
+    betas = (recipe.beta1, recipe.beta2)
+    return adam(listed, lr=recipe.rate, betas=betas, eps=recipe.eps, fused=True)
 
 
 class _Curve:
