@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from benchmarks.common import Figure, Figures, Work, interleaved, one_thread, ratio, timed
 from defenses.base import Defense, Phase, Recipes
 from grid.decode import decode
-from grid.kit_base import Kit, recipe
+from grid.kit_base import Kit
 from grid.kit_runs import applied, stage_of
 from grid.nodes import Where
 from grid.registry import resolve, table
@@ -168,7 +168,7 @@ def tower_shares(kit: Kit, rounds: int, num_rows: int) -> Shares:
     lab = kit.lab(store=kit.ready)
     model = lab.load(ModelRef(kit.victims()[0].key))
     pool = open_corpus(kit.ready, kit.corpus("suspect").key, Reader.TRAINING)
-    how = replace(recipe(epochs=1), batch_size=num_rows)
+    how = replace(kit.recipe(epochs=1), batch_size=num_rows)
     fit = Fit(model, whole(pool), PlainClip(), how, runtime=kit.runtime)
     fit.order, pair = np.arange(num_rows), _Pair(model, fit.objective)
     batch, frozen = fit.loader(fit.order), frozen_copy(model)
@@ -236,7 +236,7 @@ def applied_with(make_fit: Callable[..., Fit], title: str, kit: Kit, epochs: int
     defense: Defense = decode(cls, values, Where(path=title))
     stage = replace(
         stage_of(defense, kit),
-        recipes=Recipes(victim=recipe(epochs=epochs), repair=recipe(epochs=2 * epochs)),
+        recipes=Recipes(victim=kit.recipe(epochs), repair=kit.recipe(2 * epochs)),
     )
     with patch("victims.lab.Fit", make_fit):
         applied(defense, kit, stage)

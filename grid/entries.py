@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 from attacks.base import Aim, poison_count
 from defenses.base import Phase
 from grid.decode import decode
+from grid.guides import guided
 from grid.nodes import Raw
 from grid.registry import Kind, Method, resolve, table
-from grid.guides import guided
 from grid.spec import UNDEFENDED, AttackEntry, DefenseEntry, Guide, WorldData
 from victims.errors import GridError, UsageError, near
 from victims.recipe import ClassifierRecipe, Recipe, Select

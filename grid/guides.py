@@ -88,8 +88,8 @@ def _backdoored(name: str, raw: Raw, given: _Given, load: Load) -> Guide:
     """The victim of a cell of another grid."""
     if given.cell is None or given.of is None:
         raise raw.error(
-            f"{name}: `cell` names a victim of the multimodal grid `of`; give both, such as"
-            " {cell: badnet/0.01/none/s0, of: demo}"
+            f"{name}: `cell` names a victim of the multimodal grid `of`; give both, as"
+            " {cell: ATTACK/RATE/DEFENSE/sSEED, of: GRID}"
         )
     places = raw.items()
     if given.model is not None or given.recipe is not None or given.weights is not None:

@@ -125,7 +125,7 @@ def results(kind: Kind, cls: type[Any], kit: Kit) -> Iterator[tuple[bool, str]]:
             yield False, f"{label}can be built: {error}"
             continue
         for check in checks_of(kind, variant):
-            problem = _problem(check, method, kit)
+            problem = _problem(check, method, kit.suited(method))
             yield not problem, f"{label}{title(check)}{problem}"
 
 

@@ -23,7 +23,7 @@ from defenses.base import (
     fidelity_in,
 )
 from grid.decode import decode
-from grid.kit_base import ROWS, Kit, expect, recipe
+from grid.kit_base import ROWS, Kit, expect
 from grid.kit_common import declares_the_common, explains_itself, is_plain_data, keys_every_field
 from grid.kit_runs import Run, applied, run_of, stage_of
 from grid.nodes import Raw, Where
@@ -83,7 +83,7 @@ def values_of(found: Between | OneOf) -> Sequence[Any]:
 
 def _with_setting(defense: Defense, kit: Kit, name: str, value: object) -> None:
     of_recipe = name.startswith("recipe.")
-    owner: Any = recipe(epochs=1) if of_recipe else defense
+    owner: Any = kit.recipe(epochs=1) if of_recipe else defense
     field = name.removeprefix("recipe.")
     plain = list(value) if isinstance(value, tuple) else value
     changed = decode(type(owner), Raw.of({field: plain}, Where(path=name)), base=owner)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from defenses.base import Defended, Defense, Recipes
-from grid.kit_base import Kit, WatchedStore, expect, recipe
+from grid.kit_base import Kit, WatchedStore, expect
 from grid.stages import DefendStage, ModelStage
 from victims.lab import Lab
 
@@ -34,12 +34,13 @@ def stage_of(defense: Defense, kit: Kit, victim: ModelStage | None = None) -> De
     victim = victim or kit.victims()[0]
     return DefendStage(
         defense=defense,
-        recipes=Recipes(victim=recipe(epochs=2), repair=recipe(epochs=1)),
+        recipes=Recipes(victim=kit.recipe(epochs=2), repair=kit.recipe(epochs=1)),
         seed=0,
         victim=victim,
         clean=kit.corpus("clean"),
         suspect=kit.corpus("suspect"),
         reference=victim.init,
+        guide=kit.reference if kit.labelled else None,
     )
 
 

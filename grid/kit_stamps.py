@@ -180,7 +180,8 @@ def fingerprint(attack: Attack, kit: Kit) -> str:
 def visit(classes: Iterable[type[Any]], kit: Kit) -> None:
     """Fingerprints of attacks and all their variants, taken by one other process."""
     targets = [target_of(cls) for cls in classes]
-    kit.held()
+    for suited in dict.fromkeys(kit.suited(cls) for cls in classes):
+        suited.held()
     code = "from grid.kit_stamps import report_fingerprints as r; r()"
     paths = os.pathsep.join(path for path in sys.path if path)
     done = subprocess.run(
@@ -207,7 +208,8 @@ def report_fingerprints() -> None:
         cls = attrgetter(name)(import_module(module))
         for variant in ("", *cls.variants):
             attack = built(cls, variant)
-            found[trigger_key(attack, kit.goal, 0, 32)] = fingerprint(attack, kit)
+            own = kit.suited(attack)
+            found[trigger_key(attack, own.goal, 0, 32)] = fingerprint(attack, own)
     print(json.dumps(found))
 
 

@@ -46,6 +46,7 @@ from victims.corpora import (
 from victims.errors import GridError
 from victims.keys import Key, content_key, file_sha256
 from victims.lab import DataRef, Lab, Ledger, ModelRef, memo, model_key, spec_meta
+from victims.labels import plain
 from victims.measuring import (
     PROTOCOL_VERSION,
     Mean,
@@ -61,7 +62,6 @@ from victims.measuring import (
     templates_digest,
     text_head,
 )
-from victims.labels import plain
 from victims.models import (
     Clip,
     ModelSpec,

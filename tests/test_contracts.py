@@ -58,7 +58,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Kit:
 def test_every_attack_keeps_its_contract(
     name: str, variant: str, check: kit.Check, world: Kit
 ) -> None:
-    check(method("attacks", name, variant), world)
+    attack = method("attacks", name, variant)
+    check(attack, world.suited(attack))
 
 
 def test_every_attack_and_variant_is_here() -> None:

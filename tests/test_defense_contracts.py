@@ -19,7 +19,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Kit:
 def test_every_defense_keeps_its_contract(
     name: str, variant: str, check: kit.Check, world: Kit
 ) -> None:
-    check(method("defenses", name, variant), world)
+    defense = method("defenses", name, variant)
+    check(defense, world.suited(defense))
 
 
 def test_every_defense_and_variant_is_here() -> None:

@@ -29,6 +29,7 @@ from victims.distributed import agreed, barrier, rank
 from victims.draws import derive, numpy_rng
 from victims.errors import GridError
 from victims.keys import Key, content_key
+from victims.labels import label_numbers, plain
 from victims.models import (
     Clip,
     ModelSpec,
@@ -39,7 +40,6 @@ from victims.models import (
     paid,
     save_weights,
 )
-from victims.labels import label_numbers, plain
 from victims.recipe import OptimizerState, Recipe, Runtime, Select
 from victims.selection import (
     Choice,
@@ -188,7 +188,7 @@ class Lab:
     # --- models
 
     def load(self, ref: ModelRef) -> Clip:
-        """The weights, in eval mode on the device: a victim's, or those of a CLIP that judges it."""
+        """The weights, in eval mode on the device: of a victim, or of a CLIP that judges it."""
         artefact = self.store.need(ref.key)
         spec = spec_of(artefact.meta["model"])
         model = load_weights(spec.empty(), artefact.path("weights.safetensors"), ref.key)
