@@ -54,7 +54,7 @@ from victims.triggers import Trigger, round_half_even, truncate
 
 # Shapes: B batch, C channels, H W pixels, N pictures of the bank.
 
-TRACKS = frozenset({Track.MULTIMODAL, Track.SUPERVISED})
+TRACKS = frozenset(Track)
 PAIR = ((15, 15), (31, 31))
 BLOCK = 32
 LARGEST_BLOCK = 64  # up to this side a picture is one block of CTRL
@@ -186,6 +186,10 @@ class Ctrl(Attack):
     window: int | None = None
     legacy_window: bool = False
     rounding: Rounding = Rounding.EVEN
+
+    @property
+    def clean_label(self) -> bool:
+        return True
 
     def check(self, size: int) -> None:
         if self.legacy_window and self.window is not None:

@@ -22,7 +22,7 @@ from grid.decode import decode
 from grid.guides import guided
 from grid.nodes import Raw
 from grid.registry import Kind, Method, resolve, table
-from grid.spec import UNDEFENDED, AttackEntry, DefenseEntry, Guide, WorldData
+from grid.spec import UNDEFENDED, AttackEntry, Data, DefenseEntry, Guide
 from victims.errors import GridError, UsageError, near
 from victims.recipe import ClassifierRecipe, Recipe, Select
 
@@ -130,7 +130,7 @@ def _rate(raw: Raw, num_rows: int) -> str:
 
 
 def defense_entries(
-    raw: Raw, recipes: Recipes, data: WorldData, guides: Sequence[Guide] = ()
+    raw: Raw, recipes: Recipes, data: Data, guides: Sequence[Guide] = ()
 ) -> tuple[DefenseEntry, ...]:
     methods = table("defenses")
     entries = [_entry("defenses", item, methods) for item in elements(raw)]
@@ -244,7 +244,7 @@ def _require_labels(entries: Sequence[_Entry]) -> None:
         seen[entry.label] = entry
 
 
-def check_recipe(recipe: Recipe, split: str, data: WorldData, raw: Raw) -> None:
+def check_recipe(recipe: Recipe, split: str, data: Data, raw: Raw) -> None:
     """A recipe fits its data; only the reference has a seed of its own."""
     items = raw.items()
     if split != "public" and "seed" in items:
@@ -258,7 +258,7 @@ def check_recipe(recipe: Recipe, split: str, data: WorldData, raw: Raw) -> None:
             "only repairs choose their learning rate. Give a number: this recipe is how the victim"
             " came to be, and a defense that takes its place keeps to it."
         )
-    num_rows = data.captioned(split).num_rows
+    num_rows = data.rows(split)
     if recipe.batch_size > num_rows:
         raise items.get("batch_size", raw).error(
             f"a batch of {recipe.batch_size} is larger than its data, the {num_rows} rows of"

@@ -28,9 +28,21 @@ from grid.entries import (
 from grid.guides import read_guides
 from grid.nodes import Raw, Where, parse
 from grid.registry import Source, grid_source
-from grid.spec import Evaluate, Execution, Gate, Grid, Guide, LabelledWorldData, WorldData
+from grid.spec import (
+    Data,
+    Evaluate,
+    Execution,
+    FilesData,
+    Gate,
+    Grid,
+    Guide,
+    LabelledWorldData,
+    WorldData,
+)
 from victims.classifiers import CLASSIFIERS, ClassifierSpec
 from victims.errors import UsageError, near, unknown
+from victims.label_readers import DATASETS
+from victims.labelled_files import labelled_splits
 from victims.measuring import check_classes, resolve_target
 from victims.models import EMBEDDED, ModelSpec
 from victims.recipe import Recipe
@@ -74,6 +86,10 @@ def decode_grid(source: Source) -> Grid:
         )
     defenses = defense_entries(file.defenses, recipes, data, guides)
     readers = [entry.label for entry in attacks if entry.method.needs_surrogate]
+    if labelled and readers and not data.public:
+        raise places.get("data", raw).error(
+            f"{readers[0]} fits a model of its own to public pictures: give `public` some rows"
+        )
     if recipes.reference is None and not labelled and (regime is Regime.F or readers):
         user = readers[0] if readers else "regime F"
         raise file.recipes.error(
@@ -96,7 +112,7 @@ def decode_grid(source: Source) -> Grid:
         victim=recipes.victim,
         repair=recipes.repair,
         gate=_gate(file.gate, [*rates, *(r for a in attacks for r in a.rates or ())]),
-        evaluate=_evaluate(file.evaluate, places, labelled),
+        evaluate=_evaluate(file.evaluate, places, labelled, data),
         execution=file.execution,
         source=source.source,
         text=source.text,
@@ -134,14 +150,22 @@ class _File:
     execution: Execution = field(default_factory=Execution)
 
 
-def _data(raw: Raw, labelled: bool) -> WorldData:
-    """``{world: {...}}``: the fields of the world and of its splits side by side."""
+# The side that the pictures of a labelled set have, unless a file says another.
+_SIDES = {"tiny_imagenet": 64}
+
+
+def _data(raw: Raw, labelled: bool) -> Data:
+    """``{world: {...}}``: the fields of the world and of its splits side by side; or the name of a
+    labelled set and where it lies."""
     items = raw.items()
     if len(items) != 1:
         raise raw.error(f"expected one corpus kind, such as world: {{}}, got {listed(items)}")
     kind, item = next(iter(items.items()))
+    if kind in DATASETS and labelled:
+        return _files(kind, item)
     if kind != "world":
-        raise unknown("corpus kind", kind, ["world"], str(raw.where))
+        known = ["world", *DATASETS] if labelled else ["world"]
+        raise unknown("corpus kind", kind, known, str(raw.where))
     cls = LabelledWorldData if labelled else WorldData
     if item.node.data is None:
         return cls()
@@ -153,7 +177,36 @@ def _data(raw: Raw, labelled: bool) -> WorldData:
     return replace(decode(cls, item.only(of_splits)), world=world)
 
 
-def _classifier(raw: Raw | None, data: WorldData) -> ClassifierSpec:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Files:
+    root: str
+    size: int | None = None
+    suspect: int | None = None
+    clean: int | None = None
+    public: int = 0
+    tuning: int | None = None
+    report: int | None = None
+    seed: int = 0
+
+
+def _files(dataset: str, raw: Raw) -> FilesData:
+    """The splits of a labelled set; its files are read once, for their digest."""
+    given = decode(_Files, raw)
+    for name in ("clean", "tuning"):
+        if getattr(given, name) == 0:
+            raise raw.items()[name].error(f"{name} needs rows: defenses and gates are given them")
+    counts = {name: getattr(given, name) for name in ("suspect", "clean", "tuning", "report")}
+    size = given.size or _SIDES.get(dataset, 32)
+    try:
+        splits = labelled_splits(
+            dataset, given.root, size, public=given.public, seed=given.seed, **counts
+        )
+    except UsageError as error:
+        raise raw.error(str(error)) from error
+    return FilesData(splits=splits)
+
+
+def _classifier(raw: Raw | None, data: Data) -> ClassifierSpec:
     """An architecture's name, or its fields; its classes are those of the data."""
     raw = Raw.of("preact_tiny", Where()) if raw is None else raw
     if isinstance(raw.node.data, str):
@@ -173,14 +226,25 @@ def _same_size(size: int, pictures: int, raw: Raw) -> None:
         raise at.error(f"{size} px, but the pictures of `data` have {pictures} px a side")
 
 
-def _guides(file: _File, data: WorldData, reference: Recipe | None) -> tuple[Guide, ...]:
+def _guides(file: _File, data: Data, reference: Recipe | None) -> tuple[Guide, ...]:
     def model(raw: Raw) -> ModelSpec:
         return _model(raw, data.size, judges=True)
 
+    if isinstance(data, FilesData) and reference is not None:
+        raise file.recipes.items()["reference"].error(
+            "the reference is fitted to pictures with captions, and these have labels alone: leave"
+            " it out, and give `guides` with `weights`"
+        )
     return read_guides(file.guides, reference, data.size, model, load_grid)
 
 
-def _evaluate(found: Evaluate, places: Mapping[str, Raw], labelled: bool) -> Evaluate:
+def _evaluate(found: Evaluate, places: Mapping[str, Raw], labelled: bool, data: Data) -> Evaluate:
+    if isinstance(data, FilesData) and found == Evaluate():
+        found = replace(found, sets=("report",))
+    for split in found.sets:
+        if not data.rows(split):
+            at = places.get("evaluate", places["data"])
+            raise at.error(f"these data have no {split!r} split: write sets: [report]")
     for name in ("retrieval", "probe"):
         if labelled and getattr(found, name):
             at = places["evaluate"].items()[name]

@@ -19,7 +19,7 @@ from typing import Any
 from attacks.base import Aim, Goal, Track
 from defenses.base import Need, Recipes, Regime, fidelity_in, resolved_needs
 from defenses.controls import CleanModel, NoDefense
-from grid.spec import Cell, DefenseEntry, Grid, Guide
+from grid.spec import Cell, DefenseEntry, Grid, Guide, WorldData
 from grid.stages import (
     CorpusStage,
     DefendStage,
@@ -171,15 +171,17 @@ class Builder:
         self.corpora = {
             split: CorpusStage(grid.data.corpus(split))
             for split in ("public", "suspect", "clean", "tuning", *grid.evaluate.sets)
+            if grid.data.rows(split)
         }
         # What the public can download: in regime F the start of every victim. Who attacks an image
         # classifier has one of the victims' kind, fitted to pictures of its own.
         fit = grid.reference
         if grid.track is Track.SUPERVISED:
-            fit = replace(grid.victim, seed=grid.reference.seed)
-        self.public_model = ModelStage(
-            grid.model, fit, grid.data.public, self.corpora["public"], None
-        )
+            fit = replace(grid.victim, seed=derive(grid.reference.seed, "surrogate"))
+        self.public_model = None
+        if grid.data.rows("public"):
+            public = self.corpora["public"]
+            self.public_model = ModelStage(grid.model, fit, grid.data.public, public, None)
         self.reference = self.public_model if grid.regime is Regime.F else None
         self._memo: dict[Any, Any] = {}
 
@@ -228,6 +230,7 @@ class Builder:
                 return Builder(guide.of).victim(guide.cell, guide.cell.count)
             if guide.recipe is None:
                 return FileModelStage(guide.model, guide.path, guide.sha256)
+            assert isinstance(self.grid.data, WorldData), "a fit needs captions"
             public = CorpusStage(self.grid.data.captioned("public"))
             return ModelStage(guide.model, guide.recipe, self.grid.data.public, public, None)
 

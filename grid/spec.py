@@ -18,6 +18,7 @@ from victims.embedded import WorldCorpus
 from victims.errors import unknown
 from victims.keys import digest
 from victims.labelled import LabelledWorld
+from victims.labelled_files import LabelledFiles
 from victims.models import ModelSpec
 from victims.recipe import Recipe
 from victims.tracks import Track
@@ -86,6 +87,10 @@ class WorldData:
         """The side of a picture, in pixels."""
         return self.world.size
 
+    def rows(self, split: str) -> int:
+        """How many pairs a split has."""
+        return self.captioned(split).num_rows
+
     def captioned(self, split: str) -> WorldCorpus:
         """The pairs of a split."""
         num_rows, overlaps = self._clean() if split == "clean" else (getattr(self, split), False)
@@ -115,6 +120,42 @@ class LabelledWorldData(WorldData):
     @property
     def templates(self) -> Sequence[str]:
         return LABEL_TEMPLATES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilesData:
+    """A labelled set of pictures on disk: its splits by name."""
+
+    splits: Mapping[str, LabelledFiles]
+
+    @property
+    def size(self) -> int:
+        return self.splits["suspect"].size
+
+    @property
+    def suspect(self) -> int:
+        return self.rows("suspect")
+
+    @property
+    def public(self) -> int:
+        return self.rows("public")
+
+    def rows(self, split: str) -> int:
+        return self.splits[split].num_rows if split in self.splits else 0
+
+    def corpus(self, split: str) -> CorpusSpec:
+        return self.splits[split]
+
+    @property
+    def classes(self) -> Sequence[str]:
+        return self.splits["suspect"].classes
+
+    @property
+    def templates(self) -> Sequence[str]:
+        return LABEL_TEMPLATES
+
+
+Data = WorldData | FilesData
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -321,7 +362,7 @@ class Grid:
     description: str = ""
     track: Track = Track.MULTIMODAL
     regime: Regime = Regime.F
-    data: WorldData
+    data: Data
     model: ModelSpec | ClassifierSpec
     targets: tuple[int, ...] = (0,)
     attacks: tuple[AttackEntry, ...]

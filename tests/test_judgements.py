@@ -17,7 +17,7 @@ from analysis.board import load_board
 from analysis.render import percent, render
 from defenses.base import Case, Defended, Defense, Fidelity, Need, Phase
 from grid.plan import make_plan
-from grid.spec import DefenseEntry
+from grid.spec import DefenseEntry, WorldData
 from tests.grids import TINY, records, run_serial, tiny_grid
 from victims.errors import UsageError
 from victims.lab import Lab
@@ -114,6 +114,7 @@ def test_clean_pairs_of_the_suspect_pool_are_counted_where_they_are_poisoned(
     world = TINY["data"]["world"]
     shared = {"world": {**world, "clean": {"rows": 48, "pool": "overlap"}}}
     grid = tiny_grid(tmp_path, data=shared, defenses=["none", "finetune", "random_filter"])
+    assert isinstance(grid.data, WorldData)
     assert grid.data.captioned("clean") == replace(grid.data.captioned("suspect"), num_rows=48)
     run_serial(grid, tmp_path / "out", tmp_path / "store")
     found = rows_of(tmp_path / "out", "finetune")["found_clean_pool_edited"]

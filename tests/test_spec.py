@@ -82,7 +82,7 @@ def test_a_grid_means_what_it_says() -> None:
     assert found.defenses[2].method == CleanClip(inmodal_weight=2.0)
     assert found.victim == Recipe(epochs=2, batch_size=128, lr=5e-4)
     assert found.repair.lr == 1e-5
-    assert found.model.size == found.data.world.size == 32
+    assert found.model.size == found.data.size == 32
     assert found.data.corpus("clean").num_rows == 500
     assert found.data.classes == CLASSES
     assert len(found.data.templates) > 1
