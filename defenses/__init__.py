@@ -15,6 +15,7 @@ DEFENSES: Mapping[str, str] = {
     "ta_cleaner": "defenses.ta_cleaner:TaCleaner",
     "ubt": "defenses.ubt:Ubt",
     "cgd": "defenses.cgd:Cgd",
+    "cgd_classifier": "defenses.cgd_classifier:CgdClassifier",
     "par": "defenses.par:Par",
     "local_outlier": "defenses.local_outlier:LocalOutlier",
     "clean_model": "defenses.controls:CleanModel",

@@ -63,7 +63,7 @@ from victims.caption_bank import (
 )
 from victims.corpora import Rows
 from victims.draws import derive, numpy_rng
-from victims.entropy_split import split
+from victims.entropy_split import Scale, Stop, split
 from victims.errors import MethodFailure, UsageError
 from victims.lab import DataRef, Lab, ModelRef
 from victims.recipe import Recipe, Select, lr_factor
@@ -79,12 +79,6 @@ class Early(StrEnum):
     RETRAIN = "retrain"
 
 
-class Scale(StrEnum):
-    MODEL = "model"
-    ONE = "1"
-    HUNDRED = "100"
-
-
 class Negatives(StrEnum):
     BANK = "bank"
     BATCH = "batch"
@@ -93,11 +87,6 @@ class Negatives(StrEnum):
 class Balance(StrEnum):
     NONE = "none"
     CAPTION = "caption"
-
-
-class Stop(StrEnum):
-    NONE = "none"
-    HELD_OUT = "held_out"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,7 +195,7 @@ class Cgd(Defense):
             rng = numpy_rng(case.seed, "batches", data.key)
             return against_batches(len(data), recipe.batch_size, rng)
 
-        ranked = judge._replace(scale=_scale(self.rank_scale, judge))
+        ranked = judge._replace(scale=self.rank_scale.value_of(judge.scale))
         judge_N, left_out = entropies([ranked], alike, questions())
         if left_out == 1:
             raise MethodFailure(
@@ -293,7 +282,7 @@ class Cgd(Defense):
             beta=self.beta,
             temperature=self.temperature,
             epsilon=self.epsilon,
-            teacher_scale=_scale(self.teacher_scale, judge),
+            teacher_scale=self.teacher_scale.value_of(judge.scale),
             limit=self.bank_dedup,
             bank=by_bank if self.repair_negatives == Negatives.BANK else None,
             sides=self.sides,
@@ -310,10 +299,6 @@ class Cgd(Defense):
 def _seen(lab: Lab, model: ModelRef, data: DataRef) -> Sight:
     image_ND, text_ND = [lab.score(s, data, model) for s in (ImageFeatures(), TextFeatures())]
     return Sight(image_ND, text_ND, float(lab.load(model).scale.detach()))
-
-
-def _scale(scale: Scale, judge: Sight) -> float:
-    return judge.scale if scale == Scale.MODEL else float(scale.value)
 
 
 def _path(lab: Lab, model: ModelRef, recipe: Recipe) -> float:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from defenses.base import Case, Defended, Need, Recipes
-from defenses.cgd import Balance, Cgd, Early, Negatives, Scale, Stop
+from defenses.cgd import Balance, Cgd, Early, Negatives
 from defenses.finetune import Finetune
 from grid.stages import CorpusStage, DefendStage, ModelStage
 from tests.conftest import corpus_spec
@@ -35,6 +35,7 @@ from victims.caption_bank import (
 )
 from victims.corpora import Reader, View, annotate, corpus_key, open_corpus, subset, whole
 from victims.draws import numpy_rng, torch_rng
+from victims.entropy_split import Scale, Stop
 from victims.errors import Forbidden, MethodFailure, UsageError
 from victims.lab import DataRef, Lab, ModelRef, model_key
 from victims.models import Clip, ModelSpec, fresh

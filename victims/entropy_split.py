@@ -2,13 +2,14 @@
 
 Two entropies per row, one of a judge that is taken to be clean and one of a model that saw the
 data, become ranks; rows that are hard for the judge or very easy for the other are suspects.
-Shapes: N rows.
+Shapes: N rows, K classes.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from enum import StrEnum
 from fractions import Fraction
 
 import numpy as np
@@ -19,6 +20,32 @@ from victims.errors import MethodFailure
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
+
+
+class Scale(StrEnum):
+    """What a judge's cosines are multiplied with: the scale that it learned, or a number."""
+
+    MODEL = "model"
+    ONE = "1"
+    HUNDRED = "100"
+
+    def value_of(self, learned: float) -> float:
+        return learned if self is Scale.MODEL else float(self.value)
+
+
+class Stop(StrEnum):
+    """What ends a repair early: nothing, or rows that are held out of its clean part."""
+
+    NONE = "none"
+    HELD_OUT = "held_out"
+
+
+def entropies(logit_NK: npt.NDArray[np.floating], label_N: Ints) -> Floats:
+    """- log softmax(z)[y] of each row."""
+    z_NK = logit_NK.astype(np.float64)
+    z_NK -= z_NK.max(1, keepdims=True)
+    found_N: Floats = np.log(np.exp(z_NK).sum(1)) - z_NK[np.arange(len(z_NK)), label_N]
+    return found_N
 
 
 @dataclass(frozen=True, slots=True)

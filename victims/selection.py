@@ -54,6 +54,17 @@ class TextFeatures:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Logits:
+    """A classifier's logits of every picture."""
+
+    name: ClassVar[str] = "logits"
+    version: ClassVar[int] = 1
+
+    def __call__(self, model: Clip, batch: Batch) -> Tensor:
+        return model.embed_image(batch.image)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RightLabel:
     """1 where a classifier gives the picture the class that its caption names."""
 
