@@ -309,6 +309,28 @@ def gallery(
 
 
 @app.command()
+def scores(
+    grid: GridArg,
+    only: OnlyOpt = None,
+    out: OutOpt = None,
+    store: StoreOpt = None,
+) -> None:
+    """Draw how defenses judged the rows of their data, the truth in colours: scores.png."""
+    from grid.filters import parse_filter
+    from grid.gridfile import load_grid
+    from grid.plan import make_plan
+    from grid.score_maps import draw, score_maps
+    from victims.store import Store
+
+    decoded = load_grid(grid)
+    where, uri = _places(decoded.name, out, store)
+    chosen = parse_filter(only) if only else None
+    picture = where / "scores.png"
+    draw(score_maps(make_plan(decoded), Store(uri), chosen), picture)
+    typer.echo(f"{picture}")
+
+
+@app.command()
 def mock(
     method: Annotated[str, typer.Argument(help="A method's name, or package.module:Class.")],
 ) -> None:

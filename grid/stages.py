@@ -459,7 +459,7 @@ class DefendStage:
         num_rows = self.victim.num_rows
         poisoned = np.zeros(num_rows, dtype=bool)
         if self.poisoned is not None:
-            poisoned = _roles(lab.store, self.poisoned) == ROLES.index(Role.POISON)
+            poisoned = roles_of(lab.store, self.poisoned) == ROLES.index(Role.POISON)
         return Truth(poisoned, DataRef(self.suspect.key, num_rows))
 
     def run(self, bench: Bench) -> None:
@@ -479,7 +479,7 @@ class DefendStage:
         bench.memo(self.key, make)
 
 
-def _roles(store: Store, data: PoisonStage) -> npt.NDArray[np.int8]:
+def roles_of(store: Store, data: PoisonStage) -> npt.NDArray[np.int8]:
     """The truth: the role at every position of the data, by its number."""
     path = store.need(data.truth_key).path("roles.npy")
     roles: npt.NDArray[np.int8] = np.load(path, allow_pickle=False)
@@ -674,7 +674,7 @@ class MeasureStage:
         if self.truth is None:
             return {}
         artefact = bench.store.need(self.defended.key)
-        roles = _roles(bench.store, self.truth)
+        roles = roles_of(bench.store, self.truth)
         poisoned, cover = (roles == ROLES.index(role) for role in (Role.POISON, Role.COVER))
         readings = {"": (~cover, poisoned)}
         if cover.any():
