@@ -292,15 +292,21 @@ class Defense(Protocol):
     def apply(self, lab: Lab, case: Case) -> Defended: ...
 
 
-def clean_data_defense(name: str, lent: frozenset[Need], where: str) -> Defense:
+def clean_data_defense(
+    name: str, lent: frozenset[Need], where: str, track: Track = Track.MULTIMODAL
+) -> Defense:
     """The defense of that name with its defaults, to be handed data that were judged clean.
 
-    Raises `UsageError` unless it takes clean data, and nothing else but what is ``lent``.
+    Raises `UsageError` unless it is defined on the track, takes clean data, and nothing else but
+    what is ``lent``.
     """
     if name not in DEFENSES:
         raise unknown("defense", name, DEFENSES, where)
     module, attribute = DEFENSES[name].split(":")
     other: Defense = getattr(import_module(module), attribute)()
+    if track not in other.tracks:
+        shown = ", ".join(sorted(other.tracks))
+        raise UsageError(f"{where}: {name} is defined on track {shown}, and this is {track}")
     extra = other.needed() - lent - {Need.CLEAN_DATA}
     if Need.CLEAN_DATA not in other.needed() or extra:
         shown = ", ".join(need.value for need in Need if need in other.needed())

@@ -152,7 +152,7 @@ class CgdClassifier(Defense):
             **{name: (getattr(self, name) >= 1, "at least 1") for name in positive},
         )
         if self.repair != UNLEARN:
-            clean_data_defense(self.repair, self.needed(), "repair")
+            clean_data_defense(self.repair, self.needed(), "repair", Track.SUPERVISED)
 
     def _apart(self) -> bool:
         unlearns = self.alpha > 0 or self.beta > 0
@@ -162,7 +162,7 @@ class CgdClassifier(Defense):
         # A name that nothing goes by is refused by `check`.
         with contextlib.suppress(UsageError):
             if self.repair != UNLEARN:
-                return (clean_data_defense(self.repair, self.needed(), "repair"),)
+                return (clean_data_defense(self.repair, self.needed(), "repair", Track.SUPERVISED),)
         return ()
 
     def apply(self, lab: Lab, case: Case) -> Defended:
