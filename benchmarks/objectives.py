@@ -1,4 +1,5 @@
-"""A step of each defense's objective, against the plain CLIP step on the same batch.
+"""A step of each defense's objective, against the plain step on the same batch: that of CLIP, or
+the cross-entropy step of an image classifier for a defense of these.
 
 Every plan of a defense that trains, and of the configurations in `VARIANTS`, is applied to the
 victim of the contract kit's world. Each step of its fits is followed (or, every other time,
@@ -13,10 +14,10 @@ batch of as many rows at a time (two views in one batch cost a small model less 
 such steps stay below 1), the augmentation of `Objective.views` in the step itself. Views that pass
 through the towers are explained by these passes and not by their seconds; what takes a gradient
 there takes it for the pictures alone, through frozen weights, at that price. The rest (loss terms,
-pools, masks, passes that no meter counts) must fit into the margin. Steps that pass other numbers
-of rows are figures of their own; what an objective does between epochs is no step. Ratios are of
-CPU seconds, step by step; their medians are shown. An objective without a figure is an error;
-plain CLIP, being the unit, has none.
+pools, masks, passes that no meter counts) must fit into the margin. A classifier has no text tower.
+Steps that pass other numbers of rows are figures of their own; what an objective does between
+epochs is no step. Ratios are of CPU seconds, step by step; their medians are shown. An objective
+without a figure is an error; the plain ones, being the units, have none.
 """
 
 from __future__ import annotations
@@ -48,11 +49,13 @@ from victims.batches import Batch
 from victims.corpora import Reader, View, open_corpus, whole
 from victims.draws import Draws
 from victims.lab import ModelRef
+from victims.labels import CrossEntropy, plain
 from victims.models import Clip, frozen_copy
 from victims.pixels import unit
-from victims.recipe import Clock
+from victims.recipe import Clock, Recipe
 from victims.training import Fit, Objective, PlainClip
 
+UNITS = (PlainClip.__name__, CrossEntropy.__name__)
 WARM_UP = 2
 LEAST = 3  # steps of a figure
 MARGIN = 1.25
@@ -74,7 +77,7 @@ VARIANTS: Mapping[str, tuple[str, Fields]] = {
 }
 # What gives every fit enough steps in the kit's world. No mean cosine is below -1: UBT never stops.
 LONGER: Mapping[str, Fields] = {
-    "ubt": {"overfit_epochs": 30, "target_cosine": -1.0, "stop_margin": 0.0}
+    "ubt": {"overfit_epochs": 30, "target_cosine": -1.0, "stop_margin": 0.0},
 }
 
 
@@ -104,17 +107,21 @@ Found = dict[str, list[Step]]
 Shares = Mapping[str, float]
 
 
+def plain_objective(model: Clip, recipe: Recipe) -> Objective:
+    return plain(model.spec, recipe).build(model)
+
+
 class Twin(Fit):
     """A fit whose every step is timed against a plain step on the same rows."""
 
     def __init__(
         self, found: Found, model: Clip, view: View, objective: Objective, *rest: Any, **more: Any
     ) -> None:
-        self.steps, plain = found.setdefault(type(objective).__name__, []), copy.deepcopy(model)
+        self.steps, twin = found.setdefault(type(objective).__name__, []), copy.deepcopy(model)
         super().__init__(model, view, objective, *rest, **more)
         alone = {**more, "checkpoints": None, "optimizer_state": None, "on_epoch": None}
-        self.plain = Fit(plain, view, PlainClip(), *rest, **alone)
-        self.pair: nn.Module = _Pair(plain, self.plain.objective)
+        self.plain = Fit(twin, view, plain_objective(twin, rest[0]), *rest, **alone)
+        self.pair: nn.Module = _Pair(twin, self.plain.objective)
         self.view_seconds, self.view_pixels, inner = 0.0, 0, objective.views
 
         def views(batch: Batch, draws: Draws) -> Mapping[str, Tensor]:
@@ -169,7 +176,7 @@ def tower_shares(kit: Kit, rounds: int, num_rows: int) -> Shares:
     model = lab.load(ModelRef(kit.victims()[0].key))
     pool = open_corpus(kit.ready, kit.corpus("suspect").key, Reader.TRAINING)
     how = replace(kit.recipe(epochs=1), batch_size=num_rows)
-    fit = Fit(model, whole(pool), PlainClip(), how, runtime=kit.runtime)
+    fit = Fit(model, whole(pool), plain_objective(model, how), how, runtime=kit.runtime)
     fit.order, pair = np.arange(num_rows), _Pair(model, fit.objective)
     batch, frozen = fit.loader(fit.order), frozen_copy(model)
     fit._set_mode()
@@ -195,18 +202,16 @@ def tower_shares(kit: Kit, rounds: int, num_rows: int) -> Shares:
         image_BCHW = unit(batch.image).requires_grad_(True)
         torch.autograd.grad(frozen.encode_image(image_BCHW).sum(), image_BCHW)
 
-    found = interleaved(
-        {
-            "step": lambda: lambda: fit._train_step(pair, 0),
-            "image_forward": alone(image, backward=False),
-            "image_both": alone(image, backward=True),
-            "image_pixels": lambda: pixels,
-            "text_forward": alone(text, backward=False),
-            "text_both": alone(text, backward=True),
-        },
-        rounds,
-    )
-    return {name: ratio(seconds, found["step"]) for name, seconds in found.items()}
+    works = {
+        "step": lambda: lambda: fit._train_step(pair, 0),
+        "image_forward": alone(image, backward=False),
+        "image_both": alone(image, backward=True),
+        "image_pixels": lambda: pixels,
+    }
+    texts = {"text_forward": alone(text, backward=False), "text_both": alone(text, backward=True)}
+    found = interleaved(works if kit.labelled else {**works, **texts}, rounds)
+    shares = {name: ratio(seconds, found["step"]) for name, seconds in found.items()}
+    return {**dict.fromkeys(texts, 0.0), **shares}
 
 
 def explained(passes: Passes, views: float, shares: Shares) -> float:
@@ -234,6 +239,7 @@ def applied_with(make_fit: Callable[..., Fit], title: str, kit: Kit, epochs: int
     cls = resolve("defenses", name)
     values = {**getattr(cls, "quick", {}), **LONGER.get(name, {}), **fields}
     defense: Defense = decode(cls, values, Where(path=title))
+    kit = kit.suited(defense)
     stage = replace(
         stage_of(defense, kit),
         recipes=Recipes(victim=kit.recipe(epochs), repair=kit.recipe(2 * epochs)),
@@ -246,7 +252,7 @@ def steps_of(title: str, kit: Kit, epochs: int) -> Found:
     """The steps of all fits in a plan, by the name of the objective, which may have none."""
     found: Found = {}
     applied_with(partial(Twin, found), title, kit, epochs)
-    return {kind: steps for kind, steps in found.items() if kind != PlainClip.__name__}
+    return {kind: steps for kind, steps in found.items() if kind not in UNITS}
 
 
 def figures_of(
@@ -296,15 +302,17 @@ def main(
         world = kit or Kit(Path(stack.enter_context(tempfile.TemporaryDirectory())))
 
         @cache
-        def shares(rows: int) -> Shares:
-            found = tower_shares(world, rounds, rows)
+        def shares(suited: Kit, rows: int) -> Shares:
+            found = tower_shares(suited, rounds, rows)
+            of = "a classifier's plain step" if suited.labelled else "a plain step"
             for tower, share in found.items():
-                if tower != "step":
-                    name = f"{tower} of a plain step on {rows} rows"
+                if tower != "step" and share:
+                    name = f"{tower} of {of} on {rows} rows"
                     figures[name] = Figure(value=share, unit="x")
             return found
 
         for title in titles or plans():
+            suited = world.suited(resolve("defenses", plans()[title][0]))
             for kind, steps in steps_of(title, world, epochs).items():
-                figures |= figures_of(title, kind, steps, shares)
+                figures |= figures_of(title, kind, steps, partial(shares, suited))
     return figures

@@ -38,7 +38,18 @@ from tests.test_training import IN_MODAL, POOLED, RECIPE, Interrupted, Kept, Sto
 from victims.augment import NoiseErase
 from victims.away import AwaySpec, Gate
 from victims.away import Sides as Pushed
-from victims.corpora import View, annotate, build_corpus, corpus_key
+from victims.class_relearning import ClassRelearningSpec
+from victims.classifiers import ClassifierSpec
+from victims.corpora import (
+    Reader,
+    View,
+    annotate,
+    build_corpus,
+    corpus_key,
+    open_corpus,
+    subset,
+    whole,
+)
 from victims.distributed import agreed, gather, rank, share_batch_norm, world_size
 from victims.draws import numpy_rng, torch_rng
 from victims.errors import GridError
@@ -46,10 +57,13 @@ from victims.forgetting import Forget, LocalForgettingSpec
 from victims.in_modal import Side
 from victims.keys import Key
 from victims.lab import DataRef, Lab, model_key
+from victims.labelled import LabelledWorld
+from victims.labels import CrossEntropySpec
 from victims.mixture import SafeRule, SplitRule
 from victims.models import EMBEDDED_CONTEXT, Clip, ModelSpec, WordTokenizer, fresh
 from victims.overfitting import EarlyClipSpec, OutsideClipSpec
 from victims.patched_pairs import Placement
+from victims.recipe import Augment as Crop
 from victims.recipe import BatchNormMode, Recipe, Runtime
 from victims.relearning import Bank, RelearnUnlearnSpec, Sides
 from victims.safe_phases import Counting, PairCosine, SafePhaseSpec, Split
@@ -58,6 +72,7 @@ from victims.sub_text_alignment import Aligned, Denominator, Mode
 from victims.sub_text_alignment import Sides as SubSides
 from victims.training import Objective, ObjectiveSpec, PlainClipSpec
 from victims.words import NOUNS, world_vocabulary
+from victims.world import CLASSES
 
 # Two steps without moving: the first fills a pool, and the gradient of the second is compared.
 # The seeds of views and order differ from step to step as in any fit.
@@ -71,13 +86,15 @@ PRECISIONS = {"single": torch.float32, "half": torch.bfloat16}
 
 
 class Case(NamedTuple):
-    """An objective, by the name of its class, under a recipe, on rows with what it reads."""
+    """An objective, by the name of its class, under a recipe, on rows with what it reads; of an
+    image classifier on a labelled set, or of a CLIP on pairs."""
 
     objective: str
     spec: ObjectiveSpec
     still: Recipe = STILL
     columns: Mapping[str, np.ndarray] = {}
     dress: Callable[[View], View] = lambda view: view
+    labelled: bool = False
 
 
 MATCHING = replace(POOLED, every=1)
@@ -214,6 +231,27 @@ CASES: dict[str, Case] = {
     "patched-fixed": Case("PatchedPairs", replace(PATCHED, placement=Placement.FIXED)),
     "patched-aligned": Case("PatchedPairs", replace(PATCHED, align=True)),
     "patched-each": Case("PatchedPairs", PER_PICTURE),
+    "labels": Case("CrossEntropy", CrossEntropySpec(augment=Crop.CROP_FLIP), labelled=True),
+    "class-relearning": Case(
+        "ClassRelearning",
+        ClassRelearningSpec(
+            alpha=0.5,
+            beta=0.25,
+            temperature=3.0,
+            epsilon=1e-6,
+            teacher_scale=2.0,
+            augment=Crop.CROP_FLIP,
+            num_listed=32,
+            most_rows=32,
+            num_held=0,
+        ),
+        columns={
+            **{name: JUDGED[name] for name in ("clean", "triggered", "held")},
+            "copies": np.ones(32, dtype=np.int64),
+            "judge": numpy_rng(0, "labelled").normal(size=(32, len(CLASSES))),
+        },
+        labelled=True,
+    ),
 }
 TRAINED = (
     "plain",
@@ -234,13 +272,28 @@ FIRST = {
 MORE = pytest.mark.exhaustive
 
 
+LABELLED = LabelledWorld(of=corpus_spec("clean"))
+
+
+def labelled_of(store: Store, num_rows: int) -> View:
+    """The first rows of the clean split, labelled."""
+    build_corpus(store, LABELLED)
+    corpus = open_corpus(store, corpus_key(LABELLED), Reader.TRAINING)
+    return subset(whole(corpus), np.arange(num_rows))
+
+
+def small_model_of(case: Case) -> Clip:
+    spec = ClassifierSpec(classes=tuple(CLASSES)) if case.labelled else ModelSpec()
+    return fresh(spec, 3)
+
+
 def fit_of(store: Store, case: Case, recipe: Recipe) -> Interrupted:
     # In double precision up to the features: in single precision a rounding now and then turns a
     # ReLU over, which on 32 rows changes some gradients by per cents and hides what is looked for.
-    model = fresh(ModelSpec(), 3).double()
+    model = small_model_of(case).double()
     torch.manual_seed(99)
     objective = case.spec.build(model)
-    view = case.dress(view_of(store, 32))
+    view = labelled_of(store, 32) if case.labelled else case.dress(view_of(store, 32))
     if case.columns:
         view = annotate(view, case.columns)
     return Interrupted(model, view, objective, recipe, runtime=Runtime())
@@ -390,6 +443,7 @@ def ranks(
     named = {spec.params.get("name") for spec in asked if spec is not None}
     wanted = [name for name in CASES if name in named]
     build_corpus(Store(folder / "lab"), corpus_spec("clean", 64))
+    build_corpus(small_store, LABELLED)
     children = [
         subprocess.Popen(
             [
@@ -479,12 +533,13 @@ def test_every_objective_is_compared() -> None:
     covered = {case.objective for case in CASES.values()}
     assert {cls.__name__ for cls in all_objectives()} == covered
     for name, case in CASES.items():
-        assert type(case.spec.build(small_model())).__name__ == case.objective, name
+        model = small_model(case.labelled)
+        assert type(case.spec.build(model)).__name__ == case.objective, name
 
 
 @cache
-def small_model() -> Clip:
-    return fresh(ModelSpec(), 3)
+def small_model(labelled: bool) -> Clip:
+    return small_model_of(Case("", PlainClipSpec(), labelled=labelled))
 
 
 def test_both_passes_of_a_split_were_compared(small_store: Store) -> None:

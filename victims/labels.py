@@ -1,6 +1,6 @@
 """Fitting labels: the cross-entropy of every victim that is a classifier, and its augmentation.
 
-Shapes: B batch, C channels, S side of a picture, K classes.
+Shapes: B batch, G global batch, C channels, S side of a picture, K classes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from victims.batches import Batch
 from victims.classifiers import ClassifierSpec, labels
+from victims.distributed import gather
 from victims.draws import Draws
 from victims.models import Clip, NetSpec
 from victims.recipe import Augment, ClassifierRecipe, Clock, Recipe
@@ -48,8 +49,8 @@ class CrossEntropy(Objective):
         return {"image": seen(self.augment, batch.image, draws)}
 
     def forward(self, model: Clip, batch: Batch, clock: Clock) -> dict[str, Tensor]:
-        logit_BK = model.embed_image(batch.views["image"])
-        return {"cross_entropy": F.cross_entropy(logit_BK, labels(batch.tokens))}
+        logit_GK = gather(model.embed_image(batch.views["image"]))
+        return {"cross_entropy": F.cross_entropy(logit_GK, gather(labels(batch.tokens)))}
 
 
 def seen(augment: Augment, image_BCHW: Tensor, draws: Draws) -> Tensor:
