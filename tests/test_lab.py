@@ -85,6 +85,19 @@ class Mean:
         return {"mean": mean_CHW, "red": mean_CHW[0]}
 
 
+@dataclass(frozen=True)
+class Silenced:
+    """A change of weights without a fit: the scale of the logits."""
+
+    name: ClassVar[str] = "silenced"
+    version: ClassVar[int] = 1
+    scale: float = 0.0
+
+    def edit(self, model: Clip) -> None:
+        RUNS.append("edit")
+        model.net.logit_scale.fill_(self.scale)
+
+
 @pytest.fixture
 def lab(small_store: Store) -> Lab:
     RUNS.clear()
@@ -130,6 +143,30 @@ def test_everything_that_matters_trains_again(lab: Lab) -> None:
     }
     # Weighing every row alike changes the key, not the weights; PlainClip is the same loss.
     assert len(weights) == 4
+
+
+def test_an_edit_is_a_model_of_its_own(lab: Lab) -> None:
+    """The model that was edited stays as it is; what was edited is found, or made anew."""
+    first = lab.train(PlainClipSpec(), CLEAN, replace(RECIPE, seed=105))
+    RUNS.clear()
+    edited = lab.edit(Silenced(), first)
+    other = own_lab(lab.store)
+    assert other.edit(Silenced(), first) == edited
+    assert (RUNS, other.ledger.made) == (["edit"], [])
+    before, after = (lab.load(ref).state_dict() for ref in (first, edited))
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert changed == ["net.logit_scale"]
+    assert float(after["net.logit_scale"]) == 0
+    assert len({edited, lab.edit(Silenced(1.0), first), lab.edit(Silenced(), edited)}) == 3
+    # A fit goes on from it.
+    lab.train(PlainClipSpec(), CLEAN, RECIPE, init=edited)
+    assert lab.ledger.costs[edited.key] == {}
+
+
+def test_a_model_of_another_kind_is_not_edited(lab: Lab) -> None:
+    first = lab.train(PlainClipSpec(), CLEAN, replace(RECIPE, seed=105))
+    with pytest.raises(GridError, match="this grid's model is a"):
+        Lab(lab.store, ModelSpec(size=64), Runtime()).edit(Silenced(3.0), first)
 
 
 def test_columns_reach_the_batch_in_the_order_of_their_rows(lab: Lab) -> None:

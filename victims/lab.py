@@ -80,6 +80,13 @@ class TensorSpec(Protocol):
     def craft(self, model: Clip, view: View, *others: Clip) -> Mapping[str, Tensor]: ...
 
 
+class EditSpec(Protocol):
+    """A frozen dataclass that changes a model's weights in place, without data and without a fit:
+    what it sets to what is among its fields."""
+
+    def edit(self, model: Clip) -> None: ...
+
+
 @dataclass(slots=True)
 class Ledger:
     """What the primitives used by one stage cost, whether they ran now or were found."""
@@ -301,6 +308,20 @@ class Lab:
             return self.score(RightLabel(), pairs, fit)
         image, text = (self.score(ask, pairs, fit) for ask in (ImageFeatures(), TextFeatures()))
         return retrieved(image, text, self.captions(pairs))
+
+    def edit(self, spec: EditSpec, model: ModelRef) -> ModelRef:
+        """A copy of a model with its weights changed by ``spec``, such as channels set to zero."""
+        key = content_key("model", {"edit": spec}, [model.key])
+
+        def make(scratch: Path) -> dict[str, Any]:
+            edited = self._start(model)
+            with torch.no_grad():
+                spec.edit(edited)
+            save_weights(edited, scratch / "weights.safetensors")
+            return {"model": spec_meta(self.model), "cost": {}}
+
+        self._memo(key, make)
+        return ModelRef(key)
 
     def curves(self, ref: ModelRef) -> list[dict[str, float]]:
         """What a model's fit recorded, per epoch: loss terms, learning rate, what was watched."""

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from victims.batches import Batch
-from victims.classifiers import labels
+from victims.classifiers import classifier, labels
 from victims.models import Clip
 
 Floats = npt.NDArray[np.floating]
@@ -62,6 +62,17 @@ class Logits:
 
     def __call__(self, model: Clip, batch: Batch) -> Tensor:
         return model.embed_image(batch.image)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Penultimate:
+    """What a classifier's linear layer reads, of every picture."""
+
+    name: ClassVar[str] = "penultimate"
+    version: ClassVar[int] = 1
+
+    def __call__(self, model: Clip, batch: Batch) -> Tensor:
+        return classifier(model).penultimate(batch.image)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
