@@ -76,8 +76,11 @@ VARIANTS: Mapping[str, tuple[str, Fields]] = {
     "augment_only": ("augment_only", {}),
 }
 # What gives every fit enough steps in the kit's world. No mean cosine is below -1: UBT never stops.
+# Half of the classes have a trigger below the median.
 LONGER: Mapping[str, Fields] = {
     "ubt": {"overfit_epochs": 30, "target_cosine": -1.0, "stop_margin": 0.0},
+    "abl": {"isolation_share": 1.0, "unlearn_share": 2.0},
+    "neural_cleanse": {"limit": 0.0},
 }
 
 

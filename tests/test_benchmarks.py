@@ -41,7 +41,7 @@ UNMEASURED = {
     "CrossEntropy": "the unit of the figures of image classifiers",
 }
 # Plans that train by plain objectives, if they train.
-PLAIN = ("finetune", "local_outlier")
+PLAIN = ("finetune", "local_outlier", "spectral_signatures", "anp")
 # Variants that bring no objective, but another path of one.
 PATHS = ("abd, pgd", "cgd, bank", "cgd, both sides")
 

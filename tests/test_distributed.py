@@ -24,9 +24,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from attacks import ATTACKS
-from defenses import DEFENSES
+from defenses import DEFENSES, abl
+from defenses.abl import Bound, LocalAscentSpec, Over, UnlearningSpec
 from defenses.controls import AugmentedClipSpec
+from defenses.fine_pruning import PrunedCrossEntropySpec
 from defenses.finetune import Part, PartialClipSpec
+from defenses.neural_cleanse import StampedCrossEntropySpec
 from defenses.roclip import Augment, PoolInit, Query
 from grid.registry import resolve
 from tests.conftest import corpus_spec
@@ -38,6 +41,7 @@ from tests.test_training import IN_MODAL, POOLED, RECIPE, Interrupted, Kept, Sto
 from victims.augment import NoiseErase
 from victims.away import AwaySpec, Gate
 from victims.away import Sides as Pushed
+from victims.batches import Batch
 from victims.class_relearning import ClassRelearningSpec
 from victims.classifiers import ClassifierSpec
 from victims.corpora import (
@@ -152,6 +156,15 @@ FORGETTING = LocalForgettingSpec(
     stop_margin=0.0,
     beta=0.5,
 )
+# Near the mean loss of the two steps that are taken.
+ASCENT = LocalAscentSpec(gamma=2.9875, bound=Bound.ASCENT, over=Over.ROW, augment=Crop.CROP_FLIP)
+REVERSED = StampedCrossEntropySpec(
+    share=0.5,
+    augment=Crop.CROP_FLIP,
+    triggers_sha256="",
+    mask_F1HW=torch.rand((2, 1, 32, 32), generator=torch_rng(1)),
+    pattern_FCHW=torch.rand((2, 3, 32, 32), generator=torch_rng(2)),
+)
 SUB_TEXT_CASES: dict[str, dict[str, Any]] = {
     "subset": {},
     "lone": {"k_fraction": 0.04},  # one chosen row: the other rank has none of its own
@@ -252,6 +265,17 @@ CASES: dict[str, Case] = {
         },
         labelled=True,
     ),
+    # The mean lies between those of the halves: each rank alone would go another way.
+    "ascent": Case("LocalAscent", ASCENT, labelled=True),
+    "ascent-batch": Case("LocalAscent", replace(ASCENT, over=Over.BATCH), labelled=True),
+    "ascent-flooding": Case("LocalAscent", replace(ASCENT, bound=Bound.FLOODING), labelled=True),
+    "unlearning": Case("Unlearning", UnlearningSpec(augment=Crop.CROP_FLIP), labelled=True),
+    "pruned": Case(
+        "PrunedCrossEntropy",
+        PrunedCrossEntropySpec(augment=Crop.CROP_FLIP, channels=(0, 3, 60)),
+        labelled=True,
+    ),
+    "reversed": Case("StampedCrossEntropy", REVERSED, labelled=True),
 }
 TRAINED = (
     "plain",
@@ -261,6 +285,7 @@ TRAINED = (
     "relearn-both",
     "away",
     "subtexts-subset",
+    "ascent-batch",
 )
 
 # By default each objective in its plain use, which is its first case.
@@ -556,6 +581,24 @@ def test_the_mean_that_gates_was_the_global_one(small_store: Store) -> None:
     assert gated == [1, 0]
     shares = [record["gated_image"] for record in computed(small_store, "away-sample")[1]]
     assert all(0 < share < 1 for share in shares)
+
+
+def test_the_mean_that_turns_the_ascent_was_the_global_one(
+    small_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows lie on both sides of gamma, and so do the means of the halves of a batch."""
+    losses: list[Tensor] = []
+    plain = abl.row_losses
+
+    def row_losses(model: Clip, batch: Batch) -> Tensor:
+        losses.append(plain(model, batch))
+        return losses[-1]
+
+    monkeypatch.setattr(abl, "row_losses", row_losses)
+    computed(small_store, "ascent")
+    halves, gamma = losses[-1].detach().chunk(2), ASCENT.gamma
+    assert all(float(half.min()) < gamma < float(half.max()) for half in halves)
+    assert (halves[0].mean() < gamma) != (halves[1].mean() < gamma), halves
 
 
 # --- the rest of what ranks must agree on
