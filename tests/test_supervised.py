@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from safetensors.torch import save_file
@@ -17,13 +19,14 @@ from grid.gridfile import load_grid
 from grid.plan import make_plan
 from grid.score_maps import box_of, score_maps
 from grid.spec import FilesData, Grid, LabelledWorldData
-from grid.stages import FileModelStage, ModelStage
+from grid.stages import Bench, FileModelStage, ModelStage
 from tests.grids import OPEN_GATE, RECIPE, TINY, call, records, run_serial, write_grid_file
 from victims.classifiers import ClassifierSpec
-from victims.errors import UsageError
+from victims.errors import GridError, UsageError
 from victims.keys import file_sha256
+from victims.lab import Ledger, ModelRef
 from victims.models import ModelSpec, fresh
-from victims.recipe import ClassifierRecipe, Recipe
+from victims.recipe import ClassifierRecipe, Recipe, Runtime
 from victims.store import Store
 from victims.world import CLASSES
 
@@ -181,17 +184,27 @@ def test_a_backdoored_guide_is_the_victim_of_another_grid(tmp_path: Path) -> Non
 
 
 def test_weights_of_a_file_judge_by_what_they_are(tmp_path: Path) -> None:
-    state = {n: t.contiguous() for n, t in fresh(ModelSpec(size=64), 0).state_dict().items()}
+    # Under the names that open_clip gives them.
+    found = fresh(ModelSpec(size=64), 0).net.state_dict()
+    state = {name: tensor.contiguous() for name, tensor in found.items()}
     paths = [tmp_path / "a.safetensors", tmp_path / "elsewhere.safetensors"]
     keys = []
+    bench = Bench(Store(tmp_path / "store"), Runtime(), lambda line: None, Ledger())
     for path in paths:
         save_file(state, path)
         guides = {"own": {"weights": str(path), "model": {"arch": "tiny", "size": 64}}}
         plan = make_plan(load(tmp_path, guides=guides))
         (stage,) = {s for s in plan.stages.values() if isinstance(s, FileModelStage)}
         assert stage.sha256 == file_sha256(path)
+        stage.run(bench)
+        loaded = bench.lab(stage.model).load(ModelRef(stage.key)).state_dict()
+        assert all(torch.equal(tensor, loaded[f"net.{name}"]) for name, tensor in state.items())
         keys.append((stage.key, plan.grid.identity_hash))
     assert keys[0] == keys[1]
+    assert bench.ledger.made == [keys[0][0]]
+    paths[1].write_bytes(b"other weights")
+    with pytest.raises(GridError, match="has changed since the grid file was read"):
+        stage.run(replace(bench, store=Store(tmp_path / "other")))
 
 
 # --- pictures on disk

@@ -293,6 +293,8 @@ def load_weights(model: Clip, path: Path, what: str) -> Clip:
     from safetensors.torch import load_file
 
     own, found = model.state_dict(), load_file(path)
+    if not any(name.startswith("net.") for name in found):
+        found = {f"net.{name}": tensor for name, tensor in found.items()}  # as open_clip names them
     wrong = [n for n in own if n not in found or found[n].shape != own[n].shape]
     extra = [name for name in found if name not in own]
     if wrong or extra:
