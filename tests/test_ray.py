@@ -22,7 +22,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from grid.cluster import RayExecutor, _judged, _rank, _RankEnded, start_executor
+from grid.cluster import RayExecutor, _attach, _judged, _rank, _RankEnded, start_executor
 from grid.filters import parse_filter
 from grid.plan import make_plan, parents
 from grid.run import Driver
@@ -42,6 +42,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """The address of the cluster."""
+    import ray
     from ray.cluster_utils import Cluster
 
     head = {"num_cpus": 0, "num_gpus": 0, "include_dashboard": False}
@@ -51,6 +52,7 @@ def cluster() -> Iterator[str]:
         made.add_node(num_cpus=2, num_gpus=2)
         yield made.address
     finally:
+        ray.shutdown()
         made.shutdown()  # type: ignore[no-untyped-call]
 
 
@@ -58,9 +60,33 @@ Start = Callable[..., RayExecutor]
 
 
 @pytest.fixture
-def start(cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
-    """Executors on the cluster, closed at the end."""
+def joined(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One connection to the cluster, which outlives its executors: so do the warm workers.
+
+    A process that Ray starts needs seconds for its imports, and none serves another connection.
+    """
     monkeypatch.setenv("RAY_ADDRESS", cluster)
+
+    def attach(ray: Any, options: dict[str, Any]) -> None:
+        if not ray.is_initialized():
+            _attach(ray, options)
+
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    monkeypatch.setattr("grid.cluster._attach", attach)
+
+
+@pytest.fixture
+def apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process belongs to no cluster."""
+    import ray
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    ray.shutdown()
+
+
+@pytest.fixture
+def start(joined: None, tmp_path: Path) -> Iterator[Start]:
+    """Executors on the cluster, closed at the end."""
     (tmp_path / "logs").mkdir()
     started: list[RayExecutor] = []
 
@@ -168,8 +194,8 @@ def test_what_no_node_holds_is_said_at_once(start: Start, tmp_path: Path) -> Non
         executor.check([stage])
 
 
-def test_a_shared_cluster_is_waited_for(cluster: str, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", cluster)
+@pytest.mark.usefixtures("joined")
+def test_a_shared_cluster_is_waited_for(tmp_path: Path) -> None:
     grid = tiny_grid(
         tmp_path,
         execution={**TINY["execution"], "wait_seconds": 3, "resources": {"model": {"gpus": 4}}},
@@ -226,7 +252,7 @@ def test_stages_that_others_keep_waiting_are_told_and_given_up(
     assert not any("plain_clip" in running for running in shown)
     assert victim.key not in Store(store)
     assert records(tmp_path / "out", "rows") == []
-    del held
+    executor._ray.cancel(held, force=True)
 
 
 def test_waiting_for_stages_of_our_own_is_no_reason_to_give_up(
@@ -371,6 +397,7 @@ def test_a_backend_that_fails_gives_back_what_it_reserved(start: Start, tmp_path
     wait_for(lambda: executor._ray.available_resources().get("GPU", 0) == 2, 15)
 
 
+@pytest.mark.usefixtures("apart")
 def test_an_address_without_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(GridError, match=r"no Ray cluster answers at RAY_ADDRESS=127\.0\.0\.1:1"):
@@ -380,10 +407,10 @@ def test_an_address_without_a_cluster(tmp_path: Path, monkeypatch: pytest.Monkey
 # Clusters of our own.
 
 
+@pytest.mark.usefixtures("apart")
 def test_a_gpu_that_is_not_there_is_refused_at_once(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     file = write_grid_file(
         tmp_path, execution={**TINY["execution"], "resources": {"model": {"gpus": 8}}}
     )
