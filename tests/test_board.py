@@ -664,6 +664,14 @@ def test_reading_while_others_write_and_merge(
 # The lock.
 
 
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """Results that nothing in this section can change, as each of its tests looks anew."""
+    folder = tmp_path_factory.mktemp("locked")
+    board_of(folder, cell_rows(defense="finetune"))
+    return Results(folder)
+
+
 @pytest.mark.parametrize(
     "sql",
     [
@@ -699,15 +707,14 @@ def test_reading_while_others_write_and_merge(
         "",
     ],
 )
-def test_sql_of_a_user_only_reads_the_views(tmp_path: Path, sql: str) -> None:
+def test_sql_of_a_user_only_reads_the_views(locked: Results, sql: str) -> None:
     rows_in_python = pa.table({"secret": [1]})
-    board_of(tmp_path, cell_rows())
-    before = sorted(tmp_path.rglob("*"))
-    results = Results(tmp_path)
+    folder = locked.directory
+    before = sorted(folder.rglob("*"))
     with pytest.raises(ResultsError):
-        results.sql(sql.replace("DIR", str(tmp_path)))
-    assert sorted(tmp_path.rglob("*")) == before
-    assert results.sql("SELECT count(*) FROM rows").rows == [(5,)]
+        locked.sql(sql.replace("DIR", str(folder)))
+    assert sorted(folder.rglob("*")) == before
+    assert locked.sql("SELECT count(*) FROM rows").rows == [(5,)]
     assert rows_in_python.num_rows == 1
 
 
@@ -742,9 +749,8 @@ def test_the_connection_itself_is_locked(tmp_path: Path) -> None:
         "SUMMARIZE SELECT value FROM rows",
     ],
 )
-def test_reading_sql_works(tmp_path: Path, sql: str) -> None:
-    board_of(tmp_path, cell_rows(defense="finetune"))
-    assert Results(tmp_path).sql(sql).rows
+def test_reading_sql_works(locked: Results, sql: str) -> None:
+    assert locked.sql(sql).rows
 
 
 # Start-up.
