@@ -15,7 +15,7 @@ from grid import kit
 from grid.kit_common import built
 from grid.registry import Kind, resolve, table
 
-QUICK = ("keys_all_its_fields", "is_refused_what_it_does_not_declare", "hands_back_a_model")
+QUICK = ("keys_all_its_fields", "is_refused_what_it_does_not_declare")
 
 
 def methods(kind: Kind) -> list[tuple[str, str]]:
