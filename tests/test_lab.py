@@ -316,9 +316,9 @@ def test_weights_of_another_model_are_named(lab: Lab) -> None:
     ref = lab.train(Weighted(), CLEAN, replace(RECIPE, seed=101))
     other = Lab(lab.store, ModelSpec(arch="small"), Runtime())
     with pytest.raises(GridError, match=rf"{ref.key} is a .*arch='tiny'.*this grid's.*'small'"):
-        other.load(ref)
-    with pytest.raises(GridError, match="this grid's model"):
         other.train(Weighted(), CLEAN, RECIPE, init=ref)
+    # A model that is only read, such as a judge, may be of any kind.
+    assert other.load(ref).spec == ModelSpec()
 
 
 def test_carried_moments_must_have_been_kept(lab: Lab) -> None:
