@@ -27,6 +27,10 @@ ATTACKS: Mapping[str, str] = {
     "carlini_terzis": "attacks.targeted_poisoning:CarliniTerzis",
     "targeted_poisoning": "attacks.targeted_poisoning:TargetedPoisoning",
     "mmpoison": "attacks.mmpoison:MmPoison",
+    "label_consistent_adversarial": "attacks.classifier_extras:LabelConsistentAdversarial",
+    "trojannn": "attacks.classifier_extras:TrojanNN",
+    "narcissus": "attacks.classifier_extras:Narcissus",
+    "input_aware": "attacks.classifier_extras:InputAware",
     "toxic_text": "attacks.toxic_text:ToxicText",
     "toxic_pairing": "attacks.toxic_text:ToxicPairing",
 }

@@ -48,15 +48,13 @@ from victims.steganography import (
     Training,
     bits_of,
     decoder_shapes,
-    flatten,
     freeze,
     fresh,
     measure,
-    one_thread,
     train,
-    unflatten,
 )
 from victims.triggers import Trigger
+from victims.whole_numbers import flatten, one_thread, unflatten
 
 _MAY_BE_ZERO = ("secret_epochs", "residual_weight", "perceptual_weight", "secret_weight")
 _HELD_OUT = 512  # rows of the pool that are measured on, at most; a tenth of a small pool

@@ -36,9 +36,9 @@ from victims.steganography import (
     freeze,
     fresh,
     similarity,
-    unflatten,
 )
 from victims.store import Store
+from victims.whole_numbers import unflatten
 from victims.world import CLASSES, TEMPLATES, World, render
 
 QUICK = Ssba(**Ssba.quick)

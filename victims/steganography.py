@@ -1,9 +1,9 @@
 """Steganography: networks that hide a secret in a picture and read it again, and their training.
 
 The encoder E makes a residual out of a secret and a picture, the decoder D reads bits from a
-picture. Once trained, the encoder is frozen for one secret: it then computes in whole numbers so
-small that float32 sums of them are exact, whatever their order. No batch, number of threads,
-kernel or device can change a byte of what it makes.
+picture. Once trained, the encoder is frozen for one secret: it then computes in whole numbers
+(`victims.whole_numbers`). No batch, number of threads, kernel or device can change a byte of what
+it makes.
 
 Shapes: B batch, C channels, H W pixels (S a side), L bits of the secret, D channels of a layer,
 P side of the secret's plane.
@@ -12,8 +12,7 @@ P side of the secret's plane.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -26,17 +25,13 @@ from torch import Tensor
 from victims.corpora import Rows
 from victims.draws import numpy_rng, torch_rng
 from victims.triggers import round_half_even
+from victims.whole_numbers import PASS_PIXELS, TOP, Shape, finest, flatten, shift_of, unflatten
 
 STEP = 16  # a picture's side is a multiple of this: the encoder halves it four times
 _DOWN, _UP, _LAST = (1, 2, 3, 4), (5, 6, 7, 8), 9  # layers that halve, that double, and the end
 _STRIDES = (2, 1, 2, 1, 2, 2, 2)  # of the decoder
-_EXACT = 2**24  # whole numbers up to here are float32s
-_TOP = 255  # of an activation
-_LARGEST = 2047  # of a weight: 11 bits survive even where a GPU shortens its factors
 _PLANE_GAIN, _LAST_GAIN = 0.5, 0.3  # on the spread of weights: see `fresh`
-_PASS_PIXELS = 2**17  # pixels that go through the encoder at once, so that they stay in cache
 
-Shape = tuple[int, ...]
 Layers = Sequence[tuple[Tensor, Tensor]]  # weight and bias of each
 
 
@@ -246,7 +241,7 @@ class Frozen:
             sum_BDHW = _sum(k, hidden_BDHW, weights[k], biases[k] if k else ground_DSS)
             return _scaled(k, sum_BDHW, shifts[k])
 
-        step = max(1, _PASS_PIXELS // image_BCHW.shape[-1] ** 2)
+        step = max(1, PASS_PIXELS // image_BCHW.shape[-1] ** 2)
         parts = [_unet(layer, part.float() - 128) for part in torch.split(image_BCHW, step)]
         return torch.cat(parts)
 
@@ -263,7 +258,7 @@ def _sum(k: int, hidden_BDHW: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def _scaled(k: int, sum_BDHW: Tensor, shift: int) -> Tensor:
     scaled_BDHW = sum_BDHW.mul_(2.0**-shift)
-    return scaled_BDHW if k == _LAST else scaled_BDHW.round_().clamp_(0, _TOP)
+    return scaled_BDHW if k == _LAST else scaled_BDHW.round_().clamp_(0, TOP)
 
 
 @torch.no_grad()
@@ -282,11 +277,10 @@ def freeze(networks: Networks, secret_L: Tensor, image_BCHW: Tensor) -> Frozen:
         bias = bias if k else ground_DHW
         if k == _LAST:
             weight, bias = weight * 255, bias * 255
-        fine = _finest(weight, bias)
+        fine = finest(weight, bias)
         weight, bias = (weight / 2.0**fine).round(), (bias / 2.0**fine).round()
         sum_BDHW = _sum(k, hidden_BDHW, weight, bias)
-        largest = int(sum_BDHW.max())
-        shift = -fine if k == _LAST else max(0, math.ceil(math.log2(max(1, largest) / _TOP)))
+        shift = -fine if k == _LAST else shift_of(sum_BDHW)
         kept[k], units[k] = (weight, bias, shift), 2.0 ** (fine + shift)
         return _scaled(k, sum_BDHW, shift)
 
@@ -299,17 +293,6 @@ def freeze(networks: Networks, secret_L: Tensor, image_BCHW: Tensor) -> Frozen:
         biases=flatten(flat_biases).to(torch.int32).cpu(),
         shifts=torch.tensor(shifts),
     )
-
-
-def _finest(weight: Tensor, bias: Tensor) -> int:
-    """The smallest power of two in which no weight and no sum is too large to be exact."""
-    power = math.frexp(max(float(weight.abs().max()), 2.0**-60) / _LARGEST)[1]
-    while True:
-        steps = (weight / 2.0**power).round().abs().flatten(1).sum(1) * _TOP
-        offset = (bias / 2.0**power).round().abs().view(len(bias), -1).amax(1)
-        if float((steps + offset).max()) < _EXACT:
-            return power
-        power += 1
 
 
 # --- what came of it
@@ -352,26 +335,3 @@ def measure(
         mean_levels=float(moved_BN.abs().mean()),
         correlation=float((pairs - own) / max(1, len(moved_BN) * (len(moved_BN) - 1))),
     )
-
-
-# --- parameters as one tensor
-
-
-def flatten(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat([tensor.detach().flatten() for tensor in tensors])
-
-
-def unflatten(flat: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
-    parts = torch.split(flat, [math.prod(shape) for shape in shapes])
-    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Sums on a CPU in one order, however many threads the process has."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
