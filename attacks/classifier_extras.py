@@ -398,6 +398,8 @@ class Narcissus(Attack):
         positive = {"eps": self.eps, "rounds": self.rounds, "lr": self.lr, "batch": self.batch}
         others = {"warm_epochs": self.warm_epochs, "warm_lr": self.warm_lr}
         _require(self, {**positive, "test_scale": self.test_scale}, others)
+        if self.eps < 1:
+            raise UsageError(f"{self.name}: eps {self.eps} is less than one level")
 
     def craft(self, lab: Lab, held: Knowledge, size: int) -> Universal:
         self.check(size)

@@ -49,7 +49,7 @@ from victims.classifiers import classifier, labels
 from victims.corpora import View
 from victims.draws import Draws, numpy_rng, torch_rng
 from victims.lab import Lab
-from victims.labels import augment_of, seen
+from victims.labels import seen
 from victims.models import Clip
 from victims.recipe import Augment
 
@@ -221,6 +221,10 @@ class Anp(Defense):
     batch_size: int = 128
     threshold: float = 0.2
     number: int | None = None
+    augment: Augment = Augment.NONE
+
+    def fits_by_recipe(self) -> bool:
+        return False
 
     def check(self) -> None:
         require(
@@ -246,7 +250,7 @@ class Anp(Defense):
             iterations=self.iterations,
             steps=self.steps,
             batch_size=self.batch_size,
-            augment=augment_of(case.recipes.repair),
+            augment=self.augment,
             seed=case.seed,
         )
         mask = lab.tensor(masks, case.clean_data, case.victim)

@@ -81,7 +81,7 @@ class Case:
         self,
         owner: str,
         grants: Mapping[Need, Callable[[], Any]],
-        training: tuple[Recipes, int] | None,
+        training: tuple[Recipes | None, int] | None,
     ) -> None:
         self._owner, self._grants, self._training = owner, dict(grants), training
         self.granted = frozenset(grants)
@@ -89,14 +89,20 @@ class Case:
     @property
     def recipes(self) -> Recipes:
         """How to train, for a defense that was given something to train on."""
-        return self._trained()[0]
+        recipes = self._trained()[0]
+        if recipes is None:
+            raise Forbidden(
+                f"{self._owner} asked for the recipes, and says of itself that it does not train by"
+                " them: change `fits_by_recipe`."
+            )
+        return recipes
 
     @property
     def seed(self) -> int:
         """The seed of whatever a defense draws."""
         return self._trained()[1]
 
-    def _trained(self) -> tuple[Recipes, int]:
+    def _trained(self) -> tuple[Recipes | None, int]:
         if self._training is None:
             raise Forbidden(
                 f"{self._owner} asked for the recipes or the seed, and its `needs` give it nothing"
@@ -268,6 +274,15 @@ class Defense(Protocol):
         """What this configuration is to be given."""
         return self.needs
 
+    def fits_by_recipe(self) -> bool:
+        """Whether it trains by a recipe of the grid. Else it is handed none, and its own fields say
+        all about its fits."""
+        return True
+
+    def claims(self) -> Any:
+        """The fidelity of this configuration, as `fidelity` declares it."""
+        return self.fidelity
+
     def replaces_training(self) -> bool:
         """Whether it trains with the victim's recipe, from where the victim began."""
         return Need.START in self.needed() and self.phase != Phase.FINETUNING
@@ -339,5 +354,5 @@ def resolved_needs(defense: Defense | type[Defense], regime: Regime) -> list[str
 
 
 def fidelity_in(defense: Defense | type[Defense], regime: Regime) -> Fidelity:
-    declared = defense.fidelity
+    declared = defense.fidelity if isinstance(defense, type) else defense.claims()
     return Fidelity(declared if isinstance(declared, str) else declared[regime])

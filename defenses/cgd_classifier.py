@@ -18,8 +18,9 @@ Differences: the paper's budgets are epochs of 50,000 rows: with less data give 
     which makes a teacher of hardly any opinion; ``teacher_scale`` gives it one. The released code
     stops by accuracy on the test set and goes back an epoch: ``stop: held_out`` looks at 2 % of D_c
     (at least 200 rows, at most a quarter) before each epoch, and does not go back. A last batch
-    that is not full is left out of its epoch. ``repair`` hands D_c to a defense with its defaults
-    and the grid's repair recipe, for which D_c is its clean data.
+    that is not full is left out of its epoch, as in every fit of the loop; a batch is at most the
+    rows there are. ``repair`` hands D_c to a defense with its defaults and the grid's repair
+    recipe, for which D_c is its clean data; without it no recipe of the grid plays a part.
 Cost: ``early_runs`` short trainings, logits of all rows under the judge and under each, then one
     view with gradient per row and epoch, at most ``steps_per_epoch`` batches of them.
 """
@@ -51,13 +52,14 @@ from defenses.base import (
 from victims.class_relearning import ClassRelearningSpec, balanced_copies
 from victims.draws import derive, numpy_rng
 from victims.entropy_split import Scale, Split, Stop, entropies, split
-from victims.errors import UsageError
+from victims.errors import MethodFailure, UsageError
 from victims.lab import DataRef, Lab, ModelRef
 from victims.measuring import text_head
 from victims.recipe import Augment, ClassifierRecipe, Optimizer, Schedule, Select
 from victims.selection import ImageFeatures, Logits
 
 UNLEARN = "unlearn"
+FEWEST_CLEAN = 4  # of which rows can be held out
 
 
 class Balance(StrEnum):
@@ -143,7 +145,7 @@ class CgdClassifier(Defense):
             beta=(self.beta >= 0, "0 or more"),
             temperature=(self.temperature > 0, "above 0"),
             epsilon=(self.epsilon > 0, "above 0"),
-            prompt=(self.prompt.count("{}") == 1, "a text with one {} for the class"),
+            prompt=(_takes_a_class(self.prompt), "a text with one {} for the class"),
             early_lr=(self.early_lr > 0, "above 0"),
             lr=(self.lr > 0, "above 0"),
             momentum=(0 <= self.momentum < 1, "in [0, 1)"),
@@ -157,6 +159,20 @@ class CgdClassifier(Defense):
     def _apart(self) -> bool:
         unlearns = self.alpha > 0 or self.beta > 0
         return 0 <= self.sigma2 < 1 and (self.sigma2 <= self.sigma1 or not unlearns)
+
+    def fits_by_recipe(self) -> bool:
+        return self.repair != UNLEARN
+
+    def claims(self) -> Fidelity:
+        return Fidelity.EXACT if self.repair == UNLEARN else Fidelity.ADAPTED
+
+    def caution(self, rate: float, num_rows: int) -> str:
+        # Balanced, the rows that are listed are a few more.
+        steps = self.epochs * min(self.steps_per_epoch, num_rows // self.batch_size)
+        u = self.beta * self.lr / (1 - self.momentum) * steps
+        if self.repair != UNLEARN or u <= 1 or self.stop != Stop.NONE:
+            return ""
+        return f"u is about {u:.2g} (published: .5): so much unlearning wants stop: held_out"
 
     def employs(self) -> Sequence[Defense]:
         # A name that nothing goes by is refused by `check`.
@@ -206,7 +222,7 @@ class CgdClassifier(Defense):
     def _early_models(self, lab: Lab, case: Case) -> list[ModelRef]:
         recipe = ClassifierRecipe(
             epochs=self.early_epochs,
-            batch_size=self.early_batch_size,
+            batch_size=min(self.early_batch_size, len(case.suspect_data)),
             lr=self.early_lr,
             optimizer=Optimizer.ADAM,
             schedule=Schedule.CONSTANT,
@@ -228,6 +244,11 @@ class CgdClassifier(Defense):
         data, held_N = case.suspect_data, np.zeros(len(label_N), dtype=bool)
         if self.stop == Stop.HELD_OUT:
             clean = np.flatnonzero(found.clean_N)
+            if len(clean) < FEWEST_CLEAN:
+                raise MethodFailure(
+                    f"cgd_classifier: stop: held_out needs {FEWEST_CLEAN} clean rows, there are"
+                    f" {len(clean)}"
+                )
             rng = numpy_rng(case.seed, "stop", data.key)
             held_N[rng.choice(clean, Select().num_held_out(len(clean)), replace=False)] = True
         clean_N = found.clean_N & ~held_N
@@ -236,6 +257,7 @@ class CgdClassifier(Defense):
             rng = numpy_rng(case.seed, "balance", data.key)
             copies_N = balanced_copies(label_N, clean_N, len(lab.classes(data)), rng)
         copies_N[~found.clean_N] = 1
+        batch_size = min(self.batch_size, int(copies_N.sum()))
         spec = ClassRelearningSpec(
             alpha=self.alpha,
             beta=self.beta,
@@ -244,12 +266,12 @@ class CgdClassifier(Defense):
             teacher_scale=self.teacher_scale.value_of(scale),
             augment=self.augment,
             num_listed=int(copies_N.sum()),
-            most_rows=self.steps_per_epoch * self.batch_size,
+            most_rows=self.steps_per_epoch * batch_size,
             num_held=int(held_N.sum()),
         )
         recipe = ClassifierRecipe(
             epochs=self.epochs,
-            batch_size=self.batch_size,
+            batch_size=batch_size,
             lr=self.lr,
             momentum=self.momentum,
             weight_decay=self.weight_decay,
@@ -263,3 +285,10 @@ class CgdClassifier(Defense):
         steps = sum(record["steps"] for record in curves)
         u = self.beta * self.lr / (1 - self.momentum) * steps
         return Defended(model, notes={"u": u, "epochs": len(curves)})
+
+
+def _takes_a_class(prompt: str) -> bool:
+    try:
+        return prompt.count("{}") == 1 and prompt.format("x") == prompt.replace("{}", "x")
+    except (KeyError, IndexError, ValueError):
+        return False

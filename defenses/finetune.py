@@ -1,14 +1,15 @@
-"""Fine-tune (FT): keep training the victim on clean pairs with the CLIP loss.
+"""Fine-tune (FT): keep training the victim on clean pairs with its own loss.
 
-Idea: go on with ordinary CLIP training on guaranteed clean pairs and hope that the trigger is
-    forgotten; every repair method must beat this run.
+Idea: go on with ordinary training, of a CLIP or of a classifier, on guaranteed clean pairs and hope
+    that the trigger is forgotten; every repair method must beat this run.
 Reference: no paper of its own; the CleanCLIP code path (Bansal et al., ICCV 2023, arXiv
     2303.03323) with its in-modal loss switched off.
 Symbols: L_mm = the CLIP loss over the global batch.
 Where: L = L_mm -> `PlainClip` of the loop; trainable part -> `Part`.
 Differences: the released schedule counts one epoch late and carries Adam's moments over from the
     poisoned run; both are options of the recipe (`schedule`, `optimizer_state`), off by default.
-    Weight decay spares every tensor of fewer than two dimensions.
+    Weight decay spares every tensor of fewer than two dimensions, but none of a classifier, whose
+    loss is the cross-entropy. The knob's rates are a CLIP's.
 Cost: one view with gradient per clean pair and epoch.
 """
 

@@ -326,7 +326,7 @@ def scores(
     where, uri = _places(decoded.name, out, store)
     chosen = parse_filter(only) if only else None
     picture = where / "scores.png"
-    draw(score_maps(make_plan(decoded), Store(uri), chosen), picture)
+    draw(score_maps(make_plan(decoded), Store(uri), chosen, say), picture)
     typer.echo(f"{picture}")
 
 

@@ -17,13 +17,12 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from attacks.base import Aim, poison_count
-from defenses.base import Phase
+from defenses.base import Need, Phase
 from grid.decode import decode
-from grid.guides import guided
 from grid.nodes import Raw
 from grid.registry import Kind, Method, resolve, table
 from grid.spec import UNDEFENDED, AttackEntry, Data, DefenseEntry, Guide
-from victims.errors import GridError, UsageError, near
+from victims.errors import GridError, UsageError, near, unknown
 from victims.recipe import ClassifierRecipe, Recipe, Select
 
 RESERVED: Mapping[Kind, tuple[str, ...]] = {
@@ -164,6 +163,34 @@ def defense_entries(
     return tuple(found)
 
 
+def guided(entry: DefenseEntry, chosen: Raw | None, guides: Sequence[Guide]) -> list[DefenseEntry]:
+    """The entry, once per guide that it is to ask: all of the file's, or those that it names."""
+    if Need.REFERENCE not in entry.method.needed():
+        if chosen is not None:
+            raise chosen.error(f"{entry.method.name} asks no judge: leave `guides` out")
+        return [entry]
+    named = _chosen(chosen, guides) if chosen is not None else list(guides)
+    if not named:
+        return [entry]
+    first, *others = named
+    judged = [replace(entry, guide=first)]
+    return judged + [
+        replace(entry, guide=guide, label=f"{entry.label}@{guide.label}") for guide in others
+    ]
+
+
+def _chosen(raw: Raw, guides: Iterable[Guide]) -> list[Guide]:
+    by_label = {guide.label: guide for guide in guides}
+    found = []
+    for item in elements(raw):
+        name = item.node.text
+        if name not in by_label:
+            raise unknown("guide", name, by_label, str(item.where))
+        found.append(by_label[name])
+    require_distinct([guide.label for guide in found], elements(raw))
+    return found
+
+
 def _overrides(entry: _Entry, base: Recipe) -> dict[str, Any]:
     if entry.recipe is None:
         return {}
@@ -253,6 +280,11 @@ def check_recipe(recipe: Recipe, split: str, data: Data, raw: Raw) -> None:
             " it out here"
         )
     require_seed(recipe.seed, items.get("seed", raw))
+    if isinstance(recipe, ClassifierRecipe) and recipe.lr == Select():
+        raise items.get("lr", raw).error(
+            "the rates that `select` tries by default are a CLIP's. Give those of a classifier,"
+            " such as lr: {rates: [0.001, 0.01, 0.1]}"
+        )
     if isinstance(recipe.lr, Select) and split != "clean":
         raise items.get("lr", raw).error(
             "only repairs choose their learning rate. Give a number: this recipe is how the victim"

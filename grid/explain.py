@@ -103,6 +103,7 @@ def _configuration(grid: Grid, cell: Cell) -> dict[str, Any]:
         "target": grid.data.classes[cell.target],
         "attack_params": canonical(cell.attack.method)["fields"],
         "defense_params": canonical(cell.defense.method)["fields"],
+        "guide": None if cell.defense.guide is None else cell.defense.guide.identity(),
         "recipes": {name: canonical(recipe)["fields"] for name, recipe in recipes.items()},
         "model": canonical(grid.model)["fields"],
         "data": canonical(grid.data)["fields"],

@@ -86,9 +86,10 @@ def decode_grid(source: Source) -> Grid:
         )
     defenses = defense_entries(file.defenses, recipes, data, guides)
     readers = [entry.label for entry in attacks if entry.method.needs_surrogate]
-    if labelled and readers and not data.public:
+    if labelled and readers and data.public < recipes.victim.batch_size:
         raise places.get("data", raw).error(
-            f"{readers[0]} fits a model of its own to public pictures: give `public` some rows"
+            f"{readers[0]} fits a model of its own to public pictures, by the victim's recipe: give"
+            f" `public` at least one batch of {recipes.victim.batch_size} rows"
         )
     if recipes.reference is None and not labelled and (regime is Regime.F or readers):
         user = readers[0] if readers else "regime F"
@@ -192,9 +193,6 @@ class _Files:
 def _files(dataset: str, raw: Raw) -> FilesData:
     """The splits of a labelled set; its files are read once, for their digest."""
     given = decode(_Files, raw)
-    for name in ("clean", "tuning"):
-        if getattr(given, name) == 0:
-            raise raw.items()[name].error(f"{name} needs rows: defenses and gates are given them")
     counts = {name: getattr(given, name) for name in ("suspect", "clean", "tuning", "report")}
     size = given.size or _SIDES.get(dataset, 32)
     try:
@@ -203,6 +201,13 @@ def _files(dataset: str, raw: Raw) -> FilesData:
         )
     except UsageError as error:
         raise raw.error(str(error)) from error
+    for name in ("clean", "tuning"):
+        if name not in splits:
+            raise (
+                raw.items()
+                .get(name, raw)
+                .error(f"{name} needs rows: defenses and gates are given them")
+            )
     return FilesData(splits=splits)
 
 
@@ -235,11 +240,16 @@ def _guides(file: _File, data: Data, reference: Recipe | None) -> tuple[Guide, .
             "the reference is fitted to pictures with captions, and these have labels alone: leave"
             " it out, and give `guides` with `weights`"
         )
-    return read_guides(file.guides, reference, data.size, model, load_grid)
+
+    def check(recipe: Recipe, raw: Raw) -> None:
+        check_recipe(recipe, "public", data, raw)
+
+    return read_guides(file.guides, reference, data.size, model, load_grid, check)
 
 
 def _evaluate(found: Evaluate, places: Mapping[str, Raw], labelled: bool, data: Data) -> Evaluate:
-    if isinstance(data, FilesData) and found == Evaluate():
+    given = places["evaluate"].items() if "evaluate" in places else {}
+    if isinstance(data, FilesData) and "sets" not in given:
         found = replace(found, sets=("report",))
     for split in found.sets:
         if not data.rows(split):

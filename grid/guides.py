@@ -8,16 +8,18 @@ that asks a judge stands on the board once per guide: the first one under its ow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from attacks.base import Track
-from defenses.base import Need
+from defenses.controls import NoDefense
 from grid.decode import decode
-from grid.nodes import Raw
-from grid.spec import DefenseEntry, Grid, Guide
-from victims.errors import near, unknown
+from grid.entries import NAME, NAME_HELP
+from grid.nodes import Raw, parse
+from grid.registry import grid_source
+from grid.spec import Grid, Guide
+from victims.errors import near
 from victims.keys import file_sha256
 from victims.models import ModelSpec
 from victims.recipe import Recipe
@@ -40,12 +42,19 @@ def read_guides(
     size: int,
     model: Callable[[Raw], ModelSpec],
     load: Load,
+    check: Callable[[Recipe, Raw], None],
 ) -> tuple[Guide, ...]:
     """The guides of a file; with none given, the reference, if the file has its recipe."""
     if raw is None:
         tiny = ModelSpec(size=size)
         return (Guide(label="public", model=tiny, recipe=reference),) if reference else ()
-    found = [_guide(name, item, reference, size, model, load) for name, item in raw.items().items()]
+    for name, item in raw.items().items():
+        if not NAME.fullmatch(name):
+            raise item.error(f"{name!r} cannot name a guide. Use {NAME_HELP}.")
+    found = [
+        _guide(name, item, reference, size, model, load, check)
+        for name, item in raw.items().items()
+    ]
     if not found:
         raise raw.error("no guide is named. Leave `guides` out, or name one, such as public: {}.")
     return tuple(found)
@@ -58,6 +67,7 @@ def _guide(
     size: int,
     model: Callable[[Raw], ModelSpec],
     load: Load,
+    check: Callable[[Recipe, Raw], None],
 ) -> Guide:
     if raw.node.data is None:
         raw = Raw.of({}, raw.where)
@@ -68,7 +78,7 @@ def _guide(
     if given.weights is not None:
         if given.recipe is not None:
             raise places["recipe"].error("weights of a file are not trained: leave `recipe` out")
-        path = Path(given.weights).expanduser()
+        path = Path(given.weights).expanduser().absolute()
         if not path.is_file():
             raise places["weights"].error(
                 f"there is no file {path}. Give a safetensors file with the weights of"
@@ -80,7 +90,10 @@ def _guide(
             f"{name} is fitted to the public pairs, and recipes.reference, which says how, is"
             " missing. Add it, or give `weights`, or `cell` and `of`."
         )
-    recipe = decode(Recipe, given.recipe, base=reference) if given.recipe else reference
+    recipe = reference
+    if given.recipe is not None:
+        recipe = decode(Recipe, given.recipe, base=reference)
+        check(recipe, given.recipe)
     return Guide(label=name, model=spec, recipe=recipe)
 
 
@@ -92,43 +105,27 @@ def _backdoored(name: str, raw: Raw, given: _Given, load: Load) -> Guide:
             " {cell: ATTACK/RATE/DEFENSE/sSEED, of: GRID}"
         )
     places = raw.items()
-    if given.model is not None or given.recipe is not None or given.weights is not None:
-        raise raw.error(f"{name}: its model and recipe are those of grid {given.of}")
+    for key in ("model", "recipe", "weights"):
+        if key in places:
+            raise places[key].error(f"leave {key} out: those of grid {given.of} are meant")
+    # Before that grid is read, which may name this one in turn.
+    source = grid_source(given.of)
+    track = parse(source.text, source.source).items().get("track")
+    if track is not None and track.node.data != Track.MULTIMODAL:
+        raise places["of"].error(
+            f"{given.of} is a {track.node.data} grid: its victims are no CLIPs"
+        )
     grid = load(given.of)
-    if grid.track is not Track.MULTIMODAL:
-        raise places["of"].error(f"{given.of} is a {grid.track} grid: its victims are no CLIPs")
-    cells = {cell.label: cell for cell in grid.cells()}
+    cells = {
+        cell.label: cell
+        for cell in grid.cells()
+        if cell.not_applicable is None and isinstance(cell.defense.method, NoDefense)
+    }
     if given.cell not in cells:
         raise places["cell"].error(
-            f"no cell called {given.cell!r} in grid {given.of}.{near(given.cell, cells)}"
-            f" One of its {len(cells)} is {next(iter(cells))}."
+            f"no victim called {given.cell!r} in grid {given.of}.{near(given.cell, cells)}"
+            f" It is a cell of the undefended victim; one of its {len(cells)} is"
+            f" {next(iter(cells), 'none')}."
         )
     assert isinstance(grid.model, ModelSpec)
     return Guide(label=name, model=grid.model, of=grid, cell=cells[given.cell])
-
-
-def guided(entry: DefenseEntry, chosen: Raw | None, guides: Sequence[Guide]) -> list[DefenseEntry]:
-    """The entry, once per guide that it is to ask: all of the file's, or those that it names."""
-    if Need.REFERENCE not in entry.method.needed():
-        if chosen is not None:
-            raise chosen.error(f"{entry.method.name} asks no judge: leave `guides` out")
-        return [entry]
-    named = _chosen(chosen, guides) if chosen is not None else list(guides)
-    if not named:
-        return [entry]
-    first, *others = named
-    judged = [replace(entry, guide=first)]
-    return judged + [
-        replace(entry, guide=guide, label=f"{entry.label}@{guide.label}") for guide in others
-    ]
-
-
-def _chosen(raw: Raw, guides: Iterable[Guide]) -> list[Guide]:
-    by_label = {guide.label: guide for guide in guides}
-    found = []
-    for item in raw.elements():
-        name = item.node.text
-        if name not in by_label:
-            raise unknown("guide", name, by_label, str(item.where))
-        found.append(by_label[name])
-    return found

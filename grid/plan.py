@@ -177,7 +177,7 @@ class Builder:
         # classifier has one of the victims' kind, fitted to pictures of its own.
         fit = grid.reference
         if grid.track is Track.SUPERVISED:
-            fit = replace(grid.victim, seed=derive(grid.reference.seed, "surrogate"))
+            fit = replace(grid.victim, seed=derive(0, "surrogate"))
         self.public_model = None
         if grid.data.rows("public"):
             public = self.corpora["public"]
@@ -362,6 +362,8 @@ def _plan_cell(build: Builder, plan: Plan, cell: Cell) -> CellPlan:
 def _impossible(grid: Grid, cell: Cell) -> str | None:
     needs = cell.defense.method.needed()
     if Need.REFERENCE in needs and grid.regime is Regime.S and cell.defense.guide is None:
+        if grid.track is Track.SUPERVISED:
+            return f"{cell.defense.label} asks a judge: give `guides`, or recipes.reference"
         return f"{cell.defense.label} needs a reference model; regime S has none"
     return None
 

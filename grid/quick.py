@@ -1,8 +1,9 @@
 """Answers about a grid that need no torch: remembered plans, keyed by the grid's text and the code.
 
-A plan is a function of the grid file and of our code. After a run it is kept as ``plan.json`` in
+A plan is a function of the grid file, of our code and of the files that it names. After a run it is kept as ``plan.json`` in
 the results directory under the digest of both, so that asking about a finished grid, or running it
-again, compares a list of cell keys with the rows on disk and imports nothing heavy.
+again, compares a list of cell keys with the rows on disk and imports nothing heavy. A grid file
+that names other files (pictures, weights, another grid) is planned anew each time.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from grid.nodes import parse
 from grid.registry import Source, code_digest
 from grid.schema import (
     KIND_KEY,
@@ -90,6 +92,16 @@ def _digest(source: Source) -> str:
     return hashlib.sha256(f"{text}{code_digest()}".encode()).hexdigest()
 
 
+def _names_files(source: Source) -> bool:
+    """Whether the plan depends on files beside the grid's own."""
+    items = parse(source.text, source.source).items()
+    data, guides = items.get("data"), items.get("guides")
+    if data is not None and set(data.items()) != {"world"}:
+        return True
+    made = [guide for guide in (guides.items() if guides else {}).values() if guide.node.data]
+    return any({"weights", "of"} & set(guide.items()) for guide in made)
+
+
 def remember(source: Source, out: Path) -> None:
     """Keep which cells the plan that just ran has."""
     with contextlib.suppress(OSError, ValueError, KeyError):
@@ -101,8 +113,9 @@ def remember(source: Source, out: Path) -> None:
 def _remembered(source: Source, out: Path) -> dict[str, Any] | None:
     try:
         found: dict[str, Any] = json.loads((out / "plan.json").read_text())
-        return found if found["digest"] == _digest(source) else None
-    except (OSError, ValueError, KeyError, TypeError):
+        same = found["digest"] == _digest(source) and not _names_files(source)
+        return found if same else None
+    except (UsageError, OSError, ValueError, KeyError, TypeError):
         return None
 
 

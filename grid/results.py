@@ -210,7 +210,7 @@ class RowMaker:
             "grid": grid.name,
             "grid_hash": grid.identity_hash,
             "attack_params": _params(cell.attack.method),
-            "defense_params": _params(cell.defense.method, dict(cell.defense.overrides)),
+            "defense_params": _defense_params(cell.defense),
             "num_rows": grid.data.suspect,
             "threads": self.runtime.threads,
             "commit": commit(),
@@ -332,7 +332,7 @@ class RowMaker:
         stage = planned.measure.defended
         meta = self.store.need(stage.key).meta
         found: dict[str, Any] = {"notes": json.dumps(meta["notes"]) if meta["notes"] else None}
-        if not stage.trains:
+        if not (stage.trains and stage.defense.fits_by_recipe()):
             return found
         if choices := meta["choices"]:
             curve = json.dumps(choices)
@@ -344,8 +344,15 @@ class RowMaker:
         return cost
 
 
-def _params(method: Any, overrides: Mapping[str, Any] | None = None) -> str:
-    found = canonical(method)["fields"]
-    if overrides:
-        found = {**found, "recipe": canonical(overrides)}
+def _params(method: Any) -> str:
+    return json.dumps(canonical(method)["fields"], sort_keys=True)
+
+
+def _defense_params(entry: DefenseEntry) -> str:
+    """A defense's fields, what its entry changes of the recipe, and who judges for it."""
+    found = canonical(entry.method)["fields"]
+    if entry.overrides:
+        found = {**found, "recipe": canonical(dict(entry.overrides))}
+    if entry.guide is not None:
+        found = {**found, "guide": entry.guide.label}
     return json.dumps(found, sort_keys=True)

@@ -8,7 +8,7 @@ Shapes: N rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 SCORE = "suspicion-"
 MOST_PANELS = 48
-MOST_DOTS = 4000  # clean rows that are drawn, of a panel
+MOST_DOTS = 4000  # rows of a role that are drawn, of a panel
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,7 @@ class ScoreMap:
 
     attack: str
     defense: str
+    seeds: str
     names: tuple[str, str]
     x_N: Floats
     y_N: Floats
@@ -45,7 +46,9 @@ class ScoreMap:
     flagged_N: Bools | None
 
 
-def score_maps(plan: Plan, store: Store, only: CellFilter | None) -> list[ScoreMap]:
+def score_maps(
+    plan: Plan, store: Store, only: CellFilter | None, say: Callable[[str], None] = print
+) -> list[ScoreMap]:
     """One per finished cell with two scores, of the first seed unless ``only`` names others."""
     seeds = plan.grid.seeds[:1]
     chosen = [
@@ -59,6 +62,8 @@ def score_maps(plan: Plan, store: Store, only: CellFilter | None) -> list[ScoreM
             f"{plan.grid.name}: none of {len(chosen)} cells is finished and has a defense that"
             " gives rows two scores. Run the grid first, or choose other cells with --only."
         )
+    if len(found) > MOST_PANELS:
+        say(f"{MOST_PANELS} of {len(found)} cells are drawn; choose others with --only")
     return found[:MOST_PANELS]
 
 
@@ -79,6 +84,7 @@ def _map(planned: CellPlan, store: Store) -> ScoreMap | None:
     first, second = names[:2]
     return ScoreMap(
         attack=f"{planned.cell.attack.label} {planned.cell.rate}",
+        seeds=planned.cell.label.split("/", 3)[3],
         defense=planned.cell.defense.label,
         names=(_title(first), _title(second)),
         x_N=read(first),
@@ -120,7 +126,7 @@ def draw(maps: Sequence[ScoreMap], path: Path) -> None:
     import seaborn as sns
 
     sns.set_theme(style="white", context="paper")
-    attacks = list(dict.fromkeys(found.attack for found in maps))
+    attacks = list(dict.fromkeys((found.attack, found.seeds) for found in maps))
     defenses = list(dict.fromkeys(found.defense for found in maps))
     figure, axes = plt.subplots(
         len(attacks),
@@ -135,7 +141,7 @@ def draw(maps: Sequence[ScoreMap], path: Path) -> None:
     for axis in axes.flat:
         axis.set_axis_off()
     for found in maps:
-        axis = axes[attacks.index(found.attack)][defenses.index(found.defense)]
+        axis = axes[attacks.index((found.attack, found.seeds))][defenses.index(found.defense)]
         axis.set_axis_on()
         _panel(axis, found, sns.color_palette("colorblind"))
     handles, labels = axes.flat[0].get_legend_handles_labels()
@@ -145,7 +151,8 @@ def draw(maps: Sequence[ScoreMap], path: Path) -> None:
             if label not in labels:
                 handles.append(handle)
                 labels.append(label)
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    columns = len(labels) if len(defenses) > 1 else 2
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     plt.close(figure)
@@ -161,7 +168,7 @@ def _panel(axis: Any, found: ScoreMap, colors: Any) -> None:
         rows = np.flatnonzero(found.roles_N == ROLES.index(role))
         if not len(rows):
             continue
-        shown = rows[:: max(1, len(rows) // MOST_DOTS)]
+        shown = rows[:: -(-len(rows) // MOST_DOTS)]
         axis.scatter(
             found.x_N[shown], found.y_N[shown], s=size, color=color, linewidths=0, label=name
         )
@@ -175,7 +182,7 @@ def _panel(axis: Any, found: ScoreMap, colors: Any) -> None:
             x = [box[0], box[1], box[1], box[0], box[0]]
             y = [box[2], box[2], box[3], box[3], box[2]]
             axis.plot(x, y, style, color="0.15", linewidth=0.9, label=name)
-    axis.set_title(f"{found.attack}, {found.defense}", fontsize=8)
+    axis.set_title(f"{found.attack}, {found.defense}, {found.seeds}", fontsize=8)
     axis.set_xlabel(f"suspicion: {found.names[0]}", fontsize=8)
     axis.set_ylabel(f"suspicion: {found.names[1]}", fontsize=8)
     axis.tick_params(labelsize=7)

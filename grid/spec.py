@@ -400,7 +400,9 @@ class Grid:
         kept = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
         kept["gate"] = replace(self.gate, rate="")
         kept["gate_rates"] = [self.gate_rate(attack) for attack in self.attacks]
-        if self.regime is Regime.S and not any(a.method.needs_surrogate for a in self.attacks):
+        # On the supervised track it fits guides, which are named below.
+        surrogate = any(a.method.needs_surrogate for a in self.attacks)
+        if self.track is Track.SUPERVISED or (self.regime is Regime.S and not surrogate):
             del kept["reference"]
         guides = [entry.guide and entry.guide.identity() for entry in self.defenses]
         if any(guides):
@@ -409,13 +411,16 @@ class Grid:
 
     def _too_many(self, attack: AttackEntry, count: int) -> str | None:
         """Of a labelled set an attack that keeps labels may poison half of the target class."""
-        limit = self.data.suspect // len(self.data.classes) // 2
-        if self.track is not Track.SUPERVISED or not attack.method.clean_label or count <= limit:
+        # Classes of the embedded world are about equal. Of files the draw of the rows tells.
+        if not isinstance(self.data, LabelledWorldData) or not attack.method.clean_label:
+            return None
+        of_class = self.data.suspect // len(self.data.classes)
+        if count <= of_class // 2:
             return None
         return (
             f"{attack.label} poisons rows of the target class alone, and {count} are more than half"
-            f" of the about {self.data.suspect // len(self.data.classes)} that it has. Lower the"
-            f" rate to {limit / self.data.suspect:g} or less."
+            f" of the about {of_class} that it has. Poison at most {of_class // 2} rows, a rate of"
+            f" {of_class // 2 / self.data.suspect:g}, or give more suspect rows."
         )
 
     def cells(self) -> list[Cell]:

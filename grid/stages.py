@@ -393,7 +393,9 @@ class DefendStage:
     def key(self) -> Key:
         params: dict[str, Any] = {"defense": self.defense}
         if self.trains:
-            params |= {"recipes": self.recipes, "model": self.victim.model, "seed": self.seed}
+            params |= {"model": self.victim.model, "seed": self.seed}
+            if self.defense.fits_by_recipe():
+                params["recipes"] = self.recipes
         if employed := self.defense.employs():
             params["employs"] = employed
         return content_key("defended", params, self.inputs)
@@ -447,7 +449,8 @@ class DefendStage:
         }
         check_truth(self.defense)
         granted = {need: give for need, give in grants.items() if need in self.defense.needed()}
-        training = (self.recipes, self.seed) if self.trains else None
+        recipes = self.recipes if self.defense.fits_by_recipe() else None
+        training = (recipes, self.seed) if self.trains else None
         return Case(self.defense.name, granted, training)
 
     def _reference(self) -> ModelRef:

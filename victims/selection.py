@@ -1,4 +1,5 @@
-"""Choosing a learning rate as a defender can: by retrieval among held-out pairs, never by ASR.
+"""Choosing a learning rate as a defender can: by retrieval among held-out pairs (by labels, where
+there are labels), never by ASR.
 
 Shapes: N held-out pairs, D embedding, R rates.
 """
