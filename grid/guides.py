@@ -48,13 +48,11 @@ def read_guides(
     if raw is None:
         tiny = ModelSpec(size=size)
         return (Guide(label="public", model=tiny, recipe=reference),) if reference else ()
+    found = []
     for name, item in raw.items().items():
         if not NAME.fullmatch(name):
             raise item.error(f"{name!r} cannot name a guide. Use {NAME_HELP}.")
-    found = [
-        _guide(name, item, reference, size, model, load, check)
-        for name, item in raw.items().items()
-    ]
+        found.append(_guide(name, item, reference, size, model, load, check))
     if not found:
         raise raw.error("no guide is named. Leave `guides` out, or name one, such as public: {}.")
     return tuple(found)

@@ -1,9 +1,9 @@
 """Answers about a grid that need no torch: remembered plans, keyed by the grid's text and the code.
 
-A plan is a function of the grid file, of our code and of the files that it names. After a run it is kept as ``plan.json`` in
-the results directory under the digest of both, so that asking about a finished grid, or running it
-again, compares a list of cell keys with the rows on disk and imports nothing heavy. A grid file
-that names other files (pictures, weights, another grid) is planned anew each time.
+A plan is a function of the grid file, of our code and of the files that the grid file names. After
+a run it is kept as ``plan.json`` in the results directory under the digest of the first two, so
+that asking about a finished grid, or running it again, compares a list of cell keys with the rows
+on disk and imports nothing heavy. A grid that names other files is planned anew each time.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from typing import Any
 from attacks.base import Aim
 from grid.plan import CellPlan, GateCheck, Plan, describe_cell
 from grid.schema import Status
-from grid.spec import Cell, Gate, Planted
+from grid.spec import Cell, DefenseEntry, Gate, Planted
 from grid.stages import MeasureStage, ModelStage, PoisonStage
 from victims.keys import canonical, content_key
 from victims.measuring import Share, wilson

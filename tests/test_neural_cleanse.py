@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from defenses import neural_cleanse
-from defenses.base import Defended, Need
+from defenses.base import Defended
 from defenses.neural_cleanse import (
     NeuralCleanse,
     ReversedTriggers,
@@ -26,6 +26,7 @@ from tests.labelled import RECIPES, case_of, lab_of, rows_of, victim_of
 from victims.batches import Batch
 from victims.draws import Draws, numpy_rng, torch_rng
 from victims.errors import UsageError
+from victims.keys import content_key
 from victims.lab import Lab
 from victims.models import Clip
 from victims.pixels import unit
@@ -230,8 +231,19 @@ def test_a_share_of_the_rows_wears_one_of_the_triggers() -> None:
 
 
 def test_other_triggers_are_another_key() -> None:
-    assert NeuralCleanse().needed() == {Need.VICTIM, Need.CLEAN_DATA}
-    assert replace(HOW, cost=0.0) != HOW
+    """Tensors are in no key: the digest of their bytes is."""
+
+    def key_of(sha256: str) -> str:
+        spec = StampedCrossEntropySpec(
+            share=0.2,
+            augment=Augment.NONE,
+            triggers_sha256=sha256,
+            mask_F1HW=torch.zeros(1, 1, 4, 4),
+            pattern_FCHW=torch.zeros(1, 3, 4, 4),
+        )
+        return content_key("model", spec)
+
+    assert key_of("a") == key_of("a") != key_of("b")
 
 
 @pytest.mark.parametrize(

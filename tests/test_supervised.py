@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -87,7 +86,7 @@ def test_without_guides_the_reference_judges(tmp_path: Path) -> None:
     # Without a recipe there is no guide, and who asks one cannot run.
     alone = load(tmp_path, recipes={"victim": FIT, "repair": FIT})
     reasons = {cell.defense.label: why for cell, why in make_plan(alone).refused}
-    assert reasons == {"cgd": "cgd needs a reference model; regime S has none"}
+    assert reasons == {"cgd": "cgd asks a judge: give `guides`, or recipes.reference"}
 
 
 def test_a_defense_may_ask_some_of_the_guides(tmp_path: Path) -> None:
@@ -103,11 +102,38 @@ REFUSED = [
     ({"model": {"arch": "preact_tiny", "size": 64}}, "64 px, but the pictures of `data` have 32"),
     ({"guides": {}}, "no guide is named"),
     ({"guides": {"a": {"cell": "x"}}}, "give both"),
-    ({"guides": {"a": {"weights": "nowhere.safetensors"}}}, "there is no file nowhere.safetensors"),
+    (
+        {"guides": {"a": {"weights": "nowhere.safetensors"}}},
+        "nowhere.safetensors. Give a",
+    ),
     ({"guides": {"a": {"recpie": {}}}}, "unknown key 'recpie'. Did you mean 'recipe'"),
     (
         {"guides": {"a": {"cell": "no/such", "of": "smoke"}}},
-        "no cell called 'no/such' in gri",
+        "no victim called 'no/such' in gri",
+    ),
+    (
+        {"guides": {"a": {"cell": "badnet/0.05/finetune/s0", "of": "smoke"}}},
+        "It is a cell of the undefended victim",
+    ),
+    ({"guides": {"a": {"cell": "x", "of": "smoke", "weights": "z"}}}, "leave weights out"),
+    ({"guides": {"a/b": {}}}, "'a/b' cannot name a guide"),
+    ({"guides": {"a": {"recipe": {"lr": {"rates": [0.1, 1]}}}}}, "only repairs choose"),
+    ({"guides": {"a": {"recipe": {"batch_size": 4096}}}}, "a batch of 4096 is larger than its da"),
+    ({"guides": {"a": {"recipe": {"seed": -1}}}}, "a seed is a whole number from 0"),
+    (
+        {"guides": {"a": {}}, "defenses": [{"cgd_classifier": {"guides": ["a", "a"]}}]},
+        "a is given twice",
+    ),
+    ({"guides": {"a": {}}, "defenses": [{"cgd_classifier": {"guides": []}}]}, "the list is empty"),
+    ({"defenses": [{"cgd_classifier": {"prompt": "a {} {x}"}}]}, "prompt must be a text with one"),
+    ({"defenses": [{"finetune": {"recipe": {"lr": {}}}}]}, "are a CLIP's"),
+    (
+        {
+            "attacks": ["trojannn"],
+            "recipes": {**LABELLED["recipes"], "victim": {**FIT, "batch_size": 64}},
+            "data": {"world": {**TINY["data"]["world"], "public": 32}},
+        },
+        "give `public` at least one batch of 64 rows",
     ),
     ({"guides": {"a": {"cell": "x", "of": "supervised-demo"}}}, "its victims are no CLIPs"),
     ({"guides": {"a": {}}, "defenses": [{"cgd_classifier": {"guides": ["b"]}}]}, "no guide called"),
@@ -139,7 +165,7 @@ def test_an_attack_that_keeps_labels_may_not_take_more_than_half_of_a_class(tmp_
     ((cell, reason),) = [(c, r) for c, r in plan.refused if c.defense.label == "none"]
     assert cell.rate == "0.03"
     assert "60 are more than half of the about 100" in reason
-    assert "Lower the rate to 0.025 or less" in reason
+    assert "Poison at most 50 rows, a rate of 0.025" in reason
 
 
 # --- who shares what
@@ -331,9 +357,45 @@ def test_score_maps_show_both_ranks_and_the_split(
     assert "none of 2 cells is finished and has a defense that gives rows two scores" in empty.err
 
 
-def test_the_file_of_a_labelled_grid_round_trips(ran: Path) -> None:
-    """What the run keeps of its file is the file."""
-    kept = yaml.safe_load((ran / "tiny.yaml").read_text())
-    assert kept["track"] == "supervised"
-    meta = json.loads((ran / "store" / "store.json").read_text())
-    assert meta
+def test_rows_show_who_judged_and_no_rate_that_was_not_used(ran: Path) -> None:
+    rows = [r for r in records(ran / "out" / "labelled", "rows") if r["metric"] == "cell"]
+    shown = {r["label"].split("/")[2]: (json.loads(r["defense_params"]), r["lr"]) for r in rows}
+    assert shown["cgd"][0]["guide"] == "public"
+    assert shown["cgd@badnet"][0]["guide"] == "badnet"
+    assert "guide" not in shown["finetune"][0]
+    assert (shown["cgd"][1], shown["finetune"][1]) == (None, 0.02)
+
+
+def test_a_recipe_that_a_defense_does_not_train_by_is_not_in_its_key(tmp_path: Path) -> None:
+    repair = {**FIT, "lr": 0.07}
+    plain = make_plan(load(tmp_path / "plain"))
+    other = make_plan(load(tmp_path, recipes={**LABELLED["recipes"], "repair": repair}))
+    keys = {cell.cell.label: cell.measure.key for cell in other.cells}
+    moved = {c.cell.label for c in plain.cells if keys[c.cell.label] != c.measure.key}
+    assert moved == {"badnet/0/finetune/s0", "badnet/0.1/finetune/s0"}
+
+
+def test_a_grid_does_not_read_itself(tmp_path: Path) -> None:
+    own = str(write(tmp_path))
+    assert "its victims are no CLIPs" in refusal(tmp_path, guides={"a": {"cell": "x", "of": own}})
+
+
+def test_a_finished_grid_whose_weights_have_changed_is_not_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = tmp_path / "judge.safetensors"
+
+    def put(seed: int) -> None:
+        state = fresh(ModelSpec(), seed).net.state_dict()
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, weights)
+
+    put(0)
+    path = write(tmp_path, guides={"own": {"weights": str(weights)}})
+    where = ("--out", tmp_path / "out", "--store", tmp_path / "store")
+    assert call(capsys, "run", path, *where, "--executor", "serial").code == 0
+    assert call(capsys, "check", path, *where).code == 0
+    put(1)
+    assert call(capsys, "check", path, *where).code == 3
+    again = call(capsys, "run", path, *where, "--executor", "serial")
+    assert "nothing to run" not in again.out + again.err
+    assert call(capsys, "check", path, *where).code == 0

@@ -44,8 +44,8 @@ class Select:
     """A learning rate to be chosen among ``rates``, on rows that are held out of the training data.
 
     Of N rows ``share``, but at least ``floor`` and at most a quarter, are held out. The metric is
-    symmetric top-1 retrieval among them, of a classifier the share of right labels; the largest rate within one standard error of the best
-    metric is taken. Attack success plays no part.
+    symmetric top-1 retrieval among them, of a classifier the share of right labels; the largest
+    rate within one standard error of the best metric is taken. Attack success plays no part.
     """
 
     name: ClassVar[str] = "select"
