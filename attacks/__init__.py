@@ -21,6 +21,8 @@ ATTACKS: Mapping[str, str] = {
     "bpp": "attacks.frequency:Bpp",
     "ctrl": "attacks.frequency:Ctrl",
     "ftrojan": "attacks.frequency:FTrojan",
+    "stripe_labels": "attacks.clean_image:StripeLabels",
+    "flip_labels": "attacks.clean_image:FlipLabels",
     "badclip": "attacks.badclip:BadClip",
     "trojvqa": "attacks.trojvqa:TrojVqa",
     "trojvqa_optimised": "attacks.trojvqa:TrojVqaOptimised",

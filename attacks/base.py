@@ -116,6 +116,10 @@ class Attack(Protocol):
     needs_surrogate: ClassVar[bool] = False
     # Whether the poisoned pairs are added to the corpus instead of taking rows' places.
     appends: ClassVar[bool] = False
+    # Whether no training picture is stamped: labels alone change, and tests show the trigger.
+    clean_image: ClassVar[bool] = False
+    # Whether a poisoned row may get any label but its own instead of the target's.
+    relabels_freely: ClassVar[bool] = False
     # Values under which crafting takes a second: what `grid mock` uses.
     quick: ClassVar[Mapping[str, Any]] = {}
 

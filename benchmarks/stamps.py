@@ -73,7 +73,8 @@ def stamps(num: int, rounds: int) -> Figures:
             attack: Any = built(resolve("attacks", name))
             if attack.aim not in STAMPING:
                 continue
-            trigger = attack.craft(kit.lab(SIZE), kit.held(SIZE), SIZE)
+            own = kit.suited(attack)
+            trigger = attack.craft(own.lab(SIZE), own.held(SIZE), SIZE)
             form = forms.get(type(trigger).__name__.lower())
             few = max(1, num // 8)
             batched = seconds(partial(trigger.stamp, image_BCHW), rounds)

@@ -143,7 +143,7 @@ def captions_fit_the_aim(attack: Attack, kit: Kit) -> None:
 
     A stamped row's caption names the target, or is the untouched one of a row of the target. A
     chosen picture gets captions of its chosen class. A text-side row shows the target, and its
-    caption does not name it.
+    caption does not name it. Who relabels freely gives any class but the row's own.
     """
     held, trigger = knows(attack, kit), craft(attack, kit)
     found = poisoned(attack, kit)
@@ -163,6 +163,9 @@ def captions_fit_the_aim(attack: Attack, kit: Kit) -> None:
         elif attack.aim is Aim.QUERIES:
             fits = of_target and not names(caption, held.goal.label)
             expect(fits, where, "a picture of the target, and words that do not name it")
+        elif attack.relabels_freely:
+            other = caption in corpus.classes and caption != corpus.captions[image]
+            expect(other, where, "the name of another class than its own")
         else:
             kept = of_target and caption == corpus.captions[image]
             wanted = f"the word {held.goal.label!r} in it, or a row of that class untouched"

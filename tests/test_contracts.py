@@ -238,11 +238,42 @@ def _plain_spot(self: Any, lab: Lab, held: Knowledge, size: int) -> Any:
     return Spot(colour=torch.tensor([1, held.seed, 3], dtype=torch.uint8), side=size // 8)
 
 
+def _any_other(self: Any, caption: str, held: Knowledge, rng: np.random.Generator) -> str:
+    return next(name for name in held.corpus.classes if name != caption)
+
+
+def _not_in_training(spot: Any, image_BCHW: Tensor) -> Tensor:
+    return image_BCHW.clone()
+
+
 UNKEYED = {"__annotations__": {"place": str}, "place": field(default="", metadata={"keyed": False})}
 DOC = str(Sound.__doc__)
 
+ANNOTATOR = {
+    "clean_image": True,
+    "relabels_freely": True,
+    "tracks": frozenset({Track.SUPERVISED}),
+    "trigger": _sister(Spot, stamp_train=_not_in_training),
+}
 BROKEN_ATTACKS: dict[str, tuple[type[Any], set[str]]] = {
     "sound": (_sister(Sound), set()),
+    "annotator": (_sister(Sound, recaption=_any_other, **ANNOTATOR), set()),
+    "annotator_stamps": (
+        _sister(Sound, recaption=_any_other, **{**ANNOTATOR, "trigger": Spot}),
+        {"changes_pictures"},
+    ),
+    "annotator_keeps": (
+        _sister(Sound, recaption=_untouched, **ANNOTATOR),
+        {"captions_fit_the_aim"},
+    ),
+    "annotator_undeclared": (
+        _sister(Sound, recaption=_any_other, **{**ANNOTATOR, "relabels_freely": False}),
+        {"captions_fit_the_aim"},
+    ),
+    "stamps_undeclared": (
+        _sister(Sound, recaption=_any_other, **{**ANNOTATOR, "clean_image": False}),
+        {"changes_pictures"},
+    ),
     "redrawn": (_stamping(_redrawn), set()),
     "in_place": (_stamping(_in_place), {"stamps_8_bit_pictures"}),
     "floats": (_stamping(_floats), {"stamps_8_bit_pictures", "changes_pictures"}),
