@@ -39,6 +39,7 @@ from victims.training import Fit, Objective
 UNMEASURED = {
     "PlainClip": "the unit of the figures",
     "CrossEntropy": "the unit of the figures of image classifiers",
+    "Adversarial": "fits a surrogate of an attack; no defense pays for it",
 }
 # Plans that train by plain objectives, if they train.
 PLAIN = ("finetune", "local_outlier", "spectral_signatures", "anp")

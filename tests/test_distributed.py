@@ -38,6 +38,7 @@ from tests.test_abd import SPEC as PATCHED
 from tests.test_ta_cleaner import SPEC as SUB_TEXTS
 from tests.test_ta_cleaner import dressed
 from tests.test_training import IN_MODAL, POOLED, RECIPE, Interrupted, Kept, Stopped, state, view_of
+from victims.adversarial import AdversarialSpec, Climb
 from victims.augment import NoiseErase
 from victims.away import AwaySpec, Gate
 from victims.away import Sides as Pushed
@@ -276,6 +277,11 @@ CASES: dict[str, Case] = {
         labelled=True,
     ),
     "reversed": Case("StampedCrossEntropy", REVERSED, labelled=True),
+    "adversarial": Case(
+        "Adversarial",
+        AdversarialSpec(inner=Climb(eps=8.0, step=3.0, steps=2), augment=Crop.NONE),
+        labelled=True,
+    ),
 }
 TRAINED = (
     "plain",

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from victims.batches import Batch
 from victims.classifiers import Classifier, classifier, labels
+from victims.distributed import gather
 from victims.draws import Draws
 from victims.labels import seen
 from victims.models import Clip
@@ -115,8 +116,8 @@ class Adversarial(Objective):
             hard_BCHW = climbed(
                 classifier(model), level_BCHW, label_B, self.spec.inner, batch.views["start"]
             )
-        logit_BK = model.embed_image(hard_BCHW / 255)
-        return {"adversarial": F.cross_entropy(logit_BK, label_B)}
+        logit_GK = gather(model.embed_image(hard_BCHW / 255))
+        return {"adversarial": F.cross_entropy(logit_GK, gather(label_B))}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
