@@ -172,8 +172,8 @@ def test_a_checkpoint_of_another_model(
     assert answer.code == 3
     assert "Traceback" not in answer.err
     detail = outcomes(tmp_path / "out")["badnet/0.1/anew/s0"]["detail"]
-    assert f"{victim} is a ModelSpec" in detail
-    assert "this grid's model is" in detail
+    assert f"{victim}: these weights belong to another model than tiny" in detail
+    assert "Check `model` in the grid file" in detail
 
 
 # Help and lists.

@@ -50,6 +50,7 @@ from victims.batches import Batch
 from victims.draws import Draws, torch_rng
 from victims.errors import Forbidden, UsageError
 from victims.lab import DataRef, Lab, Ledger, ModelRef, model_key
+from victims.labels import plain
 from victims.measuring import detection
 from victims.models import ModelSpec
 from victims.recipe import Recipe, Runtime
@@ -246,6 +247,9 @@ class PlanLab:
     def with_text(self, data: DataRef, **texts: EdaText) -> DataRef:
         self.text = texts["eda"]
         return data
+
+    def plain(self, recipe: Recipe) -> Any:
+        return plain(MODEL, recipe)
 
     def train(self, spec: Any, data: DataRef, recipe: Recipe, *, init: Any) -> ModelRef:
         self.asked = (spec, data, recipe, init)

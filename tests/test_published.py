@@ -30,8 +30,8 @@ HEAD = [
     "value",
     "source",
 ]
-FOREIGN_ATTACKS = {"any of 11", "backdoor", "input_aware", "natural backdoor"}
-FOREIGN_DEFENSES = {"abl", "anp", "linear probe"}
+FOREIGN_ATTACKS = {"any of 11", "backdoor", "natural backdoor"}
+FOREIGN_DEFENSES = {"linear probe"}
 ROW = dict(
     zip(
         HEAD,

@@ -65,7 +65,7 @@ class Corpus:
     @property
     def is_labelled(self) -> bool:
         """Whether a caption is the name of a class and nothing else."""
-        return tuple(self.templates) == ("{}",)
+        return tuple(self.templates) == ("{}",) and set(self.captions) <= set(self.classes)
 
 
 class Chunk(Protocol):
