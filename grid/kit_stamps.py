@@ -180,9 +180,11 @@ def fingerprint(attack: Attack, kit: Kit) -> str:
     return digest_of([made(attack, kit, 0), stamped])
 
 
-def visit(classes: Iterable[type[Any]], kit: Kit) -> None:
-    """Fingerprints of attacks and all their variants, taken by one other process."""
-    targets = [target_of(cls) for cls in classes]
+def visit(classes: Iterable[type[Any]], kit: Kit, *, variants: bool = True) -> None:
+    """Fingerprints of attacks, and of all their variants, taken by one other process."""
+    classes = list(classes)
+    named = [[cls, "", *(cls.variants if variants else ())] for cls in classes]
+    targets = [f"{target_of(cls)}:{name}" for cls, *names in named for name in names]
     for suited in dict.fromkeys(kit.suited(cls) for cls in classes):
         suited.held()
     code = "from grid.kit_stamps import report_fingerprints as r; r()"
@@ -207,12 +209,10 @@ def report_fingerprints() -> None:
     torch.manual_seed(99)
     kit, found = Kit(Path(sys.argv[1])), dict[str, str]()
     for target in sys.argv[2:]:
-        module, name = target.split(":")
-        cls = attrgetter(name)(import_module(module))
-        for variant in ("", *cls.variants):
-            attack = built(cls, variant)
-            own = kit.suited(attack)
-            found[trigger_key(attack, own.goal, 0, 32)] = fingerprint(attack, own)
+        module, name, variant = target.split(":")
+        attack = built(attrgetter(name)(import_module(module)), variant)
+        own = kit.suited(attack)
+        found[trigger_key(attack, own.goal, 0, 32)] = fingerprint(attack, own)
     print(json.dumps(found))
 
 
