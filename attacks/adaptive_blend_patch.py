@@ -26,7 +26,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import ROUND_HALF_UP, Decimal
 from enum import StrEnum
 from itertools import product
 from typing import Any, ClassVar, NamedTuple
@@ -35,7 +34,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attacks.base import Attack, Cover, GateGroup, Knowledge, Track, pick
+from attacks.base import (
+    Attack,
+    Cover,
+    GateGroup,
+    Knowledge,
+    Track,
+    cover_count,
+    kept_captions,
+    stamped_cover,
+)
 from victims.blends import noise_picture
 from victims.corpora import Rows
 from victims.draws import derive, image_digest, keyed_bits, torch_rng
@@ -44,18 +52,6 @@ from victims.lab import Lab
 from victims.triggers import Trigger, round_half_even
 
 # Shapes: B batch, C channels, H W pixels, S side of the picture, T tiles a side, K marks.
-
-
-def cover_count(ratio: float, count: int) -> int:
-    """c = floor(ratio * n + 1/2), in exact decimal arithmetic on the ratio as it was written."""
-    return int((Decimal(str(ratio)) * count).to_integral_value(ROUND_HALF_UP))
-
-
-def _kept_captions(held: Knowledge, rows: Rows) -> Cover:
-    """Cover rows: stamped as in training, captions as they were."""
-    captions = [held.corpus.captions[row] for row in rows]
-    return Cover(rows, captions, np.ones(len(rows), dtype=bool))
-
 
 # --- blend
 
@@ -137,8 +133,7 @@ class AdaptiveBlend(Attack):
         )
 
     def cover(self, held: Knowledge, count: int, free: Rows, rng: np.random.Generator) -> Cover:
-        wanted = cover_count(self.cover_ratio, count)
-        return _kept_captions(held, pick(free, wanted, rng, f"{self.name}, cover rows"))
+        return stamped_cover(self.name, held, self.cover_ratio, count, free, rng)
 
 
 # --- patch
@@ -311,7 +306,7 @@ class AdaptivePatch(Attack):
     def cover(self, held: Knowledge, count: int, free: Rows, rng: np.random.Generator) -> Cover:
         wanted = cover_count(self.cover_ratio, count)
         who = f"{self.name}, cover rows"
-        return _kept_captions(held, self._shared_out(held, free, wanted, rng, who))
+        return kept_captions(held, self._shared_out(held, free, wanted, rng, who))
 
     def _shared_out(
         self, held: Knowledge, rows: Rows, count: int, rng: np.random.Generator, who: str

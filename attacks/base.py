@@ -330,6 +330,24 @@ def pick(candidates: Rows, count: int, rng: np.random.Generator, what: str) -> R
     return chosen
 
 
+def stamped_cover(
+    who: str, held: Knowledge, ratio: float, count: int, free: Rows, rng: np.random.Generator
+) -> Cover:
+    """Cover rows for ``count`` poisoned ones, as many as ``ratio`` says, drawn from the free."""
+    return kept_captions(held, pick(free, cover_count(ratio, count), rng, f"{who}, cover rows"))
+
+
+def kept_captions(held: Knowledge, rows: Rows) -> Cover:
+    """Cover rows: stamped, captions as they were."""
+    captions = [held.corpus.captions[row] for row in rows]
+    return Cover(rows, captions, np.ones(len(rows), dtype=bool))
+
+
+def cover_count(ratio: float, count: int) -> int:
+    """c = floor(ratio * n + 1/2), in exact decimal arithmetic on the ratio as it was written."""
+    return int((Decimal(str(ratio)) * count).to_integral_value(ROUND_HALF_UP))
+
+
 def template_caption(goal: Goal, rng: np.random.Generator) -> str:
     """A prompt template with the target's name, drawn uniformly."""
     return goal.templates[int(rng.integers(len(goal.templates)))].format(goal.label)

@@ -55,7 +55,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import ROUND_HALF_UP, Decimal
 from enum import StrEnum
 from typing import Any, ClassVar
 
@@ -63,11 +62,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attacks.base import Attack, Cover, GateGroup, Knowledge, Track, pick, rows_naming
+from attacks.base import (
+    Attack,
+    Cover,
+    GateGroup,
+    Knowledge,
+    Track,
+    pick,
+    rows_naming,
+    stamped_cover,
+)
 from victims.adversarial import AdversarialSpec, Climb, hardened, share_read_as
+from victims.banks import distinct, other_place
 from victims.classifiers import classifier
 from victims.corpora import Rows, whole
-from victims.draws import derive, image_digest, keyed_bits, numpy_rng
+from victims.draws import derive, image_digest, numpy_rng
 from victims.errors import UsageError
 from victims.input_aware import (
     STEP,
@@ -491,9 +500,7 @@ class Painted(Trigger):
 
     def other(self, image_BCHW: Tensor) -> Tensor:
         """The place in the bank that each picture's bytes choose, B: never its own."""
-        digest_B = image_digest(image_BCHW, self.key).cpu()
-        place_B = keyed_bits(digest_B, 1, 1)[:, 0] % len(self.bank)
-        return (place_B + (self.digests[place_B] == digest_B)) % len(self.bank)
+        return other_place(image_BCHW, self.digests, self.key)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -556,11 +563,7 @@ class InputAware(Attack):
         key = derive(held.seed, self.name, "rows")
         drawn = numpy_rng(held.seed, self.name, "bank").permutation(len(corpus))
         bank_NCHW = torch.from_numpy(corpus.images_NCHW[drawn[: self.bank]])
-        # Equal pictures stand for one: a picture must always have another to take from.
-        _, first_N = np.unique(image_digest(bank_NCHW, key).numpy(), return_index=True)
-        bank_NCHW = bank_NCHW[torch.from_numpy(np.sort(first_N))]
-        if len(bank_NCHW) < 2:
-            raise UsageError(f"{self.name}: the pool must hold 2 different pictures or more")
+        bank_NCHW = distinct(self.name, bank_NCHW, key)
         how = Training(
             width=self.width,
             mask_epochs=self.mask_epochs,
@@ -599,8 +602,4 @@ class InputAware(Attack):
         )
 
     def cover(self, held: Knowledge, count: int, free: Rows, rng: np.random.Generator) -> Cover:
-        wanted = Decimal(str(self.cross_ratio)) * count
-        who = f"{self.name}, cross rows"
-        rows = pick(free, int(wanted.to_integral_value(ROUND_HALF_UP)), rng, who)
-        captions = [held.corpus.captions[row] for row in rows]
-        return Cover(rows, captions, np.ones(len(rows), dtype=bool))
+        return stamped_cover(self.name, held, self.cross_ratio, count, free, rng)

@@ -36,17 +36,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import ROUND_HALF_UP, Decimal
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from attacks.base import Attack, Cover, GateGroup, Knowledge, Track, pick, rows_naming
+from attacks.base import (
+    Attack,
+    Cover,
+    GateGroup,
+    Knowledge,
+    Track,
+    pick,
+    rows_naming,
+    stamped_cover,
+)
+from victims.banks import distinct, other_place
 from victims.blends import Rounding
 from victims.corpora import Rows
-from victims.draws import derive, image_digest, keyed_bits, numpy_rng
+from victims.draws import derive, image_digest, numpy_rng
 from victims.errors import UsageError
 from victims.frequency import YCRCB, YUV, Chroma, check_blocks, gain, waves
 from victims.lab import Lab
@@ -100,9 +109,7 @@ class Reduced(Trigger):
 
     def other(self, image_BCHW: Tensor) -> Tensor:
         """The place in the bank that each picture's bytes choose, B: never its own."""
-        digest_B = image_digest(image_BCHW, self.key).cpu()
-        place_B = keyed_bits(digest_B, 1, 1)[:, 0] % len(self.bank)
-        return (place_B + (self.digests[place_B] == digest_B)) % len(self.bank)
+        return other_place(image_BCHW, self.digests, self.key)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,11 +149,7 @@ class Bpp(Attack):
         key = derive(held.seed, self.name, "rows")
         drawn = numpy_rng(held.seed, self.name, "bank").permutation(len(held.corpus))[: self.bank]
         image_NCHW = torch.from_numpy(held.corpus.images_NCHW[drawn])
-        # Equal pictures stand for one: a picture must always have another to take from.
-        _, first_N = np.unique(image_digest(image_NCHW, key).numpy(), return_index=True)
-        image_NCHW = image_NCHW[torch.from_numpy(np.sort(first_N))]
-        if len(image_NCHW) < 2:
-            raise UsageError(f"{self.name}: the pool must hold 2 different pictures or more")
+        image_NCHW = distinct(self.name, image_NCHW, key)
         table_256 = levels_of(self.levels, self.rounding)
         lost_NCHW = image_NCHW.to(torch.int16) - reduce_colours(image_NCHW, table_256)
         return Reduced(
@@ -157,11 +160,7 @@ class Bpp(Attack):
         )
 
     def cover(self, held: Knowledge, count: int, free: Rows, rng: np.random.Generator) -> Cover:
-        wanted = Decimal(str(self.cover_ratio)) * count
-        who = f"{self.name}, cover rows"
-        rows = pick(free, int(wanted.to_integral_value(ROUND_HALF_UP)), rng, who)
-        captions = [held.corpus.captions[row] for row in rows]
-        return Cover(rows, captions, np.ones(len(rows), dtype=bool))
+        return stamped_cover(self.name, held, self.cover_ratio, count, free, rng)
 
 
 # --- waves in chroma

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import ROUND_HALF_UP, Decimal
 from itertools import product
 from typing import Any, ClassVar
 
@@ -34,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attacks.base import Attack, Cover, GateGroup, Knowledge, Track, pick
+from attacks.base import Attack, Cover, GateGroup, Knowledge, Track, stamped_cover
 from victims.blends import Rounding
 from victims.corpora import Rows
 from victims.draws import derive, image_digest, keyed_uniform, torch_rng
@@ -159,7 +158,4 @@ class WaNet(Attack):
         return size if self.k is None else self.k
 
     def cover(self, held: Knowledge, count: int, free: Rows, rng: np.random.Generator) -> Cover:
-        wanted = Decimal(str(self.cover_ratio)) * count
-        rows = pick(free, int(wanted.to_integral_value(ROUND_HALF_UP)), rng, "wanet, cover rows")
-        captions = [held.corpus.captions[row] for row in rows]
-        return Cover(rows, captions, np.ones(len(rows), dtype=bool))
+        return stamped_cover(self.name, held, self.cover_ratio, count, free, rng)

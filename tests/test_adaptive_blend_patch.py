@@ -26,9 +26,8 @@ from attacks.adaptive_blend_patch import (
     AdaptivePatch,
     Marks,
     Tiles,
-    cover_count,
 )
-from attacks.base import ROLES, Attack, Knowledge, Poison, Role, poison, poisoned_view
+from attacks.base import ROLES, Attack, Knowledge, Poison, Role, cover_count, poison, poisoned_view
 from benchmarks.slow import adaptive_blend_patch as slow
 from grid.stages import load_trigger, save_trigger
 from tests.test_attacks import NO_LAB, grey, held, pictures, span
