@@ -716,7 +716,7 @@ def test_cross_rows_come_at_their_ratio() -> None:
     for ratio, count in ((0.0, 0), (0.5, 5), (2.0, 20)):
         found = poison(InputAware(cross_ratio=ratio), labelled(20, 40), 10)
         assert len(found.of(Role.COVER)) == count
-    with pytest.raises(UsageError, match="input_aware, cross rows"):
+    with pytest.raises(UsageError, match="input_aware, cover rows"):
         poison(InputAware(), labelled(10, 10), 15)
 
 
