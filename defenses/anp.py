@@ -202,7 +202,10 @@ class Anp(Defense):
     tracks: ClassVar[frozenset[Track]] = frozenset({Track.SUPERVISED})
     needs: ClassVar[frozenset[Need]] = frozenset({Need.VICTIM, Need.CLEAN_DATA})
     fidelity: ClassVar[Fidelity] = Fidelity.READING
-    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        # For a network of 80,000 weights.
+        "small": {"iterations": 300}
+    }
     # Two iterations move no mask to the threshold.
     quick: ClassVar[Mapping[str, Any]] = {"iterations": 2, "batch_size": 32, "number": 5}
     knob: ClassVar[Knob | None] = Knob(name="threshold", values=(0.05, 0.1, 0.2, 0.4, 0.6))

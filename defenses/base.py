@@ -274,6 +274,10 @@ class Defense(Protocol):
         """What this configuration is to be given."""
         return self.needs
 
+    def defined_on(self) -> frozenset[Track]:
+        """The tracks on which this configuration has a meaning."""
+        return self.tracks
+
     def fits_by_recipe(self) -> bool:
         """Whether it trains by a recipe of the grid. Else it is handed none, and its own fields say
         all about its fits."""
@@ -310,17 +314,22 @@ class Defense(Protocol):
 def clean_data_defense(
     name: str, lent: frozenset[Need], where: str, track: Track = Track.MULTIMODAL
 ) -> Defense:
-    """The defense of that name with its defaults, to be handed data that were judged clean.
+    """The defense of that name, to be handed data that were judged clean: with its defaults, or as
+    ``NAME:VARIANT``.
 
     Raises `UsageError` unless it is defined on the track, takes clean data, and nothing else but
     what is ``lent``.
     """
+    name, _, variant = name.partition(":")
     if name not in DEFENSES:
         raise unknown("defense", name, DEFENSES, where)
     module, attribute = DEFENSES[name].split(":")
-    other: Defense = getattr(import_module(module), attribute)()
-    if track not in other.tracks:
-        shown = ", ".join(sorted(other.tracks))
+    cls = getattr(import_module(module), attribute)
+    if variant and variant not in cls.variants:
+        raise unknown(f"variant of {name}", variant, cls.variants or ("it has none",), where)
+    other: Defense = cls(**cls.variants[variant] if variant else {})
+    if track not in other.defined_on():
+        shown = ", ".join(sorted(other.defined_on()))
         raise UsageError(f"{where}: {name} is defined on track {shown}, and this is {track}")
     extra = other.needed() - lent - {Need.CLEAN_DATA}
     if Need.CLEAN_DATA not in other.needed() or extra:

@@ -19,7 +19,7 @@ Differences: the paper's budgets are epochs of 50,000 rows: with less data give 
     stops by accuracy on the test set and goes back an epoch: ``stop: held_out`` looks at 2 % of D_c
     (at least 200 rows, at most a quarter) before each epoch, and does not go back. A last batch
     that is not full is left out of its epoch, as in every fit of the loop; a batch is at most the
-    rows there are. ``repair`` hands D_c to a defense with its defaults and the grid's repair
+    rows there are. ``repair`` hands D_c to a defense (NAME or NAME:VARIANT) and the grid's repair
     recipe, for which D_c is its clean data; without it no recipe of the grid plays a part.
 Cost: ``early_runs`` short trainings, logits of all rows under the judge and under each, then one
     view with gradient per row and epoch, at most ``steps_per_epoch`` batches of them.

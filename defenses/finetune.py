@@ -36,9 +36,8 @@ from defenses.base import (
     Space,
     Track,
 )
-from victims.errors import UsageError
 from victims.lab import Lab
-from victims.models import Clip, ModelSpec
+from victims.models import Clip
 from victims.training import Objective, PlainClip
 
 
@@ -97,12 +96,10 @@ class Finetune(Defense):
 
     trainable: Part = Part.BOTH
 
+    def defined_on(self) -> frozenset[Track]:
+        return self.tracks if self.trainable == Part.BOTH else frozenset({Track.MULTIMODAL})
+
     def apply(self, lab: Lab, case: Case) -> Defended:
         both, recipe = self.trainable == Part.BOTH, case.recipes.repair
-        if not both and not isinstance(lab.model, ModelSpec):
-            raise UsageError(
-                f"finetune: trainable {self.trainable} names a part of a CLIP, and"
-                f" {lab.model.arch} is an image classifier. Leave it out, or write both."
-            )
         spec = lab.plain(recipe) if both else PartialClipSpec(part=self.trainable)
         return Defended(lab.train(spec, case.clean_data, recipe, init=case.victim))

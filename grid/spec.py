@@ -449,12 +449,13 @@ class Grid:
             label += f"/t{target}"
         if len(self.defense_seeds) > 1:
             label += f"/d{defense_seed}"
-        lacking = [e for e in (attack, defense) if self.track not in tracks(e.method)]
+        lacking = [e for e in (attack, defense) if self.track not in defined_on(e.method)]
         reason = self._too_many(attack, count)
         if lacking:
             method = lacking[0].method
-            names = ", ".join(sorted(tracks(method)))
-            reason = f"{method.name} is defined on track {names}, the grid's is {self.track}"
+            names = ", ".join(sorted(defined_on(method)))
+            shown = "" if self.track not in tracks(method) else ", as it is configured,"
+            reason = f"{method.name}{shown} is defined on track {names}, the grid's is {self.track}"
         return Cell(
             label=label,
             attack=attack,
@@ -472,6 +473,12 @@ def tracks(method: Any) -> frozenset[Track]:
     """The tracks a method declares; a defense that says nothing defends CLIPs."""
     declared: frozenset[Track] = getattr(method, "tracks", frozenset({Track.MULTIMODAL}))
     return declared
+
+
+def defined_on(method: Any) -> frozenset[Track]:
+    """The tracks on which a method, as it is configured, has a meaning."""
+    asked = getattr(method, "defined_on", None)
+    return tracks(method) if asked is None else asked()
 
 
 def _distinct(name: str, values: Sequence[Any]) -> None:

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from defenses.anp import Anp
 from defenses.base import Case, Defended, Need, Recipes
 from defenses.cgd_classifier import Balance, CgdClassifier
 from tests.conftest import corpus_spec
@@ -288,6 +289,13 @@ def test_the_clean_split_can_be_handed_to_another_defense(scene: Scene) -> None:
     assert "u" not in done.notes
 
 
+def test_it_is_handed_to_a_variant_of_another_defense() -> None:
+    (small,) = replace(CgdClassifier(), repair="anp:small").employs()
+    assert small == Anp(**Anp.variants["small"])
+    (default,) = replace(CgdClassifier(), repair="anp").employs()
+    assert default == Anp() != small
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -299,6 +307,8 @@ def test_the_clean_split_can_be_handed_to_another_defense(scene: Scene) -> None:
         ({"lr": 0.0}, "lr must be above 0"),
         ({"repair": "finetun"}, "repair: no defense called 'finetun'. Did you mean 'finetune'"),
         ({"repair": "cleanclip"}, "repair: cleanclip is defined on track multimodal"),
+        ({"repair": "anp:smal"}, "no variant of anp called 'smal'. Did you mean 'small'"),
+        ({"repair": "finetune:small"}, "no variant of finetune called 'small'. Known: it has none"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(fields: dict[str, Any], message: str) -> None:

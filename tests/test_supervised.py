@@ -71,6 +71,11 @@ def test_a_labelled_grid_means_what_it_says(tmp_path: Path) -> None:
     assert (first.recipe, first.model) == (found.reference, ModelSpec())
     assert second.recipe == Recipe(**{**RECIPE, "epochs": 2})  # type: ignore[arg-type]
     assert all(cell.not_applicable is None for cell in found.cells())
+    # A classifier has no towers to choose between.
+    towers = load(tmp_path, defenses=["none", {"finetune": {"trainable": "image"}}])
+    refused = {cell.defense.label: cell.not_applicable for cell in towers.cells()}
+    assert refused["none"] is None
+    assert str(refused["finetune"]).startswith("finetune, as it is configured, is defined on")
     # The captions of a labelled set are the names of its classes.
     spec = found.data.corpus("tuning")
     (chunk,) = spec.chunks()
