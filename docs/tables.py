@@ -334,15 +334,43 @@ def attack_columns(path: Path) -> str:
     return _table(head, lines)
 
 
+def squares(path: Path) -> str:
+    """ASR / CA of every attack, where it poisons, under every defense; a square not run is empty.
+
+    Means over the seeds that were run. Defenses go down where there are more of them.
+    """
+    found = {
+        (
+            row["attack"],
+            row["defense"],
+        ): f"{_percent(row['asr_top1'])} / {_percent(row['clean_top1'])}"
+        for row in read_board(path)["rows"]
+        if row["rate"] != 0 and row["asr_top1"] is not None
+    }
+    sides = [("attack", _attacks_of(path)), ("defense", list(_by_defense(path)))]
+    (what, down), (_, across) = sorted(sides, key=lambda side: -len(side[1]))
+    lines = [
+        [
+            one,
+            *(
+                found.get((one, other) if what == "attack" else (other, one), "")
+                for other in across
+            ),
+        ]
+        for one in down
+    ]
+    return _table([what, *across], [line for line in lines if any(line[1:])])
+
+
 def findings(path: Path) -> str:
     """How the defenses that judge rows told the poisoned ones."""
     attacks = _attacks_of(path)
     lines = []
     for defense, rows in _by_defense(path).items():
-        poisoned = [rows[a, r] for a, r in rows if r]
-        if all(row["found_recall"] is None for row in poisoned):
+        poisoned = {attack: row for (attack, rate), row in rows.items() if rate}
+        if all(row["found_recall"] is None for row in poisoned.values()):
             continue
-        lines.append([defense, *(_found(row) for row in poisoned)])
+        lines.append([defense, *(_found(poisoned[a]) if a in poisoned else "" for a in attacks)])
     bound = "\nAfter `of`: the highest precision that so many flagged rows can have.\n"
     has_bound = any(
         row.get("found_precision_bound") is not None for row in read_board(path)["rows"]
@@ -387,6 +415,7 @@ def parts() -> dict[str, Callable[[], str]]:
         found[f"{name}-made"] = partial(board_made, path)
         found[f"{name}-hash"] = partial(board_hash, path)
         found[f"{name}-attacks"] = partial(attack_columns, path)
+        found[f"{name}-squares"] = partial(squares, path)
         found[f"{name}-findings"] = partial(findings, path)
         found[f"{name}-stages"] = partial(stages, path)
     return found

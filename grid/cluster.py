@@ -9,23 +9,25 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import math
 import os
 import re
 import shutil
 import socket
+import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+from grid.needs import Node, asks, holds, places
 from grid.spec import Execution, Resources
 from grid.stages import Stage
 from grid.work import Ended, Outcome, choose_device, device_fault, execute
 from victims.errors import GridError, UsageError
+from victims.pulse import beats
 from victims.recipe import Runtime
 
 # Ray's and Train's own defaults, unless the user has set the variable.
@@ -54,14 +56,36 @@ def _import_everything() -> None:
 
 # What a call leaves in the cluster's key-value table: that it was given a place, and that its
 # stage has begun. Every process of the cluster reaches the table; log files need not be shared.
-PLACED, BEGUN = "placed", "begun"
+# While it works, how many signs of work there have been.
+PLACED, BEGUN, PULSE = "placed", "begun", "pulse"
+PULSE_SECONDS = 2.0
 
 
-def _note(call: str, what: str) -> None:
+def _note(call: str, what: str, value: str = "") -> None:
     from ray.experimental.internal_kv import _internal_kv_put
 
     with contextlib.suppress(Exception):  # a stage must not fail for want of a note
-        _internal_kv_put(f"{call}/{what}", b"")
+        _internal_kv_put(f"{call}/{what}", value.encode(), overwrite=True)
+
+
+@contextlib.contextmanager
+def _pulse(call: str) -> Iterator[None]:
+    """Note now and then that the work goes on, as long as it does."""
+    ended = threading.Event()
+
+    def tell() -> None:
+        seen = -1
+        while not ended.wait(PULSE_SECONDS):
+            if (now := beats()) != seen:
+                seen = now
+                _note(call, PULSE, str(now))
+
+    _note(call, BEGUN)
+    threading.Thread(target=tell, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
 
 
 def _warm_task() -> Callable[[str, list[Any]], Outcome]:
@@ -94,8 +118,8 @@ def _local_run(call: str, stage: Stage, store: str, runtime: Runtime, logs: str)
     found: list[Outcome] = []
 
     def train_fn() -> None:
-        _note(call, BEGUN)
-        found.append(execute(stage, store, runtime, logs))
+        with _pulse(call):
+            found.append(execute(stage, store, runtime, logs))
 
     TorchTrainer(train_fn, scaling_config=ScalingConfig(num_workers=0)).fit()
     return found[0]
@@ -149,7 +173,7 @@ def _in_worker_group(
     from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
     on_gpu = wants.gpus > 0
-    bundle = {"CPU": wants.cpus, **({"GPU": wants.gpus} if on_gpu else {})}
+    held = {"CPU": wants.cpus, **({"GPU": wants.gpus} if on_gpu else {})}
     scratch = _train_scratch(store) / f"{stage.key}-{uuid.uuid4().hex[:8]}"
     # Typed for the older generation of Train, which the installed one replaces at import.
     trainer: Any = cast("Any", TorchTrainer)(
@@ -161,8 +185,12 @@ def _in_worker_group(
             "runtime": runtime,
             "logs": logs,
         },
-        scaling_config=ScalingConfig(
-            num_workers=wants.workers, use_gpu=on_gpu, resources_per_worker=bundle
+        scaling_config=cast("Any", ScalingConfig)(
+            num_workers=wants.workers,
+            use_gpu=on_gpu,
+            resources_per_worker=held,
+            accelerator_type=wants.accelerator,
+            label_selector=dict(wants.labels) or None,
         ),
         torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
         run_config=RunConfig(
@@ -220,16 +248,15 @@ def _rank(config: dict[str, Any]) -> dict[str, Any]:
     """
     import torch
 
-    _note(config["call"], BEGUN)
     runtime: Runtime = config["runtime"]
     device = runtime.device
     if device == "auto":
         device = "cpu"
         if torch.distributed.get_backend() == "nccl":
             device = f"cuda:{torch.cuda.current_device()}"
-    done = execute(
-        config["stage"], config["store"], replace(runtime, device=device), config["logs"]
-    )
+    with _pulse(config["call"]):
+        runtime = replace(runtime, device=device)
+        done = execute(config["stage"], config["store"], runtime, config["logs"])
     plain = {name: getattr(done, name) for name in Outcome.__slots__}
     plain |= {"ended": done.ended.value, "made": list(done.made), "cost": dict(done.cost)}
     if done.ended is not Ended.OK:
@@ -241,26 +268,6 @@ def _train_scratch(store: str) -> Path:
     if "://" in store:
         return Path(os.environ.get("TMPDIR", "/tmp")) / "backdoor-grid-train"  # noqa: S108
     return Path(store) / "train-scratch"
-
-
-def _bundle(wants: Resources) -> dict[str, float]:
-    """What one process of a stage holds; worker groups reserve no memory."""
-    bundle = {"CPU": wants.cpus, "GPU": wants.gpus}
-    if wants.memory_gb and wants.workers == 1:
-        bundle["memory"] = wants.memory_gb * 2**30
-    return bundle
-
-
-def _asks(wants: Resources) -> str:
-    words = f"{wants.cpus:g} CPUs and {wants.gpus:g} GPUs"
-    if "memory" in _bundle(wants):
-        words += f" and {wants.memory_gb:g} GiB"
-    return f"{wants.workers} workers of {words} each" if wants.workers > 1 else words
-
-
-def _times(bundle: dict[str, float], node: dict[str, float]) -> float:
-    """How often a node that is free holds a bundle."""
-    return min((node.get(k, 0.0) // v for k, v in bundle.items() if v > 0), default=math.inf)
 
 
 @cache
@@ -317,6 +324,8 @@ class _Call:
     submitted: float
     is_placed: bool = False
     begun: float | None = None
+    pulse: bytes = b""
+    beaten: float = 0.0
 
 
 # Seconds within which a stage that was given a free place notes so, on a busy machine: a task's
@@ -392,7 +401,7 @@ class RayExecutor:
 
     def check(self, stages: Sequence[Stage]) -> str | None:
         """What no node can hold now, in words; None when every stage fits somewhere."""
-        nodes = [n["Resources"] for n in self._ray.nodes() if n["Alive"]]
+        nodes = [Node(n["Resources"], n["Labels"]) for n in self._ray.nodes() if n["Alive"]]
         for stage in stages:
             wants = self.execution.resources_for(stage.kind)
             where = f"execution.resources.{stage.kind}"
@@ -401,22 +410,20 @@ class RayExecutor:
                     f"execution.device is cuda, but stages of kind {stage.kind!r} ask for no GPU."
                     f" Give {where} (or execution.resources.default) gpus: 1, or device: auto."
                 )
-            places = sum(_times(_bundle(wants), node) for node in nodes)
-            if places >= wants.workers:
+            there = places(wants, nodes)
+            if there >= wants.workers:
                 continue
-            best: dict[str, float] = max(
-                nodes, key=lambda n: (n.get("GPU", 0), n.get("CPU", 0)), default={}
-            )
-            has = (
-                f"the largest has {best.get('CPU', 0):g} CPUs, {best.get('GPU', 0):g} GPUs and"
-                f" {best.get('memory', 0) / 2**30:.1f} GiB"
-            )
+
+            def size(node: Node) -> tuple[float, float]:
+                return node.resources.get("GPU", 0), node.resources.get("CPU", 0)
+
+            best = max(nodes, key=size, default=Node({}))
             lack = "no node has them"
             if wants.workers > 1:
-                lack = f"the cluster holds {places:g} of them"
+                lack = f"the cluster holds {there:g} of them"
             return (
-                f"stages of kind {stage.kind!r} ask for {_asks(wants)}, and {lack}; {has}. Change"
-                f" {where} in the grid file, or add such a node."
+                f"stages of kind {stage.kind!r} ask for {asks(wants)}, and {lack}; the largest has"
+                f" {holds(best)}. Change {where} in the grid file, or add such a node."
             )
         return None
 
@@ -429,6 +436,10 @@ class RayExecutor:
             ref = launcher.remote(call, stage, *self._context, wants)
         else:
             options: dict[str, Any] = {"num_cpus": wants.cpus, "num_gpus": wants.gpus, **memory}
+            if wants.accelerator:
+                options["accelerator_type"] = wants.accelerator
+            if wants.labels:
+                options["label_selector"] = dict(wants.labels)
             if wants.gpus:
                 options |= self._on_gpu
             held = [self._ray.put((stage, *self._context))]
@@ -462,24 +473,27 @@ class RayExecutor:
         free = self._free()
         if waited < (grace if self._had_room else MOMENT) or self._has_room(free):
             return None
-        asks = "; ".join(f"stages of kind {k!r} ask for {_asks(w)}" for k, w in asked.items())
+        told = "; ".join(f"stages of kind {k!r} ask for {asks(w)}" for k, w in asked.items())
         has = self._ray.cluster_resources()
         left = [
-            f"{sum(node.get(unit, 0) for node in free):g} of {has.get(unit, 0):g} {unit}s"
+            f"{sum(node.resources.get(unit, 0) for node in free):g} of {has.get(unit, 0):g} {unit}s"
             for unit in ("CPU", "GPU")
         ]
         return Starved(
-            waited, f"{asks}, and others use what the cluster has: free are {' and '.join(left)}."
+            waited, f"{told}, and others use what the cluster has: free are {' and '.join(left)}."
         )
 
-    def _free(self) -> list[dict[str, float]]:
+    def _free(self) -> list[Node]:
         """What each node has to give now."""
-        return list(self._ray._private.state.available_resources_per_node().values())
+        labels = {node["NodeID"]: node["Labels"] for node in self._ray.nodes()}
+        free = self._ray._private.state.available_resources_per_node()
+        return [Node(left, labels.get(name, {})) for name, left in free.items()]
 
-    def _has_room(self, free: list[dict[str, float]]) -> bool:
+    def _has_room(self, free: list[Node]) -> bool:
         """Whether any submitted stage fits in what is free."""
-        wants = [self.execution.resources_for(call.stage.kind) for call in self._pending.values()]
-        return any(sum(_times(_bundle(w), node) for node in free) >= w.workers for w in wants)
+        kinds = {call.stage.kind for call in self._pending.values()}
+        wants = [self.execution.resources_for(kind) for kind in kinds]
+        return any(places(w, free) >= w.workers for w in wants)
 
     def _count_places(self) -> None:
         if any(call.is_placed for call in self._pending.values()):
@@ -491,14 +505,19 @@ class RayExecutor:
 
     def _look(self) -> None:
         """Learn which stages have been given a place and which have begun."""
-        from ray.experimental.internal_kv import _internal_kv_list
+        from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_list
 
         self._looked = time.monotonic()
         notes = {note.decode() for note in _internal_kv_list(f"{self._name}/")}
         for call in self._pending.values():
             has_begun = f"{call.name}/{BEGUN}" in notes
             if has_begun and call.begun is None:
-                call.begun = time.time()
+                call.begun = call.beaten = time.time()
+            watched = self.execution.resources_for(call.stage.kind).stall_seconds is not None
+            if watched and f"{call.name}/{PULSE}" in notes:
+                pulse = _internal_kv_get(f"{call.name}/{PULSE}") or b""
+                if pulse != call.pulse:
+                    call.pulse, call.beaten = pulse, time.time()
             call.is_placed |= has_begun or f"{call.name}/{PLACED}" in notes
         self._count_places()
 
@@ -540,31 +559,42 @@ class RayExecutor:
             )
 
     def _overdue(self) -> list[Outcome]:
-        """Stages past their limit, counted from when they began, not from their submission."""
-        ended = []
+        """Stages past their limit, counted from when they began, not from their submission; and
+        those that have shown no sign of work for too long, which are tried again."""
+        ended, now = [], time.time()
         for ref, call in list(self._pending.items()):
-            stage = call.stage
-            wants = self.execution.resources_for(stage.kind)
-            if wants.limit_seconds is None or call.begun is None:
+            wants = self.execution.resources_for(call.stage.kind)
+            where = f"execution.resources.{call.stage.kind}"
+            if call.begun is None:
                 continue
-            seconds = time.time() - call.begun
-            if seconds > wants.limit_seconds:
-                self._ray.cancel(ref, force=wants.workers == 1)
-                del self._pending[ref]
-                self._forget(call)
-                ended.append(
-                    Outcome(
-                        key=stage.key,
-                        ended=Ended.METHOD,
-                        started=call.begun,
-                        host="",
-                        pid=0,
-                        seconds=seconds,
-                        message=f"stopped after its limit of {wants.limit_seconds:g} s; if it was"
-                        f" not stuck, raise execution.resources.{stage.kind}.limit_seconds (or"
-                        " default) and run `grid retry GRID`",
-                    )
+            if wants.limit_seconds is not None and now - call.begun > wants.limit_seconds:
+                fate = Ended.METHOD
+                message = (
+                    f"stopped after its limit of {wants.limit_seconds:g} s; if it was not stuck,"
+                    f" raise {where}.limit_seconds (or default) and run `grid retry GRID`"
                 )
+            elif wants.stall_seconds is not None and now - call.beaten > wants.stall_seconds:
+                fate = Ended.INFRASTRUCTURE
+                message = (
+                    f"stopped: no batch was read for {now - call.beaten:.0f} s; if it was not"
+                    f" stuck, raise {where}.stall_seconds (or default)"
+                )
+            else:
+                continue
+            self._ray.cancel(ref, force=wants.workers == 1)
+            del self._pending[ref]
+            self._forget(call)
+            ended.append(
+                Outcome(
+                    key=call.stage.key,
+                    ended=fate,
+                    started=call.begun,
+                    host="",
+                    pid=0,
+                    seconds=now - call.begun,
+                    message=message,
+                )
+            )
         return ended
 
     def _forget(self, call: _Call) -> None:

@@ -6,6 +6,7 @@ These are the types that a grid file is decoded to (`grid.gridfile` reads one) a
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
@@ -35,6 +36,11 @@ STAGE_KINDS = (
     "defended",
     "measure",
 )
+
+
+# How Ray selects nodes by a label.
+_VALUE = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
+LABEL = re.compile(rf"!?{_VALUE}|!?in\({_VALUE}(?:, ?{_VALUE})*\)")
 
 
 def _at_least(spec: Any, low: float, *names: str) -> None:
@@ -243,21 +249,37 @@ class Evaluate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
-    """What one stage asks of the cluster; None is no limit."""
+    """What one stage asks of the cluster; None is no limit.
+
+    ``accelerator`` is the type of GPU by Ray's name, such as A100; ``labels`` select nodes by
+    theirs: ``{market: spot}``, ``{zone: "in(a, b)"}``, ``{market: "!spot"}``. A stage that shows
+    no sign of work for ``stall_seconds`` is taken for hung and tried again.
+    """
 
     cpus: float = 1
     gpus: float = 0
     workers: int = 1
     memory_gb: float | None = None
+    accelerator: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
     limit_seconds: float | None = None
+    stall_seconds: float | None = None
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "cpus", "gpus")
         _at_least(self, 1, "workers")
-        for name in ("memory_gb", "limit_seconds"):
+        for name in ("memory_gb", "limit_seconds", "stall_seconds"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be positive, got {value}")
+        if self.accelerator is not None and not self.gpus:
+            raise ValueError(f"accelerator: {self.accelerator} needs gpus above 0")
+        for name, rule in self.labels.items():
+            if not LABEL.fullmatch(rule):
+                raise ValueError(
+                    f"labels: {name}: {rule!r} selects nothing. Write a value, !value, in(a, b)"
+                    " or !in(a, b)."
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

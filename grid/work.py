@@ -17,6 +17,7 @@ from typing import Any
 from grid.stages import Bench, Stage
 from victims.errors import GridError
 from victims.lab import Ledger
+from victims.pulse import beat
 from victims.recipe import Runtime
 from victims.store import Busy, Damaged, NoSpace, Store
 
@@ -151,6 +152,7 @@ def _log(log_dir: str, stage: Stage) -> Iterator[Any]:
     with file:
 
         def report(line: str) -> None:
+            beat()
             # Unbuffered: a line that a full disk refused must not come back when closing.
             with contextlib.suppress(OSError):
                 file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {line}\n".encode())

@@ -11,11 +11,15 @@ from pathlib import Path
 
 from grid.stages import Bench
 from victims.keys import Key, content_key
+from victims.pulse import beat
 
 
 @dataclass(frozen=True)
 class Note:
-    """Writes ``folder/name.json``, then sleeps, then fails if told to."""
+    """Writes ``folder/name.json``, then sleeps, then fails if told to.
+
+    With ``beats`` it shows signs of work while it sleeps.
+    """
 
     name: str
     folder: str
@@ -23,6 +27,7 @@ class Note:
     kind: str = "corpus"
     error: str = ""
     needs_ray: bool = True
+    beats: bool = False
 
     @property
     def key(self) -> Key:
@@ -41,7 +46,22 @@ class Note:
             import ray
 
             where |= {"node": ray.get_runtime_context().get_node_id(), "gpus": ray.get_gpu_ids()}
-        Path(self.folder, f"{self.name}.json").write_text(json.dumps(where))
-        time.sleep(self.seconds)
+        where["began"] = time.time()
+        note = Path(self.folder, f"{self.name}.json")
+        note.write_text(json.dumps(where))
+        end = time.monotonic() + self.seconds
+        while (left := end - time.monotonic()) > 0:
+            if self.beats:
+                beat()
+            time.sleep(min(left, 0.5 if self.beats else left))
+        note.write_text(json.dumps({**where, "ended": time.time()}))
         if self.error:
             raise ValueError(self.error)
+
+
+@dataclass(frozen=True)
+class Spill(Note):
+    """Asks for more memory than there is."""
+
+    def run(self, bench: Bench) -> None:
+        bytearray(1 << 60)

@@ -1,12 +1,10 @@
 """Stages on a real Ray: placement, warm workers, limits, worker groups, interruption.
 
-One cluster of three nodes serves the file: a head without CPUs, a node with a CPU, and one with
-two CPUs and two GPUs that are declared and do not exist.
+One cluster of three nodes serves the file (tests/clusters.py).
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -14,21 +12,18 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from grid.cluster import RayExecutor, _attach, _judged, _rank, _RankEnded, start_executor
+from grid.cluster import _judged, _rank, _RankEnded, start_executor
 from grid.filters import parse_filter
 from grid.plan import make_plan, parents
 from grid.run import Driver
 from grid.spec import Execution, Resources
-from grid.stages import Stage
 from grid.work import Ended, Outcome, execute
+from tests.clusters import Start, finish, note, weights
 from tests.grids import RECIPE, TINY, call, numbers, records, run_serial, tiny_grid, write_grid_file
 from tests.processes import command, wait_for, worker_of
 from tests.stages import Note
@@ -37,85 +32,6 @@ from victims.recipe import Runtime
 from victims.store import Store
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    """The address of the cluster."""
-    import ray
-    from ray.cluster_utils import Cluster
-
-    head = {"num_cpus": 0, "num_gpus": 0, "include_dashboard": False}
-    made = Cluster(initialize_head=True, head_node_args=head)
-    try:
-        made.add_node(num_cpus=1, num_gpus=0)
-        made.add_node(num_cpus=2, num_gpus=2)
-        yield made.address
-    finally:
-        ray.shutdown()
-        made.shutdown()  # type: ignore[no-untyped-call]
-
-
-Start = Callable[..., RayExecutor]
-
-
-@pytest.fixture
-def joined(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One connection to the cluster, which outlives its executors: so do the warm workers.
-
-    A process that Ray starts needs seconds for its imports, and none serves another connection.
-    """
-    monkeypatch.setenv("RAY_ADDRESS", cluster)
-
-    def attach(ray: Any, options: dict[str, Any]) -> None:
-        if not ray.is_initialized():
-            _attach(ray, options)
-
-    monkeypatch.setattr("ray.shutdown", lambda: None)
-    monkeypatch.setattr("grid.cluster._attach", attach)
-
-
-@pytest.fixture
-def apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process belongs to no cluster."""
-    import ray
-
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    ray.shutdown()
-
-
-@pytest.fixture
-def start(joined: None, tmp_path: Path) -> Iterator[Start]:
-    """Executors on the cluster, closed at the end."""
-    (tmp_path / "logs").mkdir()
-    started: list[RayExecutor] = []
-
-    def begin(store: Path | None = None, **options: Any) -> RayExecutor:
-        uri, logs = str(store or tmp_path / "store"), str(tmp_path / "logs")
-        executor = RayExecutor(Execution(**options), uri, Runtime(), logs)
-        started.append(executor)
-        return executor
-
-    yield begin
-    for executor in started:
-        executor.close()
-
-
-def finish(executor: RayExecutor, stages: Sequence[Stage], seconds: float = 200) -> list[Outcome]:
-    """Submit them all and wait for their outcomes, in the order of the stages."""
-    for stage in stages:
-        executor.submit(stage)
-    found: dict[str, Outcome] = {}
-    end = time.monotonic() + seconds
-    while executor.running:
-        assert time.monotonic() < end, "the stages do not end"
-        found |= {outcome.key: outcome for outcome in executor.poll(0.5)}
-    return [found[stage.key] for stage in stages]
-
-
-def note(folder: Path, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
-    return found
 
 
 def test_stages_run_on_nodes_that_hold_them_in_warm_workers(start: Start, tmp_path: Path) -> None:
@@ -280,12 +196,6 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("calm")
     run_serial(tiny_grid(folder), folder / "out", folder / "store")
     return folder
-
-
-def weights(store: Path, key: str) -> torch.Tensor:
-    """Every weight of a model in one vector."""
-    found = load_file(Store(store).need(key).path("weights.safetensors"))
-    return torch.cat([found[name].flatten().double() for name in sorted(found)])
 
 
 def test_two_workers_train_the_model_that_one_trains(start: Start, calm: Path) -> None:

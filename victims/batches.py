@@ -13,6 +13,7 @@ from torch import Tensor
 
 from victims.corpora import Rows, View, subset
 from victims.models import Clip, Tokens
+from victims.pulse import beat
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,7 @@ class Loader:
                 self._texts[name] = (tokens_NT, caption_lengths(tokens_NT))
 
     def __call__(self, positions: Rows) -> Batch:
+        beat()
         return Batch(
             rows=torch.from_numpy(positions).to(self.device),
             image=self._read(positions),

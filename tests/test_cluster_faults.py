@@ -1,0 +1,220 @@
+"""What a cluster gives and what it does to stages: shares of GPUs, chosen nodes, hangs, lost nodes.
+
+After every fault the numbers are those of a calm run, bit for bit.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from grid.filters import parse_filter
+from grid.plan import Plan, make_plan, parents
+from grid.run import Driver
+from grid.spec import Grid, Resources
+from grid.stages import Stage
+from grid.work import Ended, execute
+from tests.clusters import Start, finish, note, weights
+from tests.grids import RECIPE, TINY, numbers, records, run_serial, tiny_grid
+from tests.processes import descendants, name_of, wait_for
+from tests.stages import Note, Spill
+from victims.recipe import Runtime
+from victims.store import Store
+
+pytestmark = [pytest.mark.exhaustive, pytest.mark.timeout(600)]
+
+ONLY = parse_filter("rate=0.1 defense=none")
+
+
+def test_small_stages_share_gpus_and_no_more_run_than_fit(start: Start, tmp_path: Path) -> None:
+    executor = start(resources={"gate": Resources(gpus=0.5, cpus=0.25)})
+    stages = [Note(f"half{i}", str(tmp_path), seconds=4, kind="gate") for i in range(6)]
+    finish(executor, stages)
+    ran = [note(tmp_path, stage.name) for stage in stages]
+    # Four at once: two on each GPU. The other two waited for their places.
+    assert Counter(gpu for r in ran[:4] for gpu in r["gpus"]) == {0: 2, 1: 2}
+    assert all(len(r["gpus"]) == 1 for r in ran)
+    spans = [(r["began"], r["ended"]) for r in ran]
+    together = max(sum(b <= begin < e for b, e in spans) for begin, _ in spans)
+    assert together == 4
+
+
+def test_stages_go_where_labels_and_the_type_of_gpu_say(start: Start, tmp_path: Path) -> None:
+    executor = start(
+        resources={
+            "gate": Resources(labels={"market": "spot"}, cpus=0.25),
+            "model": Resources(labels={"market": "!spot"}, cpus=0.25),
+            "measure": Resources(gpus=0.25, cpus=0.25, accelerator="A100"),
+        }
+    )
+    kinds = ("gate", "model", "measure")
+    stages = [Note(f"{kind}{i}", str(tmp_path), kind=kind) for kind in kinds for i in range(2)]
+    assert {o.ended for o in finish(executor, stages)} == {Ended.OK}
+    nodes = {n["NodeID"]: n["Resources"].get("GPU", 0) for n in executor._ray.nodes()}
+    for stage in stages:
+        gpus = nodes[note(tmp_path, stage.name)["node"]]
+        assert gpus == (0 if stage.kind == "model" else 2), stage.name
+    executor.execution = type(executor.execution)(
+        resources={"gate": Resources(gpus=1, accelerator="H100")}
+    )
+    said = executor.check(stages)
+    assert said is not None
+    assert (
+        "1 GPUs of type H100, and no node has them; the largest has 2 CPUs, 2 GPUs (A100)" in said
+    )
+
+
+def test_a_stage_that_hangs_is_stopped_and_one_that_works_is_not(
+    start: Start, tmp_path: Path
+) -> None:
+    """Slow is not hung: signs of work count, not the seconds since the beginning."""
+    executor = start(resources={"gate": Resources(gpus=0.5, stall_seconds=6)})
+    hung = Note("hung", str(tmp_path), seconds=300, kind="gate")
+    slow = Note("slow", str(tmp_path), seconds=14, beats=True, kind="gate")
+    ended, worked = finish(executor, [hung, slow])
+    assert ended.ended is Ended.INFRASTRUCTURE
+    assert "no batch was read for" in ended.message
+    assert "execution.resources.gate.stall_seconds" in ended.message
+    assert worked.ended is Ended.OK
+
+
+def test_a_stage_without_memory_fails_alone(start: Start, tmp_path: Path) -> None:
+    executor = start()
+    full, other = Spill("full", str(tmp_path)), Note("other", str(tmp_path), seconds=1)
+    out_of_memory, fine = finish(executor, [full, other])
+    assert out_of_memory.ended is Ended.INFRASTRUCTURE
+    assert out_of_memory.message.startswith("MemoryError")
+    assert fine.ended is Ended.OK
+
+
+# --- faults in the middle of a fit
+
+
+class Scene:
+    """A victim that trains for seconds, everything before it made, and what a calm fit gives."""
+
+    def __init__(self, folder: Path, **resources: Any) -> None:
+        self.folder = folder
+        self.grid: Grid = tiny_grid(
+            folder,
+            recipes={**TINY["recipes"], "victim": {**RECIPE, "epochs": 24}},
+            execution={
+                **TINY["execution"],
+                "checkpoint_seconds": 0.1,
+                "resources": {"model": resources},
+            },
+        )
+        self.plan: Plan = make_plan(self.grid)
+        (cell,) = [c for c in self.plan.cells if ONLY.matches(c.cell)]
+        self.victim: Stage = cell.measure.defended.victim
+        self.out, self.store = folder / "out", folder / "store"
+        rests_on_it = {self.victim.key}
+        wanted = [*cell.stages, *self.plan.gates[cell.group].stages]
+        for stage in self.plan.missing(wanted, set()).values():
+            if rests_on_it.isdisjoint([stage.key, *(parent.key for parent in parents(stage))]):
+                done = execute(stage, str(self.store), Runtime(), "")
+                assert done.ended is Ended.OK, done.message
+            else:
+                rests_on_it.add(stage.key)
+        self.calm = folder / "calm-store"
+        shutil.copytree(self.store, self.calm)
+        self.log = self.out / "logs" / f"{self.victim.key}.log"
+        self.said: list[str] = []
+
+    def is_under_way(self) -> bool:
+        saved = self.store / "partial" / self.victim.key / "fit.safetensors"
+        return saved.exists() and self.log.exists() and " epoch 2/" in self.log.read_text()
+
+    def run(self, fault: Any) -> None:
+        """Run the cell; ``fault`` strikes in the middle of the fit."""
+        found: list[BaseException] = []
+
+        def strike() -> None:
+            try:
+                wait_for(self.is_under_way, 200)
+                fault()
+            except BaseException as error:
+                found.append(error)
+
+        striker = threading.Thread(target=strike)
+        striker.start()
+        driver = Driver(
+            self.grid, self.out, Store(self.store), plan=self.plan, only=ONLY, say=self.said.append
+        )
+        report = driver.run()
+        striker.join()
+        assert not found, found
+        assert report.counts == {"ok": 1}, self.said
+
+    def is_what_a_calm_run_gives(self) -> None:
+        run_serial(self.grid, self.folder / "calm", self.calm, only=ONLY)
+        key = self.victim.key
+        assert torch.equal(weights(self.store, key), weights(self.calm, key))
+        assert numbers(self.out) == numbers(self.folder / "calm")
+
+    def tried(self) -> Counter[str]:
+        attempts = records(self.out, "attempts")
+        return Counter(a["outcome"] for a in attempts if a["key"] == self.victim.key)
+
+
+@pytest.mark.usefixtures("joined")
+def test_a_train_controller_that_dies(tmp_path: Path) -> None:
+    """Ranks of several places train the model that ranks of one place do: compared with those."""
+    scene = Scene(tmp_path, workers=2, cpus=0.5)
+
+    def kill() -> None:
+        # The head's own children are the raylets; the controller is below one of them.
+        found = [pid for pid in descendants(os.getpid()) if "TrainController" in name_of(pid)]
+        assert found
+        for pid in found:
+            os.kill(pid, signal.SIGKILL)
+
+    scene.run(kill)
+    assert scene.tried() == {"ok": 1, "failed_infrastructure": 1}, scene.said
+    assert scene.log.read_text().count(" epoch 1/") == 2  # one of each rank: it did not begin again
+
+
+@pytest.fixture
+def fragile(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A cluster of its own, of which a node is lost: a head without CPUs and two nodes."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    ray.shutdown()
+    head = {"num_cpus": 0, "num_gpus": 0, "include_dashboard": False}
+    made = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        for _ in range(2):
+            made.add_node(num_cpus=1, num_gpus=0)
+        monkeypatch.setenv("RAY_ADDRESS", made.address)
+        yield made
+    finally:
+        ray.shutdown()
+        made.shutdown()  # type: ignore[no-untyped-call]
+
+
+def test_a_node_that_is_lost(fragile: Any, tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+
+    def lose() -> None:
+        pid = int(scene.log.read_text().split("process ")[-1].split()[0])
+        (node,) = [
+            node
+            for node in fragile.worker_nodes
+            if pid in descendants(node.all_processes["raylet"][0].process.pid)
+        ]
+        fragile.remove_node(node, allow_graceful=False)
+
+    scene.run(lose)
+    assert scene.tried() == {"ok": 1, "failed_infrastructure": 1}, scene.said
+    assert scene.log.read_text().count(" epoch 1/") == 1
+    scene.is_what_a_calm_run_gives()

@@ -1,0 +1,86 @@
+"""What stages ask of machines: numbers, types of GPU and labels, against nodes made up here."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from grid.needs import Node, asks, bundle, holds, places, selects, times
+from grid.spec import Resources
+
+SMALL = Node({"CPU": 4, "memory": 8 * 2**30})
+SPOT = Node({"CPU": 16, "GPU": 4, "accelerator_type:A100": 1}, {"market": "spot", "zone": "a"})
+OWNED = Node({"CPU": 16, "GPU": 2, "accelerator_type:H100": 1}, {"market": "owned"})
+NODES = [SMALL, SPOT, OWNED]
+
+CASES: list[tuple[dict[str, Any], float]] = [
+    ({}, 36),
+    ({"cpus": 3}, 1 + 5 + 5),
+    ({"gpus": 1}, 6),
+    ({"gpus": 0.25, "cpus": 0.5}, 24),
+    ({"gpus": 3}, 1),
+    ({"gpus": 5}, 0),
+    ({"gpus": 1, "accelerator": "A100"}, 4),
+    ({"gpus": 1, "accelerator": "T4"}, 0),
+    ({"gpus": 1, "labels": {"market": "spot"}}, 4),
+    ({"gpus": 1, "labels": {"market": "!spot"}}, 2),
+    ({"labels": {"market": "!spot"}}, 4 + 16),
+    ({"labels": {"market": "in(spot, owned)"}}, 32),
+    ({"labels": {"market": "spot", "zone": "b"}}, 0),
+    ({"memory_gb": 3}, 2),
+]
+
+
+@pytest.mark.parametrize(("fields", "expected"), CASES, ids=lambda value: str(value))
+def test_places(fields: dict[str, Any], expected: float) -> None:
+    assert places(Resources(**fields), NODES) == expected
+
+
+def test_what_asks_for_nothing_fits_anywhere() -> None:
+    assert times(Resources(cpus=0), SMALL) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("rule", "value", "passes"),
+    [
+        ("spot", "spot", True),
+        ("spot", "owned", False),
+        ("spot", None, False),
+        ("!spot", None, True),
+        ("!spot", "spot", False),
+        ("in(a,b)", "b", True),
+        ("in(a, b)", "c", False),
+        ("!in(a, b)", "c", True),
+        ("!in(a, b)", "a", False),
+        ("inner", "inner", True),
+    ],
+)
+def test_labels_select(rule: str, value: str | None, passes: bool) -> None:
+    assert selects(rule, value) is passes
+
+
+def test_worker_groups_reserve_no_memory() -> None:
+    assert "memory" in bundle(Resources(memory_gb=1))
+    assert "memory" not in bundle(Resources(memory_gb=1, workers=2))
+
+
+def test_requests_and_nodes_in_words() -> None:
+    wants = Resources(cpus=2, gpus=1, workers=2, accelerator="A100", labels={"market": "spot"})
+    assert asks(wants) == "2 workers of 2 CPUs and 1 GPUs of type A100 where market is spot each"
+    assert holds(SPOT) == "16 CPUs, 4 GPUs (A100) and 0.0 GiB; labels market=spot, zone=a"
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"accelerator": "A100"}, "accelerator: A100 needs gpus above 0"),
+        ({"labels": {"market": "spot?"}}, "labels: market: 'spot\\?' selects nothing"),
+        ({"labels": {"market": "in()"}}, "selects nothing"),
+        ({"stall_seconds": 0}, "stall_seconds must be positive"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        Resources(**fields)
