@@ -1,7 +1,7 @@
-"""Two processes are one: the same global batch gives the same loss, gradients and weights.
+"""Several processes are one: the same global batch gives the same loss, gradients and weights.
 
-Run as a program, this file is one of two ranks; the tests start both and compare what they leave
-with what one process computes.
+Run as a program, this file is one of two ranks, or of four; the tests start them and compare what
+they leave with what one process computes.
 """
 
 from __future__ import annotations
@@ -351,10 +351,10 @@ def trained(store: Store, name: str) -> tuple[dict[str, Tensor], Any]:
 # --- one rank
 
 
-def _main(this_rank: int, folder: Path, source: str, wanted: list[str]) -> None:
+def _main(this_rank: int, world: int, folder: Path, source: str, wanted: list[str]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=this_rank, world_size=2
+        "gloo", init_method=f"file://{folder}/meet", rank=this_rank, world_size=world
     )
     store, notes = Store(source), dict[str, Any]()
     tensors: dict[str, Tensor] = {}
@@ -367,16 +367,23 @@ def _main(this_rank: int, folder: Path, source: str, wanted: list[str]) -> None:
         keep(f"still/{name}", computed(store, name))
     for name in TRAINED:
         keep(f"trained/{name}", trained(store, name))
-    notes["lab"] = _lab(Store(folder / "lab"))
+    if world == 2:
+        notes |= _agreements(store, folder)
+    save_file(tensors, folder / f"{this_rank}.safetensors")
+    (folder / f"{this_rank}.json").write_text(json.dumps(notes))
+    dist.destroy_process_group()
+
+
+def _agreements(store: Store, folder: Path) -> dict[str, Any]:
+    """What else ranks must agree on."""
+    notes: dict[str, Any] = {"lab": _lab(Store(folder / "lab"))}
     notes["resumed"] = _resumed(store, folder)
     notes["branches"] = _branches()
     notes["odd"] = _odd_batch(store)
     for name, precision in PRECISIONS.items():
         notes[name] = _normalised(precision)
-    notes["agreed"] = agreed(this_rank + 5)
-    save_file(tensors, folder / f"{this_rank}.safetensors")
-    (folder / f"{this_rank}.json").write_text(json.dumps(notes))
-    dist.destroy_process_group()
+    notes["agreed"] = agreed(rank() + 5)
+    return notes
 
 
 def _lab(store: Store) -> dict[str, Any]:
@@ -456,7 +463,7 @@ def _normalised(precision: torch.dtype) -> list[Any]:
     return [out.tolist(), *(running[name].tolist() for name in names), str(out.dtype)]
 
 
-# --- both ranks, and the comparison
+# --- all ranks, and the comparison
 
 
 class Ranks(NamedTuple):
@@ -464,42 +471,43 @@ class Ranks(NamedTuple):
     notes: list[dict[str, Any]]
 
 
-@pytest.fixture(scope="module")
-def ranks(
-    small_store: Store, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Ranks:
-    folder = tmp_path_factory.mktemp("ranks")
+def run_ranks(world: int, folder: Path, source: Store, request: pytest.FixtureRequest) -> Ranks:
     # Those of the tests that run.
     asked = [getattr(item, "callspec", None) for item in request.session.items]
     named = {spec.params.get("name") for spec in asked if spec is not None}
-    wanted = [name for name in CASES if name in named]
+    wanted = ",".join(name for name in CASES if name in named)
     build_corpus(Store(folder / "lab"), corpus_spec("clean", 64))
-    build_corpus(small_store, LABELLED)
+    build_corpus(source, LABELLED)
+    program = [sys.executable, "-W", "error", "-m", "tests.test_distributed"]
     children = [
         subprocess.Popen(
-            [
-                sys.executable,
-                "-W",
-                "error",
-                "-m",
-                "tests.test_distributed",
-                str(r),
-                str(folder),
-                small_store.uri,
-                ",".join(wanted),
-            ],
+            [*program, str(r), str(world), str(folder), source.uri, wanted],
             cwd=Path(__file__).parents[1],
             stderr=subprocess.PIPE,
             text=True,
         )
-        for r in (0, 1)
+        for r in range(world)
     ]
-    errors = [child.communicate(timeout=200)[1] for child in children]
-    assert [child.returncode for child in children] == [0, 0], "\n".join(errors)
+    errors = [child.communicate(timeout=200 * world)[1] for child in children]
+    assert [child.returncode for child in children] == [0] * world, "\n".join(errors)
     return Ranks(
-        [load_file(folder / f"{r}.safetensors") for r in (0, 1)],
-        [json.loads((folder / f"{r}.json").read_text()) for r in (0, 1)],
+        [load_file(folder / f"{r}.safetensors") for r in range(world)],
+        [json.loads((folder / f"{r}.json").read_text()) for r in range(world)],
     )
+
+
+@pytest.fixture(scope="module")
+def ranks(
+    small_store: Store, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Ranks:
+    return run_ranks(2, tmp_path_factory.mktemp("ranks"), small_store, request)
+
+
+@pytest.fixture(scope="module")
+def four_ranks(
+    small_store: Store, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Ranks:
+    return run_ranks(4, tmp_path_factory.mktemp("four"), small_store, request)
 
 
 def of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -529,6 +537,17 @@ def compare_curves(found: Any, expected: Any) -> None:
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FIRST else MORE) for n in CASES])
 def test_two_ranks_compute_what_one_does(ranks: Ranks, small_store: Store, name: str) -> None:
+    check_gradients(ranks, small_store, name)
+
+
+@MORE
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", CASES)
+def test_four_ranks_compute_what_one_does(four_ranks: Ranks, small_store: Store, name: str) -> None:
+    check_gradients(four_ranks, small_store, name)
+
+
+def check_gradients(ranks: Ranks, small_store: Store, name: str) -> None:
     expected, curves = computed(small_store, name)
     assert any(float(t.abs().max()) > 0 for n, t in expected.items() if n.startswith("grad."))
     for tensors, notes in zip(ranks.tensors, ranks.notes, strict=True):
@@ -538,13 +557,26 @@ def test_two_ranks_compute_what_one_does(ranks: Ranks, small_store: Store, name:
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_two_ranks_train_to_the_same_weights(ranks: Ranks, small_store: Store, name: str) -> None:
+    check_weights(ranks, small_store, name)
+
+
+@MORE
+@pytest.mark.parametrize("name", TRAINED)
+def test_four_ranks_train_to_the_same_weights(
+    four_ranks: Ranks, small_store: Store, name: str
+) -> None:
+    check_weights(four_ranks, small_store, name)
+
+
+def check_weights(ranks: Ranks, small_store: Store, name: str) -> None:
     expected, curves = trained(small_store, name)
     for tensors, notes in zip(ranks.tensors, ranks.notes, strict=True):
         compare(of(tensors, f"trained/{name}/"), expected, 1e-4)
         compare_curves(notes[f"trained/{name}"], curves)
-    one, two = (of(tensors, f"trained/{name}/") for tensors in ranks.tensors)
+    one, *others = (of(tensors, f"trained/{name}/") for tensors in ranks.tensors)
     weights = [n for n in one if "num_batches" not in n]
-    assert [n for n in weights if not torch.equal(one[n], two[n])] == [], "the ranks drift apart"
+    apart = [n for n in weights for other in others if not torch.equal(one[n], other[n])]
+    assert apart == [], "the ranks drift apart"
 
 
 def all_objectives() -> Iterator[type[Objective]]:
@@ -664,4 +696,6 @@ def test_one_process_alone_gathers_nothing() -> None:
 
 
 if __name__ == "__main__":
-    _main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4].split(","))
+    _main(
+        int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4], sys.argv[5].split(",")
+    )
