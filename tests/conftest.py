@@ -9,6 +9,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # Ray reads these once, when it is imported: no test may import it before they are set.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_AUTH_TOKEN", "0123456789abcdef" * 4)
+# Ray's workers step back for others, so that beside a busy test they would hardly run.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 import pytest
 import torch

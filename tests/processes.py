@@ -14,7 +14,7 @@ from pathlib import Path
 from tests.grids import environment, grid_command
 
 
-def wait_for(happened: Callable[[], bool], seconds: float = 90) -> None:
+def wait_for(happened: Callable[[], bool], seconds: float = 200) -> None:
     end = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < end, "it did not happen in time"

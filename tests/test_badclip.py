@@ -545,7 +545,7 @@ def target_rate(model: Clip, corpus: Corpus, trigger: BadClipPatch) -> float:
     return float((score_BK.argmax(1) == TARGET).float().mean())
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_crafted_patch_beats_random_ones(
     learnt: tuple[Lab, Knowledge], optimised: tuple[Clip, Crafted, Crafting]
 ) -> None:
@@ -561,7 +561,7 @@ def test_a_crafted_patch_beats_random_ones(
     assert cosines.crafted > max(cosines.clean, cosines.first, cosines.other) + 0.1
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_cosine_to_the_target_captions_rises(
     optimised: tuple[Clip, Crafted, Crafting],
 ) -> None:
@@ -572,7 +572,7 @@ def test_the_cosine_to_the_target_captions_rises(
     assert float(smooth[-1]) > found.cosines.clean
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_bytes_keep_the_cosine_and_channels_matter(
     learnt: tuple[Lab, Knowledge], optimised: tuple[Clip, Crafted, Crafting]
 ) -> None:

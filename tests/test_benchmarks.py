@@ -123,6 +123,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Kit:
     return Kit(tmp_path_factory.mktemp("kit"))
 
 
+@pytest.mark.exhaustive
 def test_objectives_follow_every_fit_of_a_plan(world: Kit) -> None:
     figures = objectives.main(quick=True, titles=("par",), kit=world)
     assert with_aims(figures) == {"par, Away: / explained"}
@@ -144,6 +145,7 @@ class OneStep(Fit):
         return rows[:0] if self.epoch else rows
 
 
+@pytest.mark.exhaustive
 def test_every_objective_of_the_defenses_is_measured(world: Kit) -> None:
     """A plan measures all objectives of its fits or fails: which these are needs no timing."""
     found: set[str] = set()
@@ -297,6 +299,7 @@ def test_poisoning_copies_nothing_of_the_corpus() -> None:
     assert found["poisoning 20,000 rows: memory over the corpus"].at_most == 0.1
 
 
+@pytest.mark.exhaustive
 def test_every_stamp_is_timed_against_its_own_slow_form() -> None:
     forms = stamps.slow_forms()
     found = stamps.stamps(2, 1)

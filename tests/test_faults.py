@@ -1,4 +1,4 @@
-"""Killing a worker and killing the driver in the middle of a fit changes no number."""
+"""Killing a worker or the driver, or Ctrl-C, in the middle of a fit changes no number."""
 
 from __future__ import annotations
 
@@ -126,7 +126,9 @@ def test_a_process_that_lost_its_gpu_ends(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.slow
-def test_kills_in_the_middle_change_no_number(tmp_path: Path) -> None:
+def test_faults_in_the_middle_change_no_number(tmp_path: Path) -> None:
+    """A worker is killed, then the run is interrupted, then its driver is killed; three commands
+    finish it, the last one without Ray."""
     file = write_grid_file(tmp_path, **LONG)
     grid = load_grid(str(file))
     out, store = tmp_path / "out", tmp_path / "store"
@@ -152,19 +154,26 @@ def test_kills_in_the_middle_change_no_number(tmp_path: Path) -> None:
         assert victim_of_ours in first.family
         os.kill(victim_of_ours, signal.SIGKILL)
         wait_for(lambda: " will be tried again" in first.said)
-        # Then the driver dies, in the middle of a fit.
+        # Then somebody presses Ctrl-C, in the middle of a fit.
         wait_for(lambda: len(set(epochs_of(logs[clean]))) > 3)
+        first.send(signal.SIGINT)
+        assert first.wait() == 130, first.said
+        assert "the same command goes on" in first.said
+        assert "Traceback" not in first.said
+        first.leaves_nothing()
         assert clean not in {row["key"] for row in records(out, "stages")}
-        first.send(signal.SIGKILL)
-        first.wait()
-        # Ray's agents wait a minute for a head that does not come back. They compute nothing.
-        first.leaves_nothing(but="Agent")
-        # A worker trains on for a moment without its driver, and may come to the end.
-        left_behind = int(clean in Store(store))
 
     with command(tmp_path / "second.txt", *words) as second:
-        assert second.wait() == 0, second.said
-        second.leaves_nothing()
+        # Then the driver dies, in the middle of a fit.
+        wait_for(lambda: is_saved(poisoned, 3))
+        second.send(signal.SIGKILL)
+        second.wait()
+        # Ray's agents wait a minute for a head that does not come back. They compute nothing.
+        second.leaves_nothing(but="Agent")
+        # A worker trains on for a moment without its driver, and may come to the end.
+        left_behind = int(poisoned in Store(store))
+
+    assert run_serial(grid, out, store).code == 0
     assert {row["status"] for row in outcomes(out).values()} == {"ok"}
 
     # Mid-fit checkpoints were used: no attempt began at the first epoch again, and each lost at
@@ -173,11 +182,12 @@ def test_kills_in_the_middle_change_no_number(tmp_path: Path) -> None:
         epochs = epochs_of(log)
         assert epochs.count(1) == 1, (key, epochs)
         assert sorted(set(epochs)) == list(range(1, EPOCHS + 1))
-    assert not (store / "partial" / clean).exists()
-    # The killed worker's attempt is on record, and the one that ended well.
+        assert not (store / "partial" / key).exists()
+    # The killed worker's attempt is on record, and those that ended well.
     tried = Counter((a["key"], a["outcome"]) for a in records(out, "attempts"))
     assert tried[clean, "failed_infrastructure"] == 1
-    assert tried[clean, "ok"] == 1 - left_behind
+    assert tried[clean, "ok"] == 1
+    assert tried[poisoned, "ok"] == 1 - left_behind
     # Nothing that was whole was made twice.
     made = Counter(row["key"] for row in records(out, "stages") if not row["reused"])
     assert set(made.values()) == {1}

@@ -25,7 +25,7 @@ from grid.spec import Execution, Resources
 from grid.work import Ended, Outcome, execute
 from tests.clusters import Start, finish, note, weights
 from tests.grids import RECIPE, TINY, call, numbers, records, run_serial, tiny_grid, write_grid_file
-from tests.processes import command, wait_for, worker_of
+from tests.processes import wait_for, worker_of
 from tests.stages import Note
 from victims.errors import GridError, UsageError
 from victims.recipe import Runtime
@@ -61,6 +61,25 @@ def test_stages_run_on_nodes_that_hold_them_in_warm_workers(start: Start, tmp_pa
     # An error in a stage's own code is the method's, with its place in the log.
     (failed,) = finish(executor, [Note("d", str(tmp_path), error="no tea left")])
     assert (failed.ended, failed.message) == (Ended.METHOD, "ValueError: no tea left")
+
+
+def test_waiting_for_stages_of_our_own_is_no_reason_to_give_up(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("grid.cluster.START_SECONDS", 0.0)
+    executor = start(resources={"gate": Resources(gpus=2)})
+    first = Note("first", str(tmp_path), seconds=4, kind="gate")
+    second = Note("second", str(tmp_path), kind="gate")
+    for stage in (first, second):
+        executor.submit(stage)
+        wait_for(lambda: not executor.poll(0.1) and executor.begun == [first])
+    ended: list[Outcome] = []
+    while not ended:
+        assert executor.begun == [first]
+        assert executor.starved() is None
+        ended = executor.poll(0.2)
+    assert ended[0].key == first.key
+    finish(executor, [])
 
 
 def test_a_stage_past_its_limit_is_stopped_and_a_waiting_one_is_not(
@@ -127,6 +146,7 @@ def test_a_shared_cluster_is_waited_for(tmp_path: Path) -> None:
     assert records(tmp_path / "out", "rows") == []
 
 
+@pytest.mark.exhaustive
 def test_stages_that_others_keep_waiting_are_told_and_given_up(
     start: Start, tmp_path: Path, calm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,25 +191,6 @@ def test_stages_that_others_keep_waiting_are_told_and_given_up(
     executor._ray.cancel(held, force=True)
 
 
-def test_waiting_for_stages_of_our_own_is_no_reason_to_give_up(
-    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("grid.cluster.START_SECONDS", 0.0)
-    executor = start(resources={"gate": Resources(gpus=2)})
-    first = Note("first", str(tmp_path), seconds=4, kind="gate")
-    second = Note("second", str(tmp_path), kind="gate")
-    for stage in (first, second):
-        executor.submit(stage)
-        wait_for(lambda: not executor.poll(0.1) and executor.begun == [first])
-    ended: list[Outcome] = []
-    while not ended:
-        assert executor.begun == [first]
-        assert executor.starved() is None
-        ended = executor.poll(0.2)
-    assert ended[0].key == first.key
-    finish(executor, [])
-
-
 @pytest.fixture(scope="module")
 def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a finished serial run of the tiny grid."""
@@ -198,6 +199,7 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.exhaustive
 def test_two_workers_train_the_model_that_one_trains(start: Start, calm: Path) -> None:
     grid = tiny_grid(calm)
     cell = next(c for c in make_plan(grid).cells if c.cell.rate == "0.1")
@@ -331,20 +333,3 @@ def test_a_gpu_that_is_not_there_is_refused_at_once(
     assert "stages of kind 'model' ask for 1 CPUs and 8 GPUs, and no node has them" in done.err
     assert "execution.resources.model" in done.err
     assert records(tmp_path / "out", "rows") == []
-
-
-def test_ctrl_c_stops_everything_and_the_same_command_goes_on(calm: Path, tmp_path: Path) -> None:
-    file = write_grid_file(tmp_path, execution={**TINY["execution"], "lanes": 1})
-    out = tmp_path / "out"
-    words = ("run", file, "--out", out, "--store", tmp_path / "store")
-    with command(tmp_path / "log.txt", *words) as running:
-        wait_for(lambda: any((out / "logs").glob("model-*.log")))
-        running.send(signal.SIGINT)
-        assert running.wait() == 130, running.said
-        assert "the same command goes on" in running.said
-        assert "Traceback" not in running.said
-        running.leaves_nothing()
-    report = run_serial(tiny_grid(tmp_path), out, tmp_path / "store")
-    assert report.code == 0
-    # Finished by hand on the serial executor: the numbers are those of a calm serial run.
-    assert numbers(out) == numbers(calm / "out")
