@@ -284,6 +284,11 @@ def _short(row: dict[str, Any]) -> bool:
     return row["rate"] != 0 and (row["defense"] == "none" or not row["is_control"])
 
 
+def _undefended(row: dict[str, Any]) -> bool:
+    """The poisoned victims as they are."""
+    return row["rate"] != 0 and row["defense"] == "none"
+
+
 # --- the papers' board: one line per defense, one column per attack
 
 
@@ -406,12 +411,13 @@ PARTS: dict[str, Callable[[], str]] = {
 
 
 def parts() -> dict[str, Callable[[], str]]:
-    """All parts by name: NAME-board, NAME-short and NAME-made of every board there is."""
+    """All parts by name: NAME-board, NAME-short, NAME-made and more of every board there is."""
     found = dict(PARTS)
     for path in boards():
         name = path.name.removesuffix("-board.json")
         found[f"{name}-board"] = partial(_board_rows, path, lambda row: True)
         found[f"{name}-short"] = partial(_board_rows, path, _short)
+        found[f"{name}-victims"] = partial(_board_rows, path, _undefended)
         found[f"{name}-made"] = partial(board_made, path)
         found[f"{name}-hash"] = partial(board_hash, path)
         found[f"{name}-attacks"] = partial(attack_columns, path)
