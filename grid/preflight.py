@@ -166,7 +166,7 @@ def store_faults(asked: list[Machine], said: Mapping[str, Any], store: str, run:
 def check_machines(store: str, say: Callable[[str], None]) -> list[str]:
     """What is wrong with the machines of the cluster that this process has joined."""
     asked, reference = machines(), facts()
-    run = f"preflight/{uuid.uuid4().hex[:12]}"
+    run = f"preflight-{uuid.uuid4().hex[:12]}"
     arguments = {m.id: (store, f"{run}/{m.id}", m.gpus) for m in asked}
     said = ask_each(asked, look_around, arguments, ANSWER_SECONDS)
     faults = [f for m in asked for f in own_faults(m, said[m.id], reference, store)]
