@@ -184,15 +184,22 @@ class Jobs:
                 submission_id=job,
                 runtime_env={"working_dir": folder, "env_vars": dict(variables)},
             )
-        except RuntimeError as error:
-            if "already exists" in str(error):
+        except Exception as error:
+            text = str(error).strip()
+            if "already exists" in text:
                 raise GridError(
                     f"job {job} was submitted by somebody else just now; one run at a time writes"
                     " to a results folder. Follow that one, or give another --out."
                 ) from error
-            raise GridError(f"the cluster refused the job: {str(error).splitlines()[0]}") from error
-        except ValueError as error:  # a working directory that is too large
-            raise UsageError(f"--working-dir: {str(error).splitlines()[0]}") from error
+            if "status code 413" in text or "exceed" in text:
+                raise UsageError(
+                    f"--working-dir {folder}: larger than the 100 MiB that a job may send. Name"
+                    " what is not code in a .gitignore there, or give another --working-dir."
+                ) from error
+            first = (text.splitlines() or [""])[0]
+            raise GridError(
+                f"the cluster at {self.address} refused the job ({type(error).__name__}: {first})"
+            ) from error
 
     def states(self) -> list[JobState]:
         """Every submitted job that the cluster remembers."""

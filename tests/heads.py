@@ -24,6 +24,7 @@ from tests.grids import Answer, call, environment
 from tests.processes import alive, descendants, wait_for
 
 ROOT = Path(__file__).parents[1]
+ATTEMPTS = 3
 
 
 def free_port() -> int:
@@ -82,33 +83,72 @@ def started_head(*options: str, gcs_port: int = 0, token: str = "", **more: str)
         f"--temp-dir={folder / 'r'}",
     ]
     words += ["--dashboard-agent-listen-port=0", "--min-worker-port=0", "--max-worker-port=0"]
-    log = folder / "head.log"
+    variables = {**_variables(folder, token), **more}
+    try:
+        process = _come_up(["ray", "start", *words, *options], folder, variables)
+        try:
+            yield Head(f"http://127.0.0.1:{port}", token, folder, process.pid)
+        finally:
+            _end(process)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _come_up(
+    command: list[str], folder: Path, variables: dict[str, str]
+) -> subprocess.Popen[bytes]:
+    """Start a head and wait for it. Ray gives its parts 30 s, which a busy machine may not."""
+    for attempt in range(ATTEMPTS):
+        log = folder / f"head-{attempt}.log"
+        if (process := _attempt(command, folder, variables, log)) is not None:
+            return process
+    raise AssertionError(log.read_text())
+
+
+def _attempt(
+    command: list[str], folder: Path, variables: dict[str, str], log: Path
+) -> subprocess.Popen[bytes] | None:
     with log.open("w") as file:
         process = subprocess.Popen(
-            ["ray", "start", *words, *options],
+            command,
             stdout=file,
             stderr=subprocess.STDOUT,
-            env={**_variables(folder, token), **more},
+            env=variables,
             cwd=folder,
             start_new_session=True,
         )
-    family: dict[int, str] = {}
     try:
+        wait_for(lambda: process.poll() is not None or "--block" in log.read_text(), 180)
+    except BaseException:
+        _end(process)
+        raise
+    if process.poll() is None:
+        return process
+    _end(process)
+    return None
 
-        def is_up() -> bool:
-            assert process.poll() is None, log.read_text()
-            return "--block" in log.read_text()
 
-        wait_for(is_up, 180)
-        yield Head(f"http://127.0.0.1:{port}", token, folder, process.pid)
-    finally:
-        family |= descendants(process.pid)
-        process.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(20)
-        process.kill()
-        process.wait()
-        for pid in alive(family):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        shutil.rmtree(folder, ignore_errors=True)
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a head and all that it started."""
+    family = descendants(process.pid)
+    process.send_signal(signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(20)
+    process.kill()
+    process.wait()
+    left = alive(family) + _of_session(process.pid)
+    for pid in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _of_session(number: int) -> list[int]:
+    """Processes of a session whose leader has gone, and which belong to nobody's family now."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError):
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+                if int(fields[3]) == number:
+                    found.append(int(folder.name))
+    return found
