@@ -390,10 +390,15 @@ def submit(
     )
     typer.echo(handle.job)
     say(f"submitted to {handle.address}; handle: {path}")
-    state = submitting.wait_for_preflight(jobs, handle.job, say)
+    further = f"follow it with: grid job logs {path} --follow    end it with: grid job stop {path}"
+    try:
+        state = submitting.wait_for_preflight(jobs, handle.job, say)
+    except KeyboardInterrupt:
+        say(f"job {handle.job} goes on; {further}")
+        sys.exit(INTERRUPTED)
     if state.has_ended:
         _end(*submitting.verdict(state, jobs.log(handle.job)))
-    say(f"follow it with: grid job logs {path} --follow    end it with: grid job stop {path}")
+    say(further)
 
 
 job = typer.Typer(help="Follow a run that was submitted.", no_args_is_help=True)

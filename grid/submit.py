@@ -170,7 +170,7 @@ def verdict(state: JobState, log: str) -> tuple[str, int]:
     if state.status == "SUCCEEDED":
         return f"job {state.id} succeeded", 0
     if state.status == "STOPPED":
-        return f"job {state.id} was stopped; submit the grid again to go on", 130
+        return f"job {state.id} was stopped; submit the grid again to go on", 3
     if state.status != "FAILED":
         return f"job {state.id} is {state.status.lower()}", 0
     cause = cause_of(state, log)
@@ -178,7 +178,7 @@ def verdict(state: JobState, log: str) -> tuple[str, int]:
         return f"{cause}: job {state.id} failed before its driver started", 1
     meaning = MEANING.get(state.code, "")
     said = f"{cause} ({meaning})" if cause and meaning else cause or meaning
-    code = state.code if state.code in (1, 2, 3, 4, 130) else 1
+    code = state.code if state.code in (1, 2, 3, 4) else 1
     return f"exit code {state.code}: {said} [job {state.id}]", code
 
 

@@ -66,6 +66,7 @@ def _variables(folder: Path, token: str) -> dict[str, str]:
         RAY_AUTH_TOKEN=token,
         RAY_USAGE_STATS_ENABLED="0",
         AUTOSCALER_UPDATE_INTERVAL_S="1",
+        RAY_worker_niceness="0",  # else its workers wait for everything else on the machine
     )
 
 

@@ -266,7 +266,7 @@ def test_a_job_whose_driver_never_started_says_why() -> None:
     words, code = submit.verdict(state, "")
     assert words.startswith("ModuleNotFoundError: No module named 'nothing': job j failed before")
     assert code == 1
-    assert submit.verdict(JobState("j", "STOPPED"), "")[1] == 130
+    assert submit.verdict(JobState("j", "STOPPED"), "")[1] == 3
     assert submit.verdict(JobState("j", "RUNNING"), "") == ("job j is running", 0)
 
 

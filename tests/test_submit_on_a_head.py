@@ -99,7 +99,7 @@ def test_a_run_is_submitted_followed_stopped_and_goes_on(
     # It ended as with Ctrl-C, and said so.
     log = head.grid(capsys, monkeypatch, "job", "logs", out)
     assert "interrupted; the same command goes on" in log.out
-    assert head.grid(capsys, monkeypatch, "job", "status", out).code == 130
+    assert head.grid(capsys, monkeypatch, "job", "status", out).code == 3
     # The same folder again: another job, the same artefacts.
     made = set(Store(store).keys("corpus"))
     quick = {**TINY["recipes"]}
