@@ -286,7 +286,7 @@ def _short(row: dict[str, Any]) -> bool:
 
 def _undefended(row: dict[str, Any]) -> bool:
     """The poisoned victims as they are."""
-    return row["rate"] != 0 and row["defense"] == "none"
+    return bool(row["rate"] != 0 and row["defense"] == "none")
 
 
 # --- the papers' board: one line per defense, one column per attack

@@ -15,6 +15,7 @@ import typer
 from victims.errors import GridError, UsageError, near
 
 if TYPE_CHECKING:
+    from grid.jobs import Jobs
     from grid.run import RunReport
 
 app = typer.Typer(
@@ -54,6 +55,16 @@ class Format(StrEnum):
     JSON = "json"
 
 
+AddressOpt = Annotated[
+    str | None,
+    typer.Option("--address", help="The head's dashboard; default http://127.0.0.1:8265."),
+]
+InsecureOpt = Annotated[
+    bool, typer.Option("--insecure", help="Let the token go out in clear, or do without one.")
+]
+JobArg = Annotated[
+    str, typer.Argument(help="A handle file, its folder, or the grid's name or file.")
+]
 ExecutorOpt = Annotated[
     ExecutorName, typer.Option("--executor", help="serial runs in this process, without Ray.")
 ]
@@ -82,6 +93,7 @@ def _run(
     executor: ExecutorName,
     only: str | None,
     retry: bool,
+    preflight: bool = False,
 ) -> None:
     from grid.quick import exit_code, finished_run, remember
     from grid.registry import grid_source
@@ -97,6 +109,10 @@ def _run(
         from grid.gridfile import load_grid
         from grid.run import run_grid
 
+        if preflight:
+            from grid.preflight import preflight as check_cluster
+
+            check_cluster(name, uri, say)
         chosen = parse_filter(only) if only is not None else None
         report = run_grid(
             load_grid(name), where, uri, executor=executor.value, only=chosen, retry=retry, say=say
@@ -129,9 +145,16 @@ def run(
     store: StoreOpt = None,
     executor: ExecutorOpt = ExecutorName.RAY,
     only: OnlyOpt = None,
+    preflight: Annotated[
+        bool, typer.Option("--preflight", help="First check every node of the cluster.")
+    ] = False,
 ) -> None:
     """Run what is missing of a grid, then print its board. The same command resumes."""
-    _run(grid, out, store, executor, only, retry=False)
+    if preflight and executor is ExecutorName.SERIAL:
+        raise UsageError(
+            "--preflight checks the nodes of a Ray cluster; --executor serial has none"
+        )
+    _run(grid, out, store, executor, only, retry=False, preflight=preflight)
 
 
 @app.command()
@@ -342,12 +365,105 @@ def mock(
         raise typer.Exit(1)
 
 
+@app.command()
+def submit(
+    grid: GridArg,
+    address: AddressOpt = None,
+    out: Annotated[
+        str | None, typer.Option("--out", help="Results directory, an absolute path there.")
+    ] = None,
+    store: StoreOpt = None,
+    only: OnlyOpt = None,
+    folder: Annotated[
+        Path, typer.Option("--working-dir", help="What travels with the job: code, grid files.")
+    ] = Path(),
+    insecure: InsecureOpt = False,
+) -> None:
+    """Run a grid as a job of a Ray cluster; returns when its nodes were found fit."""
+    from grid import submit as submitting
+    from grid.jobs import Jobs, choose_address
+
+    submitting.check_places(out, store)
+    jobs = Jobs(choose_address(address, insecure), insecure)
+    handle, path = submitting.submit(
+        grid, jobs=jobs, folder=folder, home=home(), out=out, store=store, only=only
+    )
+    typer.echo(handle.job)
+    say(f"submitted to {handle.address}; handle: {path}")
+    further = f"follow it with: grid job logs {path} --follow    end it with: grid job stop {path}"
+    try:
+        state = submitting.wait_for_preflight(jobs, handle.job, say)
+    except KeyboardInterrupt:
+        say(f"job {handle.job} goes on; {further}")
+        sys.exit(INTERRUPTED)
+    if state.has_ended:
+        _end(*submitting.verdict(state, jobs.log(handle.job)))
+    say(further)
+
+
+job = typer.Typer(help="Follow a run that was submitted.", no_args_is_help=True)
+app.add_typer(job, name="job")
+
+
+def _submitted(named: str, insecure: bool) -> tuple[Jobs, str]:
+    """The cluster of a submitted run, and the job's name there."""
+    from grid.handles import find_handle, read_handle
+    from grid.jobs import Jobs, choose_address
+
+    handle = read_handle(find_handle(named, home()))
+    return Jobs(choose_address(handle.address, insecure), insecure), handle.job
+
+
+def _end(words: str, code: int) -> None:
+    say(f"grid: {words}" if code else words)
+    if code:
+        raise typer.Exit(code)
+
+
+@job.command()
+def status(run: JobArg, insecure: InsecureOpt = False) -> None:
+    """Say where the job stands; its driver's exit code becomes this command's."""
+    from grid.submit import verdict
+
+    jobs, name = _submitted(run, insecure)
+    state = jobs.state(name)
+    _end(*verdict(state, jobs.log(name) if state.has_ended else ""))
+
+
+@job.command()
+def logs(
+    run: JobArg,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until the job ends.")] = False,
+    insecure: InsecureOpt = False,
+) -> None:
+    """Print what the job has said."""
+    from grid.submit import verdict
+
+    jobs, name = _submitted(run, insecure)
+    if not follow:
+        typer.echo(jobs.log(name), nl=False)
+        return
+    state = jobs.follow(name, typer.echo)
+    _end(*verdict(state, jobs.log(name)))
+
+
+@job.command()
+def stop(run: JobArg, insecure: InsecureOpt = False) -> None:
+    """End the job and wait until it has ended. What it finished is kept."""
+    from grid.submit import STOP_SECONDS, verdict
+
+    jobs, name = _submitted(run, insecure)
+    words, _ = verdict(jobs.stop(name, STOP_SECONDS), jobs.log(name))
+    say(words)
+
+
 def _known_commands() -> list[str]:
-    return [
+    commands = [
         command.name or command.callback.__name__
         for command in app.registered_commands
         if command.callback
     ]
+    return [*commands, *(group.name for group in app.registered_groups if group.name)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

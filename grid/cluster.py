@@ -22,7 +22,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from grid.needs import Node, asks, holds, places
+from grid.machines import autoscales, want
+from grid.needs import Node, asks, bundle, holds, places
 from grid.spec import Execution, Resources
 from grid.stages import Stage
 from grid.work import Ended, Outcome, choose_device, device_fault, execute
@@ -371,6 +372,8 @@ class RayExecutor:
         self._starved: float | None = None
         self._had_room = False
         self._lanes = 1
+        # Whether an autoscaler was asked for a machine that holds what no node does.
+        self._wishes = False
         noset = {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}
         self._task = ray.remote(max_retries=0, max_calls=0)(_warm_task())
         self._on_gpu = {"runtime_env": {"env_vars": {**variables, **noset}}}
@@ -400,7 +403,10 @@ class RayExecutor:
         return self.lanes if self.owns_cluster else 2 * self.lanes
 
     def check(self, stages: Sequence[Stage]) -> str | None:
-        """What no node can hold now, in words; None when every stage fits somewhere."""
+        """What no node can hold now, in words; None when every stage fits somewhere.
+
+        An autoscaler knows nothing of stages that wait, so it is asked for such a node.
+        """
         nodes = [Node(n["Resources"], n["Labels"]) for n in self._ray.nodes() if n["Alive"]]
         for stage in stages:
             wants = self.execution.resources_for(stage.kind)
@@ -421,11 +427,22 @@ class RayExecutor:
             lack = "no node has them"
             if wants.workers > 1:
                 lack = f"the cluster holds {there:g} of them"
+            self._wish([wants] * wants.workers)
             return (
                 f"stages of kind {stage.kind!r} ask for {asks(wants)}, and {lack}; the largest has"
                 f" {holds(best)}. Change {where} in the grid file, or add such a node."
             )
+        self._wish([])
         return None
+
+    def _wish(self, wants: Sequence[Resources]) -> None:
+        """Ask a cluster that grows for machines that hold these; or no longer."""
+        if wants and not self.owns_cluster and autoscales():
+            want([(bundle(one), one.labels) for one in wants])
+            self._wishes = True
+        elif self._wishes and not wants:
+            want([])
+            self._wishes = False
 
     def submit(self, stage: Stage) -> None:
         wants = self.execution.resources_for(stage.kind)
@@ -610,6 +627,8 @@ class RayExecutor:
                 self._ray.cancel(ref, force=wants.workers == 1)
             self._forget(call)
         self._pending.clear()
+        with contextlib.suppress(Exception):  # a cluster that is gone needs no machines
+            self._wish([])
         self._ray.shutdown()
 
 

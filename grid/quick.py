@@ -92,7 +92,7 @@ def _digest(source: Source) -> str:
     return hashlib.sha256(f"{text}{code_digest()}".encode()).hexdigest()
 
 
-def _names_files(source: Source) -> bool:
+def names_files(source: Source) -> bool:
     """Whether the plan depends on files beside the grid's own."""
     items = parse(source.text, source.source).items()
     data, guides = items.get("data"), items.get("guides")
@@ -113,7 +113,7 @@ def remember(source: Source, out: Path) -> None:
 def _remembered(source: Source, out: Path) -> dict[str, Any] | None:
     try:
         found: dict[str, Any] = json.loads((out / "plan.json").read_text())
-        same = found["digest"] == _digest(source) and not _names_files(source)
+        same = found["digest"] == _digest(source) and not names_files(source)
         return found if same else None
     except (UsageError, OSError, ValueError, KeyError, TypeError):
         return None

@@ -318,7 +318,7 @@ class Driver:
             waited = time.monotonic() - started
             if waited >= limit:
                 raise GridError(f"{problem} (waited {waited:.0f} s of {limit:.0f})")
-            if waited - said >= 30:
+            if waited - said >= 60:
                 self.say(f"waiting for resources: {problem} Giving up after {limit:.0f} s.")
                 said = waited
             time.sleep(2)

@@ -26,7 +26,9 @@ ALLOWED: dict[str, set[str]] = {
     "analysis": {"grid.schema", "victims.errors"},
 }
 ALSO = {"grid/cli.py": {"analysis"}}
-MAY_IMPORT_RAY = {"grid/cluster.py", "grid/campaign.py"}
+# Stages on a cluster; the machines of the cluster that was joined; and the Jobs API, which is
+# reached from outside by a client that must neither start nor join a cluster.
+MAY_IMPORT_RAY = {"grid/cluster.py", "grid/campaign.py", "grid/machines.py", "grid/jobs.py"}
 # Answered at once, so nothing heavy may be imported before there is work to do.
 LIGHT = ("grid/cli.py", "grid/quick.py", "grid/schema.py", "grid/registry.py")
 HEAVY = {"torch", "ray"}

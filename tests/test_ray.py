@@ -19,7 +19,9 @@ import torch
 
 from grid.cluster import _judged, _rank, _RankEnded, start_executor
 from grid.filters import parse_filter
+from grid.machines import autoscales, machines
 from grid.plan import make_plan, parents
+from grid.preflight import check_machines
 from grid.run import Driver
 from grid.spec import Execution, Resources
 from grid.work import Ended, Outcome, execute
@@ -127,6 +129,22 @@ def test_what_no_node_holds_is_said_at_once(start: Start, tmp_path: Path) -> Non
     executor.execution = Execution(device="cuda")
     with pytest.raises(UsageError, match=r"execution\.resources\.model .*gpus: 1"):
         executor.check([stage])
+
+
+@pytest.mark.skipif(torch.cuda.device_count() > 1, reason="the declared GPUs are there")
+def test_every_node_is_asked_and_the_one_without_its_gpus_is_named(
+    start: Start, tmp_path: Path
+) -> None:
+    start()
+    said: list[str] = []
+    store = tmp_path / "store"
+    (fault,) = check_machines(str(store), said.append)
+    (named,) = [machine for machine in machines() if machine.gpus]
+    assert fault.startswith(f"node {named.name}: advertises 2 GPUs, and torch finds")
+    assert len(machines()) == 3
+    assert said == []
+    assert [path.name for path in store.iterdir()] == ["store.json"]
+    assert not autoscales()
 
 
 @pytest.mark.usefixtures("joined")

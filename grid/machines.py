@@ -1,0 +1,94 @@
+"""The machines of the Ray cluster that this process has joined: which there are, and asking each.
+
+A question is a function of ours that runs once on every machine. It takes no CPU, so that it is
+answered while others use the cluster, and an answer that does not come is an answer too.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+# What Ray calls the type of a machine that no autoscaler has started.
+NO_TYPE = re.compile(r"node_[0-9a-f]+")
+
+
+class Machine(NamedTuple):
+    """A node of the cluster: its id in Ray, what people call it, the GPUs that it advertises."""
+
+    id: str
+    name: str
+    gpus: float
+
+
+def _alive() -> list[dict[str, Any]]:
+    import ray
+
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node for node in nodes if node["Alive"]]
+
+
+def machines() -> list[Machine]:
+    """Every machine that is there now."""
+    found = []
+    for node in _alive():
+        host, address = node["NodeManagerHostname"], node["NodeManagerAddress"]
+        gpus = float(node["Resources"].get("GPU", 0))
+        found.append(Machine(node["NodeID"], f"{host} ({address})", gpus))
+    return sorted(found, key=lambda machine: machine.name)
+
+
+def ask_each(
+    asked: Sequence[Machine],
+    question: Callable[..., Any],
+    arguments: Mapping[str, tuple[Any, ...]],
+    seconds: float,
+) -> dict[str, Any]:
+    """Machine -> its answer, or the exception that came instead; ``arguments`` are per machine."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    task: Any = ray.remote(max_retries=0, num_cpus=0)(question)
+    refs = {}
+    for machine in asked:
+        place = NodeAffinitySchedulingStrategy(machine.id, soft=False)
+        refs[task.options(scheduling_strategy=place).remote(*arguments[machine.id])] = machine.id
+    end = time.monotonic() + seconds
+    found: dict[str, Any] = {}
+    for ref, name in refs.items():
+        try:
+            found[name] = ray.get(ref, timeout=max(0.0, end - time.monotonic()))
+        except ray.exceptions.GetTimeoutError:
+            ray.cancel(ref, force=True)
+            found[name] = TimeoutError(f"no answer in {seconds:.0f} s")
+        except Exception as error:
+            cause = getattr(error, "cause", None)
+            found[name] = cause if isinstance(cause, Exception) else error
+    return found
+
+
+def autoscales() -> bool:
+    """Whether something may add machines to the cluster: a launcher's autoscaler or KubeRay's."""
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    if any(node["Labels"].get("ray.io/node-group") for node in _alive()):
+        return True
+    text = _internal_kv_get("__autoscaling_status")
+    report = json.loads(text).get("autoscaler_report") if text else None
+    types = {**(report or {}).get("active_nodes", {}), **(report or {}).get("pending_launches", {})}
+    return any(NO_TYPE.fullmatch(name) is None for name in types)
+
+
+def want(bundles: Sequence[tuple[Mapping[str, float], Mapping[str, str]]]) -> None:
+    """Have the autoscaler keep machines that hold these bundles, each on a node with such labels;
+    none takes the wish back."""
+    from ray.autoscaler.sdk import request_resources
+
+    labels = [dict(rules) for _, rules in bundles]
+    selectors = labels if any(labels) else None
+    request_resources(
+        bundles=[dict(bundle) for bundle, _ in bundles], bundle_label_selectors=selectors
+    )
