@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from enum import StrEnum
@@ -12,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from grid import operations
+from grid.places import home, places
 from victims.errors import GridError, UsageError, near
 
 if TYPE_CHECKING:
@@ -59,18 +60,6 @@ ExecutorOpt = Annotated[
 ]
 
 
-def home() -> Path:
-    """Where results go by default. A Ray job's working directory is temporary: not there."""
-    if "GRID_HOME" in os.environ:
-        return Path(os.environ["GRID_HOME"])
-    inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    return Path.home() / ".backdoor-grid" / "runs" if inside_job else Path("runs")
-
-
-def _places(name: str, out: Path | None, store: str | None) -> tuple[Path, str]:
-    return out or home() / name, store or str(home() / "store")
-
-
 def say(line: str) -> None:
     typer.echo(line, err=True)
 
@@ -87,7 +76,7 @@ def _run(
     from grid.registry import grid_source
 
     source = grid_source(name)
-    where, uri = _places(source.name, out, store)
+    where, uri = places(source.name, out, store)
     done = None if only is not None or retry else finished_run(source, where)
     if done is not None:
         say(f"{source.name}: all {done.total()} cells are done in {where}; nothing to run")
@@ -155,7 +144,7 @@ def plan(
     from grid.registry import grid_source
 
     source = grid_source(grid)
-    where, uri = _places(source.name, out, store)
+    where, uri = places(source.name, out, store)
     found = plan_summary(source, where, uri)
     if as_json:
         typer.echo(json.dumps(found, indent=1, sort_keys=True))
@@ -191,7 +180,7 @@ def check(
     from grid.schema import completeness_words
 
     source = grid_source(grid)
-    where, uri = _places(source.name, out, store)
+    where, uri = places(source.name, out, store)
     found = completeness(source, where, uri)
     if as_json:
         typer.echo(json.dumps(found, indent=1, sort_keys=True))
@@ -216,7 +205,7 @@ def explain(
     from grid.registry import grid_source
 
     source = grid_source(grid)
-    where, uri = _places(source.name, out, store)
+    where, uri = places(source.name, out, store)
     found = explain_cell(grid, cell, where, uri)
     if as_json:
         typer.echo(json.dumps(found, indent=1, sort_keys=True))
@@ -303,7 +292,7 @@ def gallery(
     from victims.store import Store
 
     decoded = load_grid(grid)
-    where, uri = _places(decoded.name, out, store)
+    where, uri = places(decoded.name, out, store)
     picture, page = make_gallery(decoded, where, Store(uri), say)
     typer.echo(f"{picture}\n{page}")
 
@@ -323,7 +312,7 @@ def scores(
     from victims.store import Store
 
     decoded = load_grid(grid)
-    where, uri = _places(decoded.name, out, store)
+    where, uri = places(decoded.name, out, store)
     chosen = parse_filter(only) if only else None
     picture = where / "scores.png"
     draw(score_maps(make_plan(decoded), Store(uri), chosen, say), picture)
@@ -342,12 +331,16 @@ def mock(
         raise typer.Exit(1)
 
 
+operations.register(app)
+
+
 def _known_commands() -> list[str]:
-    return [
+    commands = [
         command.name or command.callback.__name__
         for command in app.registered_commands
         if command.callback
     ]
+    return [*commands, *(str(group.name) for group in app.registered_groups)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
