@@ -31,7 +31,7 @@ StoreOpt = Annotated[
     str | None, typer.Option("--store", help="Artefact store, a path or URI; default runs/store.")
 ]
 OnlyCells = Annotated[
-    str, typer.Option("--only", help="The cells, e.g. 'attack=badnet rate<0.01'.", show_default="")
+    str, typer.Option("--only", help="The cells, e.g. 'defense=none rate<0.01'.", show_default="")
 ]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 WaitOpt = Annotated[
@@ -120,7 +120,7 @@ def _ask(verb: str, only: str, grid: str, out: Path | None, wait: float) -> None
     from grid.lock import is_held
 
     where = run_folder(grid, out)
-    if only:
+    if verb in (Verb.CANCEL, Verb.REQUEUE):
         require_match(parse_filter(only), read_chains(where).cells)
     control = Control(where)
     request = control.ask(Verb(verb), only)
@@ -137,7 +137,9 @@ def _ask(verb: str, only: str, grid: str, out: Path | None, wait: float) -> None
 
 def _settle(where: Path, control: Control, request: Request) -> str:
     """Carry out a request to a run that no driver works on."""
-    if not request.only:
+    from grid.control import Verb
+
+    if request.verb in (Verb.PAUSE, Verb.RESUME):
         from grid.lock import only_driver
 
         with only_driver(where):

@@ -189,7 +189,7 @@ class Driver:
                     self._open_cells(todo)
                 if self.open:
                     executor = self._work(len(todo))
-                self._tell_how_it_ended()
+                self._tell_how_it_ended(executor)
             except BaseException as error:
                 self.journal.state("stopped", str(error) or type(error).__name__)
                 raise
@@ -205,11 +205,13 @@ class Driver:
             self.steering.heed()
             self.flush(force=True)
 
-    def _tell_how_it_ended(self) -> None:
+    def _tell_how_it_ended(self, executor: Executor | None) -> None:
         """Cells that nobody runs until they are requeued, for who wonders; then the last word."""
         cancelled = [c for c in self.plan.cells if self.status.get(c.key) == Status.CANCELLED]
         if cancelled:
             self.say(f"{len(cancelled)} cells are cancelled; `grid requeue` opens them again")
+        if self.asked:
+            self._note_progress(executor, at_once=True)
         self.journal.state("stopped" if self.problem else "ended", self.problem)
 
     def _work(self, num_cells: int) -> Executor:
@@ -232,7 +234,6 @@ class Driver:
             self._fit_or_wait(executor)
             executor.warm()
             self._loop(executor, progress)
-            self._note_progress(executor, at_once=True)
         return executor
 
     def _announce(self) -> None:
@@ -429,8 +430,8 @@ class Driver:
     def _is_paused(self) -> bool:
         return self.steering.is_paused
 
-    def _note_progress(self, executor: Executor, *, at_once: bool = False) -> None:
-        self.journal.lanes = executor.lanes
+    def _note_progress(self, executor: Executor | None, *, at_once: bool = False) -> None:
+        self.journal.lanes = executor.lanes if executor else 1
         self.journal.update(
             "paused" if self._is_paused else "running",
             cells_open=len(self.open),
@@ -438,7 +439,7 @@ class Driver:
             planned=self.planned,
             done=self.done | set(self.blocked),
             running={key: self.plan.stages[key] for key in self.running},
-            begun=executor.begun,
+            begun=executor.begun if executor else [],
             waiting=len(self.later),
             at_once=at_once,
         )
