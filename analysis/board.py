@@ -96,6 +96,8 @@ class Completeness(NamedTuple):
     inert: int
     invalid_victim: int
     not_applicable: int
+    cancelled: int
+    requeued: int
     missing: int
     unplanned: int
 
@@ -247,7 +249,8 @@ def unfinished(results: Results) -> list[Unfinished]:
     """The planned cells that stand between the grid and completeness, in file order."""
     answer = results.query(
         "SELECT cell, label, attack, rate_text, defense, victim_seed, status, detail, attempts "
-        "FROM outcomes WHERE is_planned AND status IN ('missing', 'failed_infrastructure') "
+        "FROM outcomes WHERE is_planned "
+        "AND status IN ('missing', 'failed_infrastructure', 'cancelled', 'requeued') "
         "ORDER BY position, cell"
     )
     return [Unfinished(*row) for row in answer.rows]

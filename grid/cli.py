@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from enum import StrEnum
@@ -12,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from grid import job_commands, operations
+from grid.places import home, places
 from victims.errors import GridError, UsageError, near
 
 if TYPE_CHECKING:
-    from grid.jobs import Jobs
     from grid.run import RunReport
 
 app = typer.Typer(
@@ -55,31 +55,9 @@ class Format(StrEnum):
     JSON = "json"
 
 
-AddressOpt = Annotated[
-    str | None,
-    typer.Option("--address", help="The head's dashboard; default http://127.0.0.1:8265."),
-]
-InsecureOpt = Annotated[
-    bool, typer.Option("--insecure", help="Let the token go out in clear, or do without one.")
-]
-JobArg = Annotated[
-    str, typer.Argument(help="A handle file, its folder, or the grid's name or file.")
-]
 ExecutorOpt = Annotated[
     ExecutorName, typer.Option("--executor", help="serial runs in this process, without Ray.")
 ]
-
-
-def home() -> Path:
-    """Where results go by default. A Ray job's working directory is temporary: not there."""
-    if "GRID_HOME" in os.environ:
-        return Path(os.environ["GRID_HOME"])
-    inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    return Path.home() / ".backdoor-grid" / "runs" if inside_job else Path("runs")
-
-
-def _places(name: str, out: Path | None, store: str | None) -> tuple[Path, str]:
-    return out or home() / name, store or str(home() / "store")
 
 
 def say(line: str) -> None:
@@ -99,7 +77,7 @@ def _run(
     from grid.registry import grid_source
 
     source = grid_source(name)
-    where, uri = _places(source.name, out, store)
+    where, uri = places(source.name, out, store)
     done = None if only is not None or retry else finished_run(source, where)
     if done is not None:
         say(f"{source.name}: all {done.total()} cells are done in {where}; nothing to run")
@@ -178,7 +156,7 @@ def plan(
     from grid.registry import grid_source
 
     source = grid_source(grid)
-    where, uri = _places(source.name, out, store)
+    where, uri = places(source.name, out, store)
     found = plan_summary(source, where, uri)
     if as_json:
         typer.echo(json.dumps(found, indent=1, sort_keys=True))
@@ -214,7 +192,7 @@ def check(
     from grid.schema import completeness_words
 
     source = grid_source(grid)
-    where, uri = _places(source.name, out, store)
+    where, uri = places(source.name, out, store)
     found = completeness(source, where, uri)
     if as_json:
         typer.echo(json.dumps(found, indent=1, sort_keys=True))
@@ -239,7 +217,7 @@ def explain(
     from grid.registry import grid_source
 
     source = grid_source(grid)
-    where, uri = _places(source.name, out, store)
+    where, uri = places(source.name, out, store)
     found = explain_cell(grid, cell, where, uri)
     if as_json:
         typer.echo(json.dumps(found, indent=1, sort_keys=True))
@@ -326,7 +304,7 @@ def gallery(
     from victims.store import Store
 
     decoded = load_grid(grid)
-    where, uri = _places(decoded.name, out, store)
+    where, uri = places(decoded.name, out, store)
     picture, page = make_gallery(decoded, where, Store(uri), say)
     typer.echo(f"{picture}\n{page}")
 
@@ -346,7 +324,7 @@ def scores(
     from victims.store import Store
 
     decoded = load_grid(grid)
-    where, uri = _places(decoded.name, out, store)
+    where, uri = places(decoded.name, out, store)
     chosen = parse_filter(only) if only else None
     picture = where / "scores.png"
     draw(score_maps(make_plan(decoded), Store(uri), chosen, say), picture)
@@ -365,96 +343,8 @@ def mock(
         raise typer.Exit(1)
 
 
-@app.command()
-def submit(
-    grid: GridArg,
-    address: AddressOpt = None,
-    out: Annotated[
-        str | None, typer.Option("--out", help="Results directory, an absolute path there.")
-    ] = None,
-    store: StoreOpt = None,
-    only: OnlyOpt = None,
-    folder: Annotated[
-        Path, typer.Option("--working-dir", help="What travels with the job: code, grid files.")
-    ] = Path(),
-    insecure: InsecureOpt = False,
-) -> None:
-    """Run a grid as a job of a Ray cluster; returns when its nodes were found fit."""
-    from grid import submit as submitting
-    from grid.jobs import Jobs, choose_address
-
-    submitting.check_places(out, store)
-    jobs = Jobs(choose_address(address, insecure), insecure)
-    handle, path = submitting.submit(
-        grid, jobs=jobs, folder=folder, home=home(), out=out, store=store, only=only
-    )
-    typer.echo(handle.job)
-    say(f"submitted to {handle.address}; handle: {path}")
-    further = f"follow it with: grid job logs {path} --follow    end it with: grid job stop {path}"
-    try:
-        state = submitting.wait_for_preflight(jobs, handle.job, say)
-    except KeyboardInterrupt:
-        say(f"job {handle.job} goes on; {further}")
-        sys.exit(INTERRUPTED)
-    if state.has_ended:
-        _end(*submitting.verdict(state, jobs.log(handle.job)))
-    say(further)
-
-
-job = typer.Typer(help="Follow a run that was submitted.", no_args_is_help=True)
-app.add_typer(job, name="job")
-
-
-def _submitted(named: str, insecure: bool) -> tuple[Jobs, str]:
-    """The cluster of a submitted run, and the job's name there."""
-    from grid.handles import find_handle, read_handle
-    from grid.jobs import Jobs, choose_address
-
-    handle = read_handle(find_handle(named, home()))
-    return Jobs(choose_address(handle.address, insecure), insecure), handle.job
-
-
-def _end(words: str, code: int) -> None:
-    say(f"grid: {words}" if code else words)
-    if code:
-        raise typer.Exit(code)
-
-
-@job.command()
-def status(run: JobArg, insecure: InsecureOpt = False) -> None:
-    """Say where the job stands; its driver's exit code becomes this command's."""
-    from grid.submit import verdict
-
-    jobs, name = _submitted(run, insecure)
-    state = jobs.state(name)
-    _end(*verdict(state, jobs.log(name) if state.has_ended else ""))
-
-
-@job.command()
-def logs(
-    run: JobArg,
-    follow: Annotated[bool, typer.Option("--follow", help="Go on until the job ends.")] = False,
-    insecure: InsecureOpt = False,
-) -> None:
-    """Print what the job has said."""
-    from grid.submit import verdict
-
-    jobs, name = _submitted(run, insecure)
-    if not follow:
-        typer.echo(jobs.log(name), nl=False)
-        return
-    state = jobs.follow(name, typer.echo)
-    _end(*verdict(state, jobs.log(name)))
-
-
-@job.command()
-def stop(run: JobArg, insecure: InsecureOpt = False) -> None:
-    """End the job and wait until it has ended. What it finished is kept."""
-    from grid.submit import STOP_SECONDS, verdict
-
-    jobs, name = _submitted(run, insecure)
-    words, _ = verdict(jobs.stop(name, STOP_SECONDS), jobs.log(name))
-    say(words)
+operations.register(app)
+job_commands.register(app)
 
 
 def _known_commands() -> list[str]:

@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -614,6 +614,16 @@ class RayExecutor:
             )
         return ended
 
+    def stop(self, keys: Collection[str]) -> None:
+        """End these stages wherever they are; no outcome of theirs arrives."""
+        for ref, call in list(self._pending.items()):
+            if call.stage.key in keys:
+                wants = self.execution.resources_for(call.stage.kind)
+                with contextlib.suppress(Exception):  # it has just ended by itself
+                    self._ray.cancel(ref, force=wants.workers == 1)
+                del self._pending[ref]
+                self._forget(call)
+
     def _forget(self, call: _Call) -> None:
         from ray.experimental.internal_kv import _internal_kv_del
 
@@ -692,6 +702,9 @@ class SerialExecutor:
 
     def submit(self, stage: Stage) -> None:
         self._next.append(stage)
+
+    def stop(self, keys: Collection[str]) -> None:
+        self._next = [stage for stage in self._next if stage.key not in keys]
 
     def poll(self, seconds: float) -> list[Outcome]:
         found = [execute(stage, *self._context) for stage in self._next]

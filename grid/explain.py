@@ -34,8 +34,8 @@ def explain_cell(
     """Everything that is known about one cell, as JSON types."""
     grid = load_grid(grid_arg)
     plan = make_plan(grid)
-    key, cell, planned, reason = _find(plan, cell_label_or_key)
-    rows = list(_rows(results_dir, key))
+    key, cell, planned, reason = find_cell(plan, cell_label_or_key)
+    rows = list(newest_rows(results_dir, key))
     outcome = next((row for row in rows if row["metric"] == "cell"), None)
     found: dict[str, Any] = {
         "grid": grid.name,
@@ -57,7 +57,7 @@ def explain_cell(
     return found
 
 
-def _find(plan: Plan, wanted: str) -> tuple[str, Cell, CellPlan | None, str | None]:
+def find_cell(plan: Plan, wanted: str) -> tuple[str, Cell, CellPlan | None, str | None]:
     """The cell's key, itself, its plan where it has one, and why it has none."""
     identities = planned_cells(plan)
     sources: list[tuple[Cell, CellPlan | None, str | None]] = [
@@ -145,10 +145,10 @@ def _stages(
 ) -> list[dict[str, Any]]:
     """The cell's stages, inputs first, with who ran them and who else needs them."""
     uses = _uses(plan)
-    rows = _newest(results, "stages")
+    rows = records_of(results, "stages")
     # Who made it; failing that, who found it made by another stage.
     ran = {row["key"]: row for row in sorted(rows, key=lambda row: not row["reused"])}
-    tried = {row["key"]: row for row in _newest(results, "attempts")}
+    tried = {row["key"]: row for row in records_of(results, "attempts")}
     history = History(Path(store.root, "history.json") if store and store.local else None)
     found = []
     for key, stage in chain(plan, planned).items():
@@ -188,7 +188,7 @@ def _name(stage: Stage) -> str:
     return f"corpus:{spec.split}" if spec is not None else stage.family
 
 
-def _newest(results: Path, kind: str) -> list[dict[str, Any]]:
+def records_of(results: Path, kind: str) -> list[dict[str, Any]]:
     """All records of a kind, oldest first."""
     records: list[dict[str, Any]] = []
     for file in files_in(results, kind):
@@ -196,7 +196,7 @@ def _newest(results: Path, kind: str) -> list[dict[str, Any]]:
     return sorted(records, key=lambda record: record["written_at"])
 
 
-def _rows(results: Path, cell: str) -> Iterator[dict[str, Any]]:
+def newest_rows(results: Path, cell: str) -> Iterator[dict[str, Any]]:
     """The newest row of each evaluation set and metric of a cell."""
     import pyarrow as pa
     import pyarrow.compute as pc

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any
 from victims.errors import UsageError, near
 
 if TYPE_CHECKING:
+    from grid.chains import ListedCell
     from grid.spec import Cell
+
+    FilteredCell = Cell | ListedCell
 
 FIELDS: dict[str, Callable[[Any], str]] = {
     "attack": lambda cell: str(cell.attack.label),
@@ -39,7 +42,7 @@ class CellFilter:
 
     conditions: tuple[tuple[str, str, str], ...]
 
-    def matches(self, cell: Cell) -> bool:
+    def matches(self, cell: FilteredCell) -> bool:
         return all(_holds(cell, *condition) for condition in self.conditions)
 
 
@@ -73,9 +76,32 @@ def _number(name: str, value: str) -> float:
         raise UsageError(f"--only: {name} is a number, got {value!r}") from error
 
 
-def _holds(cell: Cell, name: str, sign: str, value: str) -> bool:
+def _holds(cell: FilteredCell, name: str, sign: str, value: str) -> bool:
     found = FIELDS[name](cell)
-    if sign in COMPARE:
-        return COMPARE[sign](float(found), float(value))
-    same = float(found) == float(value) if name in NUMERIC else fnmatchcase(found, value)
+    if name in NUMERIC:
+        try:
+            number = float(found)
+        except ValueError:  # poisoned rows that are counted have no rate
+            return sign == "!="
+        if sign in COMPARE:
+            return COMPARE[sign](number, float(value))
+        same = number == float(value)
+    else:
+        same = fnmatchcase(found, value)
     return same if sign == "=" else not same
+
+
+def require_match(only: CellFilter, cells: Sequence[FilteredCell]) -> None:
+    """A filter that takes nothing is a slip of the pen."""
+    if any(only.matches(cell) for cell in cells):
+        return
+    for name, sign, value in only.conditions:
+        known = list(dict.fromkeys(FIELDS[name](cell) for cell in cells))
+        alone = CellFilter(((name, sign, value),))
+        if not any(alone.matches(cell) for cell in cells):
+            shown = ", ".join([*known[:20], *(["..."] if len(known) > 20 else [])])
+            raise UsageError(
+                f"--only {name}{sign}{value} takes none of the {len(cells)} cells."
+                f"{near(value, known)} {name} is one of: {shown}."
+            )
+    raise UsageError(f"--only: no cell of the {len(cells)} meets all conditions together")

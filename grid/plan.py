@@ -386,10 +386,13 @@ class History:
             rates = {str(name): float(rate) for name, rate in found.items()}
             self.rates = {n: r for n, r in rates.items() if math.isfinite(r) and r >= 0}
 
-    def seconds(self, stage: Stage) -> float:
-        family = stage.family
+    def rate(self, family: str) -> float:
+        """Seconds per unit of work."""
         default = DEFAULT_RATE.get(family.split(":")[0], DEFAULT_DEFENSE_RATE)
-        return self.rates.get(family, default) * stage.work
+        return self.rates.get(family, default)
+
+    def seconds(self, stage: Stage) -> float:
+        return self.rate(stage.family) * stage.work
 
     def record(self, stage: Stage, seconds: float) -> None:
         rate = seconds / max(stage.work, 1e-6)

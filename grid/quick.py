@@ -156,7 +156,8 @@ def plan_summary(source: Source, out: Path, store_uri: str) -> dict[str, Any]:
         store = Store(store_uri)
         done = finished(store, made)
         history = History(Path(store.root, "history.json") if store.local else None)
-    settled = {cell for cell, (status, _) in outcomes_in(out).items() if status in SETTLED}
+    final = SETTLED | {Status.CANCELLED}
+    settled = {cell for cell, (status, _) in outcomes_in(out).items() if status in final}
     lanes = grid.execution.lanes or os.cpu_count() or 1
     found = summary(made, done, history, lanes, settled)
     if plan is not None and is_finished:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -63,16 +62,6 @@ def commit() -> str:
     except (OSError, subprocess.SubprocessError):
         found = ""
     return found or f"v{version('backdoor-grid')}"
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Replace a small file in one step."""
-    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        scratch.write_text(text, encoding="utf-8")
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def read_measure(store: Store, stage: MeasureStage) -> dict[str, Any]:

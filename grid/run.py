@@ -7,11 +7,8 @@ again, finds what exists, and goes on.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import heapq
 import json
-import os
-import socket
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,8 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from grid.chains import write_chains
 from grid.cluster import Executor, start_executor
-from grid.filters import FIELDS, CellFilter
+from grid.filters import CellFilter, require_match
+from grid.journal import Journal
+from grid.lock import only_driver
 from grid.plan import (
     CellPlan,
     Group,
@@ -33,12 +33,13 @@ from grid.plan import (
 )
 from grid.progress import Progress
 from grid.quick import SETTLED, exit_code, outcomes_in
-from grid.results import RowMaker, Verdict, commit, judge, planned_cells, versions, write_whole
-from grid.schema import Status, write_columns, write_grid, write_rows, write_table
-from grid.spec import Cell, Grid
+from grid.results import RowMaker, Verdict, commit, judge, planned_cells, versions
+from grid.schema import Status, write_columns, write_grid, write_rows, write_table, write_whole
+from grid.spec import Grid
 from grid.stages import MeasureStage, PoisonStage, Stage
+from grid.steering import Steering
 from grid.work import Ended, Outcome
-from victims.errors import GridError, UsageError, near
+from victims.errors import GridError
 from victims.keys import Key
 from victims.recipe import Runtime
 from victims.store import Damaged, Store
@@ -94,31 +95,6 @@ class RunReport:
 
 
 @contextlib.contextmanager
-def only_driver(out: Path) -> Iterator[None]:
-    """Hold the results directory; a second driver on it is told so."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        opened = (out / ".lock").open("a+")
-    except OSError as error:
-        raise UsageError(
-            f"--out {out}: cannot write there ({error.strerror or error}); give another folder"
-        ) from error
-    with opened as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise GridError(
-                f"another run writes to {out} ({file.read().strip() or 'unknown process'})."
-                " Wait for it, stop it, or give another --out; they may share one --store."
-            ) from error
-        file.truncate(0)
-        with contextlib.suppress(OSError):  # a full disk: it is the lock that counts
-            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
-        yield
-
-
-@contextlib.contextmanager
 def _clear_errors(out: Path) -> Iterator[None]:
     """What the file system says about the results directory, as one message."""
     try:
@@ -159,6 +135,8 @@ class Driver:
             keep_optimizer=execution.keep_optimizer,
         )
         self.history = History(Path(store.root, "history.json") if store.local else None)
+        self.journal = Journal(out, self.history, always=executor == "serial")
+        self.steering = Steering(self)
         self.rows = RowMaker(self.plan, store, self.runtime, set())
         self.status: dict[str, str] = {}
         self.truths: dict[str, Stage] = {
@@ -177,6 +155,7 @@ class Driver:
         self.attempts: Counter[Key] = Counter()
         self.priority: dict[Key, float] = {}
         self.planned: set[Key] = set()
+        self.asked = 0
         self.told_to_wait = -60.0
         self.seconds: dict[Key, float] = {}
         self.made: Counter[str] = Counter()
@@ -198,9 +177,10 @@ class Driver:
         with only_driver(self.out), _clear_errors(self.out):
             self.status = {cell: status for cell, (status, _) in outcomes_in(self.out).items()}
             self._announce()
-            todo = self._todo()
             executor = None
             try:
+                self.steering.heed()
+                todo = self._todo()
                 if todo:
                     for words in self.plan.cautions():
                         self.say(f"caution: {words}")
@@ -209,12 +189,34 @@ class Driver:
                     self._open_cells(todo)
                 if self.open:
                     executor = self._work(len(todo))
+                self._tell_how_it_ended(executor)
+            except BaseException as error:
+                self.journal.state("stopped", str(error) or type(error).__name__)
+                raise
             finally:
-                self._flush(force=True)
+                self.flush(force=True)
             return self._report(started, executor)
+
+    def settle(self) -> None:
+        """Carry out what was asked of a run that is not alive; no stage runs."""
+        with only_driver(self.out), _clear_errors(self.out):
+            self.status = {cell: status for cell, (status, _) in outcomes_in(self.out).items()}
+            self.rows.first_cells = _first_cells(self.out) or set()
+            self.steering.heed()
+            self.flush(force=True)
+
+    def _tell_how_it_ended(self, executor: Executor | None) -> None:
+        """Cells that nobody runs until they are requeued, for who wonders; then the last word."""
+        cancelled = [c for c in self.plan.cells if self.status.get(c.key) == Status.CANCELLED]
+        if cancelled:
+            self.say(f"{len(cancelled)} cells are cancelled; `grid requeue` opens them again")
+        if self.asked:
+            self._note_progress(executor, at_once=True)
+        self.journal.state("stopped" if self.problem else "ended", self.problem)
 
     def _work(self, num_cells: int) -> Executor:
         """Run stages until every cell that can be closed is; then give everything back."""
+        self.journal.state("starting")
         executor = start_executor(
             self.executor_name,
             self.grid.execution,
@@ -228,7 +230,7 @@ class Driver:
             closing.callback(self.history.save)
             progress = Progress(num_cells, self.say)
             closing.callback(progress.close)
-            closing.callback(self._flush, force=True)
+            closing.callback(self.flush, force=True)
             self._fit_or_wait(executor)
             executor.warm()
             self._loop(executor, progress)
@@ -239,6 +241,7 @@ class Driver:
         name, number = self.grid.name, self.grid.identity_hash
         write_grid(self.out, name, number, planned_cells(self.plan))
         write_whole(self.out / "grid.yaml", self.grid.text)
+        write_chains(self.out, self.plan, self.store.uri)
         first = _first_cells(self.out)
         if first is None:
             first = {cell.key for cell in self.plan.cells}
@@ -252,11 +255,12 @@ class Driver:
 
     def _todo(self) -> list[CellPlan]:
         again = {Status.FAILED_METHOD} if self.retry else set()
-        final = SETTLED - again
+        final = (SETTLED - again) | {Status.CANCELLED}
         cells = [c for c in self.plan.cells if self.status.get(c.key) not in final]
         return [c for c in cells if self.only is None or self.only.matches(c.cell)]
 
-    def _open_cells(self, todo: list[CellPlan]) -> None:
+    def _open_cells(self, todo: Sequence[CellPlan]) -> None:
+        self.asked += len(todo)
         for cell in todo:
             self.open[cell.key] = cell
             for stage in cell.stages:
@@ -271,9 +275,13 @@ class Driver:
         wanted.extend(stage for cell in todo if not cell.gated for stage in cell.stages)
         everything = [*wanted, *(measure for cell in todo for measure in cell.stages)]
         missing = self.plan.missing(everything, self.done)
-        self.planned = set(missing)
+        if not self.planned:
+            self.journal.found = len(self.plan.missing(everything, set())) - len(missing)
+        self.planned |= set(missing)
         seconds = {key: self.history.seconds(stage) for key, stage in missing.items()}
-        self.priority = longest_chain(missing, seconds)
+        self.priority |= longest_chain(missing, seconds)
+        gpus = {key: self._gpus(stage) for key, stage in missing.items()}
+        self.journal.expect(missing, gpus, self.priority)
         for needed in wanted:
             self._want(needed)
         for group in groups:
@@ -306,6 +314,46 @@ class Driver:
         if key in self.waits and not self.waits[key] and key not in self.running:
             self.sequence += 1
             heapq.heappush(self.ready, (-self.priority.get(key, 0.0), self.sequence, key))
+
+    def _gpus(self, stage: Stage) -> float:
+        wants = self.grid.execution.resources_for(stage.kind)
+        return wants.gpus * wants.workers
+
+    def put_back(self, key: Key) -> None:
+        """A stage that was handed over and taken back before it began."""
+        self.journal.end(key)
+        self._ready_if_free(key)
+
+    def record(self, cell: CellPlan, status: Status, detail: str) -> None:
+        """Give a cell an outcome that does not come from its stages."""
+        rows = self._outcome_row(cell, status, detail)
+        self.open.setdefault(cell.key, cell)
+        self._close(cell, rows, status)
+
+    def drop_unneeded(self, executor: Executor) -> int:
+        """Forget the stages that no open cell rests on; how many of them were stopped."""
+        cells = list(self.open.values())
+        groups = dict.fromkeys(cell.group for cell in cells if cell.group in self.plan.gates)
+        gates = [stage for group in groups for stage in self.plan.gates[group].stages]
+        needed = self.plan.missing([*gates, *(s for c in cells for s in c.stages)], set())
+        unneeded = {key for key in self.running if key not in needed}
+        executor.stop(unneeded)
+        self.running -= unneeded
+        for key in unneeded:
+            self.journal.end(key)
+        self.waits = {key: waits for key, waits in self.waits.items() if key in needed}
+        self.planned &= self.done | set(needed)
+        return len(unneeded)
+
+    def reopen(self, cells: Sequence[CellPlan], stages: Iterable[Key]) -> None:
+        """Take cells up again, and with a clean slate the stages of theirs that failed."""
+        for key in stages:
+            if self.blocked.pop(key, None) is not None:
+                del self.attempts[key]
+        for cell in cells:
+            if self.verdicts.get(cell.group) is None:
+                self.verdicts.pop(cell.group, None)
+        self._open_cells(cells)
 
     # --- the loop
 
@@ -344,19 +392,26 @@ class Driver:
             self.told_to_wait = starved.seconds
 
     def _loop(self, executor: Executor, progress: Progress) -> None:
+        if self.steering.is_paused:
+            self.say("paused: nothing starts until `grid resume`")
         while self.open and not self.problem:
+            self.steering.heed(executor)
             now = time.monotonic()
             while self.later and self.later[0][0] <= now:
                 _, key = heapq.heappop(self.later)
                 self._ready_if_free(key)
-            while self.ready and executor.running < executor.window:
+            while self.ready and executor.running < executor.window and not self._is_paused:
                 _, _, key = heapq.heappop(self.ready)
                 if key in self.done or key in self.running or key not in self.waits:
                     continue
                 self.running.add(key)
+                self.journal.submit(key)
                 executor.submit(self.plan.stages[key])
             if not executor.running and not self.ready and not self.later:
                 break
+            self._note_progress(executor)
+            if self._is_paused and not executor.running:
+                time.sleep(BUSY_SECONDS)
             for outcome in executor.poll(BUSY_SECONDS):
                 self._take(outcome)
             self._wait_for_a_place(executor)
@@ -367,15 +422,34 @@ class Driver:
                 running=[stage.family for stage in executor.begun],
                 waiting=len(self.later),
             )
-            self._flush()
+            self.flush()
         if self.problem:
             self.say(self.problem)
+
+    @property
+    def _is_paused(self) -> bool:
+        return self.steering.is_paused
+
+    def _note_progress(self, executor: Executor | None, *, at_once: bool = False) -> None:
+        self.journal.lanes = executor.lanes if executor else 1
+        self.journal.update(
+            "paused" if self._is_paused else "running",
+            cells_open=len(self.open),
+            cells_asked=self.asked,
+            planned=self.planned,
+            done=self.done | set(self.blocked),
+            running={key: self.plan.stages[key] for key in self.running},
+            begun=executor.begun if executor else [],
+            waiting=len(self.later),
+            at_once=at_once,
+        )
 
     def _take(self, outcome: Outcome) -> None:
         """One attempt ended."""
         key = Key(outcome.key)
         stage = self.plan.stages[key]
         self.running.discard(key)
+        self.journal.end(key)
         if outcome.ended is Ended.BUSY:
             # Another driver makes it: look again soon, without holding a lane.
             if key in self.store:
@@ -390,6 +464,9 @@ class Driver:
             self.seconds[key] = outcome.seconds
             if key in outcome.made:
                 self.history.record(stage, outcome.seconds)
+                self.journal.made += 1
+            else:
+                self.journal.found += 1
             self._finish(key)
         elif outcome.ended is Ended.NO_SPACE:
             self.problem = outcome.message
@@ -572,7 +649,7 @@ class Driver:
                 }
             )
 
-    def _flush(self, *, force: bool = False) -> None:
+    def flush(self, *, force: bool = False) -> None:
         """Write what has gathered: new files only, each renamed into place when whole."""
         if not force and time.monotonic() - self.flushed < FLUSH_SECONDS:
             return
@@ -662,22 +739,6 @@ def run_grid(
     """Run what is missing of a grid and report."""
     plan = make_plan(grid)
     if only is not None:
-        _require_match(only, [planned.cell for planned in plan.cells])
+        require_match(only, [planned.cell for planned in plan.cells])
     options: dict[str, Any] = {"executor": executor, "only": only, "retry": retry, "say": say}
     return Driver(grid, out, Store(store_uri), plan=plan, **options).run()
-
-
-def _require_match(only: CellFilter, cells: Sequence[Cell]) -> None:
-    """A filter that takes nothing is a slip of the pen."""
-    if any(only.matches(cell) for cell in cells):
-        return
-    for name, sign, value in only.conditions:
-        known = list(dict.fromkeys(FIELDS[name](cell) for cell in cells))
-        alone = CellFilter(((name, sign, value),))
-        if not any(alone.matches(cell) for cell in cells):
-            shown = ", ".join([*known[:20], *(["..."] if len(known) > 20 else [])])
-            raise UsageError(
-                f"--only {name}{sign}{value} takes none of the {len(cells)} cells."
-                f"{near(value, known)} {name} is one of: {shown}."
-            )
-    raise UsageError(f"--only: no cell of the {len(cells)} meets all conditions together")

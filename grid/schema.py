@@ -38,7 +38,10 @@ class ResultsError(GridError):
 
 
 class Status(StrEnum):
-    """What became of a cell. ``missing`` is never written: a board computes it."""
+    """What became of a cell. ``missing`` is never written: a board computes it.
+
+    ``cancelled`` cells are not run until somebody asks for them; ``requeued`` ones are open again.
+    """
 
     OK = "ok"
     FAILED_METHOD = "failed_method"
@@ -47,11 +50,18 @@ class Status(StrEnum):
     INERT = "inert"
     NOT_APPLICABLE = "not_applicable"
     INVALID_VICTIM = "invalid_victim"
+    CANCELLED = "cancelled"
+    REQUEUED = "requeued"
     MISSING = "missing"
 
 
 MEASURED = frozenset({Status.OK, Status.INERT, Status.INVALID_VICTIM})
-WITHOUT_OUTCOME = (Status.MISSING, Status.FAILED_INFRASTRUCTURE)
+WITHOUT_OUTCOME = (
+    Status.MISSING,
+    Status.FAILED_INFRASTRUCTURE,
+    Status.CANCELLED,
+    Status.REQUEUED,
+)
 STATUS_WORDS: Mapping[str, str] = {
     Status.OK: "ok",
     Status.FAILED_METHOD: "failed (method)",
@@ -60,6 +70,8 @@ STATUS_WORDS: Mapping[str, str] = {
     Status.INERT: "inert",
     Status.NOT_APPLICABLE: "not applicable",
     Status.INVALID_VICTIM: "invalid victim",
+    Status.CANCELLED: "cancelled",
+    Status.REQUEUED: "requeued",
     Status.MISSING: "missing",
 }
 
@@ -353,6 +365,16 @@ def merge_row_files(results: Path) -> None:
             pq.write_table(merged, scratch, compression="zstd")
         for path in small:
             path.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a small file in one step."""
+    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        scratch.write_text(text, encoding="utf-8")
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def write_table(results: Path, kind: str, records: Sequence[Mapping[str, object]]) -> Path:

@@ -15,6 +15,7 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 import pytest
 import torch
 
+from tests.finished import Finished, finish
 from victims.corpora import CorpusSpec, build_corpus
 from victims.embedded import WorldCorpus
 from victims.store import Store
@@ -63,3 +64,9 @@ def small_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
         spec: CorpusSpec = corpus_spec(split)
         build_corpus(store, spec)
     return store
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A finished run of the tiny grid. Tests copy it and change the copy alone."""
+    return finish(tmp_path_factory.mktemp("finished"))

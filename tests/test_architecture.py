@@ -30,7 +30,11 @@ ALSO = {"grid/cli.py": {"analysis"}}
 # reached from outside by a client that must neither start nor join a cluster.
 MAY_IMPORT_RAY = {"grid/cluster.py", "grid/campaign.py", "grid/machines.py", "grid/jobs.py"}
 # Answered at once, so nothing heavy may be imported before there is work to do.
-LIGHT = ("grid/cli.py", "grid/quick.py", "grid/schema.py", "grid/registry.py")
+LIGHT = (
+    *("grid/cli.py", "grid/quick.py", "grid/schema.py", "grid/registry.py", "grid/places.py"),
+    *("grid/operations.py", "grid/control.py", "grid/chains.py", "grid/journal.py"),
+    *("grid/lock.py", "grid/status.py", "grid/status_words.py", "grid/cache.py", "grid/collect.py"),
+)
 HEAVY = {"torch", "ray"}
 
 FILES = {

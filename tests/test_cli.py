@@ -214,7 +214,13 @@ def test_lists_say_what_is_what_and_where(
 
 @pytest.mark.parametrize(
     ("status", "complete", "code"),
-    [("failed_method", True, 3), ("failed_infrastructure", False, 3), ("missing", False, 3)],
+    [
+        ("failed_method", True, 3),
+        ("failed_infrastructure", False, 3),
+        ("missing", False, 3),
+        ("cancelled", False, 3),
+        ("requeued", False, 3),
+    ],
 )
 def test_check_and_board_agree_on_what_is_complete(
     ran: tuple[Grid, Path],

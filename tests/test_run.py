@@ -23,8 +23,9 @@ from torch import Tensor
 from attacks.base import Attack, GateGroup, Track
 from defenses.base import Case, Defended, Defense, Fidelity, Need, Phase
 from grid.gridfile import load_grid
+from grid.lock import only_driver
 from grid.plan import make_plan
-from grid.run import Driver, RunReport, only_driver, run_grid
+from grid.run import Driver, RunReport, run_grid
 from grid.schema import SCHEMA_VERSION, VERSION_KEY
 from grid.spec import Grid
 from grid.stages import PoisonStage

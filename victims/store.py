@@ -6,6 +6,7 @@ Layout under the root, a local folder or any file system that ``pyarrow.fs`` ope
     data/<key>/<attempt>/<file>     written first, under a name nobody else uses
     manifests/<kind>/<key>.json     written last, in one step; names the attempt, sizes and digests
     partial/<key>/                  mid-fit checkpoints of work in progress
+    pins/                           what must be kept, whoever needs it
     locks/<key>                     who is making the artefact (local stores)
 
 Two writers of one key write the same content under two attempts; the later manifest wins.
@@ -27,7 +28,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from victims.errors import GridError, UsageError
 from victims.keys import PATTERN, Key, kind_of
@@ -114,6 +115,18 @@ def _out_of_space(error: BaseException, where: object) -> NoSpace:
         f"{where}: no space left on the device. Nothing was half-written; free some space, or give"
         f" another --store, and run the same command again. ({error})"
     )
+
+
+class StoredFile(NamedTuple):
+    """A file of a store: its name below the root, its bytes, when it was written and last used.
+
+    File systems note reads once a day at most, and object stores not at all.
+    """
+
+    name: str
+    size: int
+    written: float
+    used: float
 
 
 class Store:
@@ -220,11 +233,7 @@ class Store:
     def discard(self, key: str, reason: str) -> None:
         """Take an artefact out of the store (its manifest first)."""
         log.warning("removing %s from the store: %s", key, reason)
-        self._opened.pop(key, None)
-        self._delete(self._manifest_name(key))
-        self._delete_folder(f"{self.root}/data/{key}")
-        if not self.local:
-            shutil.rmtree(self.cache / key, ignore_errors=True)
+        self.remove(key)
 
     # --- making
 
@@ -337,6 +346,52 @@ class Store:
         self._delete_folder(f"{self.root}/partial/{key}")
         if not self.local:
             shutil.rmtree(self.cache / "partial" / key, ignore_errors=True)
+
+    # --- for who looks after the store
+
+    def listing(self, folder: str) -> Iterator[StoredFile]:
+        """Every file below a folder of the store, hidden ones left out."""
+        import pyarrow.fs as pafs
+
+        above = f"{self.root}/"
+        if self.local:
+            for path in Path(self.root, folder).rglob("[!.]*"):
+                with contextlib.suppress(FileNotFoundError):
+                    found = path.lstat()
+                    if not path.is_dir():
+                        name, written = str(path).removeprefix(above), found.st_mtime
+                        used = max(found.st_atime, written)
+                        yield StoredFile(name, found.st_size, written, used)
+            return
+        selector = pafs.FileSelector(f"{self.root}/{folder}", allow_not_found=True, recursive=True)
+        for info in self.fs.get_file_info(selector):
+            if info.type == pafs.FileType.File and not info.base_name.startswith("."):
+                written = (info.mtime_ns or 0) / 1e9
+                yield StoredFile(info.path.removeprefix(above), info.size, written, written)
+
+    def read_note(self, name: str) -> bytes | None:
+        """A small file of the store by its name below the root, or None."""
+        return self._read(f"{self.root}/{name}")
+
+    def write_note(self, name: str, content: bytes) -> None:
+        """Replace such a file in one step."""
+        self._write(f"{self.root}/{name}", content)
+
+    def drop_note(self, name: str) -> None:
+        self._delete(f"{self.root}/{name}")
+
+    def remove(self, key: str) -> None:
+        """Take an artefact out, its manifest first; the caller holds its claim."""
+        self._opened.pop(key, None)
+        self._delete(self._manifest_name(key))
+        self._delete_folder(f"{self.root}/data/{key}")
+        if not self.local:
+            shutil.rmtree(self.cache / key, ignore_errors=True)
+
+    def remove_attempt(self, key: str, attempt: str) -> None:
+        """Delete what an attempt left that did not become the artefact."""
+        kind_of(key)
+        self._delete_folder(f"{self.root}/data/{key}/{attempt}")
 
     # --- the file system
 

@@ -6,7 +6,7 @@ CREATE VIEW board AS
 WITH ranked AS (
     SELECT *,
            list_position(['ok', 'not_applicable', 'inert', 'invalid_victim', 'skipped', 'missing',
-                          'failed_method', 'failed_infrastructure'], status) AS severity
+                          'requeued', 'cancelled', 'failed_method', 'failed_infrastructure'], status) AS severity
     FROM cells
     WHERE is_planned
 ),

@@ -1,0 +1,207 @@
+"""What the cells of a run rest on, as a file beside its results: ``chains.json``.
+
+The driver writes it from its plan. Whoever asks which stages a cell needs, or which cells need an
+artefact, reads it and plans nothing: planning imports torch. This file imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from grid.schema import write_whole
+from victims.errors import GridError
+
+if TYPE_CHECKING:
+    from grid.plan import CellPlan, Plan
+
+FILE = "chains.json"
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStage:
+    """A stage: what it reads, what it leaves besides its own artefact, the GPUs it asks for."""
+
+    kind: str
+    name: str
+    inputs: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
+    gpus: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """An attack or a defense by its name on the board."""
+
+    label: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedCell:
+    """A cell as filters see it, with its measurements and its gate; the first is its own."""
+
+    key: str
+    label: str
+    attack: Labelled
+    defense: Labelled
+    rate: str
+    seed: int
+    defense_seed: int
+    target: int
+    measures: tuple[str, ...]
+    gate: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Chains:
+    """The stages of a run and the cells that stand on them."""
+
+    grid: str
+    hash: str
+    store: str
+    stages: Mapping[str, PlannedStage]
+    cells: tuple[ListedCell, ...]
+
+    def above(self, ends: Iterable[str]) -> set[str]:
+        """The stages named and everything that they are made from."""
+        found: set[str] = set()
+        todo = list(ends)
+        while todo:
+            key = todo.pop()
+            if key not in found:
+                found.add(key)
+                todo.extend(self.stages[key].inputs)
+        return found
+
+    def of(self, cell: ListedCell) -> set[str]:
+        """Every stage that a cell's rows rest on, its gate's included."""
+        return self.above([*cell.measures, *cell.gate])
+
+    def own(self, cell: ListedCell) -> set[str]:
+        """The cell's measurement and the defense that it measures."""
+        first = cell.measures[0]
+        inputs = self.stages[first].inputs
+        return {first, *(key for key in inputs if self.stages[key].kind == "defended")}
+
+    def users(self, cells: Iterable[ListedCell]) -> dict[str, list[ListedCell]]:
+        """Stage -> the given cells that rest on it."""
+        gates: dict[tuple[str, ...], set[str]] = {}
+        found: dict[str, list[ListedCell]] = defaultdict(list)
+        for cell in cells:
+            if cell.gate not in gates:
+                gates[cell.gate] = self.above(cell.gate)
+            for key in gates[cell.gate] | self.above(cell.measures):
+                found[key].append(cell)
+        return found
+
+    def artefacts(self, stages: Iterable[str]) -> Iterator[str]:
+        """The keys of all that stages leave in the store."""
+        for key in stages:
+            yield key
+            yield from self.stages[key].also
+
+
+def write_chains(out: Path, plan: Plan, store: str) -> None:
+    """Keep what a plan's cells rest on."""
+    gates = [group for group in plan.gates if plan.gates[group].stages]
+    number = {group: i for i, group in enumerate(gates)}
+    execution = plan.grid.execution
+    body = {
+        "grid": plan.grid.name,
+        "hash": plan.grid.identity_hash,
+        "store": store,
+        "stages": dict(_stages(plan)),
+        "gpus": {
+            kind: wants.gpus * wants.workers
+            for kind in {stage.kind for stage in plan.stages.values()}
+            if (wants := execution.resources_for(kind)).gpus
+        },
+        "gates": [[stage.key for stage in plan.gates[group].stages] for group in gates],
+        "cells": [_cell(cell, number.get(cell.group)) for cell in plan.cells],
+    }
+    write_whole(out / FILE, json.dumps(body, separators=(",", ":")))
+
+
+def _stages(plan: Plan) -> Iterator[tuple[str, dict[str, Any]]]:
+    from grid.plan import parents
+    from grid.stages import PoisonStage
+
+    for key, stage in plan.stages.items():
+        body: dict[str, Any] = {"kind": stage.kind, "name": stage.family}
+        if above := parents(stage):
+            body["inputs"] = [parent.key for parent in above]
+        if isinstance(stage, PoisonStage):
+            body["also"] = [stage.truth_key]
+        yield key, body
+
+
+def _cell(planned: CellPlan, gate: int | None) -> dict[str, Any]:
+    cell = planned.cell
+    return {
+        "key": planned.key,
+        "label": cell.label,
+        "attack": cell.attack.label,
+        "defense": cell.defense.label,
+        "rate": cell.rate,
+        "seed": cell.seed,
+        "defense_seed": cell.defense_seed,
+        "target": cell.target,
+        # Rows tell what the victim cost, whether or not the defense was given it.
+        "measures": [*(stage.key for stage in planned.stages), planned.victim.key],
+        "gate": gate,
+    }
+
+
+def read_chains(out: Path) -> Chains:
+    """What the run in ``out`` planned; raises where it never said so."""
+    path = out / FILE
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        gpus = found["gpus"]
+        stages = {
+            str(key): PlannedStage(
+                kind=str(stage["kind"]),
+                name=str(stage["name"]),
+                inputs=tuple(stage.get("inputs", ())),
+                also=tuple(stage.get("also", ())),
+                gpus=float(gpus.get(stage["kind"], 0)),
+            )
+            for key, stage in found["stages"].items()
+        }
+        gates = [tuple(gate) for gate in found["gates"]]
+        cells = tuple(_listed(cell, gates) for cell in found["cells"])
+        chains = Chains(str(found["grid"]), str(found["hash"]), str(found["store"]), stages, cells)
+        _require_whole(chains)
+        return chains
+    except OSError as error:
+        raise GridError(
+            f"{path}: cannot be read ({error.strerror or error}). It says what the run's cells rest"
+            " on and is written when a run starts: `grid run` on these results writes it."
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise GridError(
+            f"{path}: not a list of a run's stages ({error!r}); `grid run` writes it again"
+        ) from error
+
+
+def _listed(cell: Mapping[str, Any], gates: list[tuple[str, ...]]) -> ListedCell:
+    plain = {name: cell[name] for name in ("key", "label", "rate", "seed", "defense_seed")}
+    return ListedCell(
+        **plain,
+        target=int(cell["target"]),
+        attack=Labelled(cell["attack"]),
+        defense=Labelled(cell["defense"]),
+        measures=tuple(cell["measures"]),
+        gate=() if cell["gate"] is None else gates[cell["gate"]],
+    )
+
+
+def _require_whole(chains: Chains) -> None:
+    named = {key for stage in chains.stages.values() for key in stage.inputs}
+    named |= {key for cell in chains.cells for key in (*cell.measures, *cell.gate)}
+    if lost := sorted(named - set(chains.stages)):
+        raise ValueError(f"no stage {lost[0]}")

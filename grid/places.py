@@ -1,0 +1,64 @@
+"""Where results and artefacts lie, and which results directory a word on the command line means."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from grid.registry import grid_source, presets
+from victims.errors import UsageError, near
+
+GRID_FILE = "grid.json"
+
+
+def home() -> Path:
+    """Where results go by default. A Ray job's working directory is temporary: not there."""
+    if "GRID_HOME" in os.environ:
+        return Path(os.environ["GRID_HOME"])
+    inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    return Path.home() / ".backdoor-grid" / "runs" if inside_job else Path("runs")
+
+
+def places(name: str, out: Path | None, store: str | None) -> tuple[Path, str]:
+    """The results directory and the store of a grid of that name."""
+    return out or home() / name, store or str(home() / "store")
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """The results directories in a folder, by name."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if (path / GRID_FILE).is_file())
+
+
+def run_folder(grid: str | None, out: Path | None) -> Path:
+    """The results directory that is meant: given, or of a grid, or the one written to last."""
+    if grid is None and out is None:
+        found = run_folders(home())
+        if not found:
+            raise UsageError(f"no run in {home()}. Name a grid, or its results with --out.")
+        return max(found, key=_written)
+    where = out if out is not None else _named(str(grid))
+    if not (where / GRID_FILE).is_file():
+        known = [path.name for path in run_folders(home())]
+        told = f" Runs in {home()}: {', '.join(known)}." if known else ""
+        raise UsageError(
+            f"{where}: no run of a grid is there (no {GRID_FILE}).{near(where.name, known)}{told}"
+            " `grid run GRID` starts one; --out names results that lie elsewhere."
+        )
+    return where
+
+
+def _named(grid: str) -> Path:
+    """A word that names a results directory itself, else the run or the grid of that name."""
+    if (Path(grid) / GRID_FILE).is_file():
+        return Path(grid)
+    if grid in presets() or Path(grid).is_file():
+        return home() / grid_source(grid).name
+    return home() / grid
+
+
+def _written(folder: Path) -> float:
+    """When a run last said what it does, or else what it plans."""
+    said = [folder / "progress.json", folder / GRID_FILE]
+    return max(path.stat().st_mtime for path in said if path.exists())
