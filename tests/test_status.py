@@ -209,7 +209,7 @@ def test_the_command_finds_the_newest_run(
     for name in ("older", "newer"):
         finished.copy(tmp_path / name)
         (tmp_path / name / "out").rename(tmp_path / f"{name}-run")
-    past = (time.time() - 9,) * 2
+    past = (time.time() - 9000,) * 2
     for name in ("progress.json", "grid.json"):
         os.utime(tmp_path / "older-run" / name, past)
     found = json.loads(call(capsys, "status", "--json").out)
