@@ -78,7 +78,7 @@ def contents(store: Store) -> dict[str, Any]:
         entry["number"] += 1
         entry["bytes"] += held.bytes
     return {
-        "store": store.uri,
+        "store": store.shown,
         "kinds": dict(sorted(kinds.items())),
         "unfinished": unfinished,
         "bytes": sum(e["bytes"] for e in kinds.values()) + unfinished["bytes"],
@@ -209,8 +209,8 @@ def pins(store: Store) -> dict[str, set[str]]:
             found[str(body["name"])] |= {str(key) for key in body["keys"]}
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(
-                f"{file.name} in {store.uri} is no pin ({error!r}), so nothing tells what it keeps."
-                " Delete it, and pin again."
+                f"{file.name} in {store.shown} is no pin ({error!r}), so nothing tells what it"
+                " keeps. Delete it, and pin again."
             ) from error
     return found
 

@@ -14,6 +14,7 @@ import typer
 from grid import job_commands, operations
 from grid.places import home, places
 from victims.errors import GridError, UsageError, near
+from victims.places import shown
 
 if TYPE_CHECKING:
     from grid.run import RunReport
@@ -113,7 +114,7 @@ def _tell(report: RunReport, where: Path, uri: str) -> None:
             f"{report.lanes} lanes: {own:.1f} s without Ray's start ({report.ray_start_seconds:.1f}"
             f" s) against a lower bound of {report.lower_bound_seconds:.1f} s"
         )
-    say(f"results: {where}    store: {uri}    board: grid leaderboard {where}")
+    say(f"results: {where}    store: {shown(uri)}    board: grid leaderboard {where}")
 
 
 @app.command()

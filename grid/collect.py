@@ -83,7 +83,7 @@ def collect(
     gone = [item for item in garbage if item not in busy]
     freed = sum(item.bytes for item in gone)
     return {
-        "store": store.uri,
+        "store": store.shown,
         "deleted": delete,
         "garbage": [{n: getattr(item, n) for n in item.__slots__} for item in gone],
         "bytes": freed,
@@ -176,7 +176,7 @@ def _try(store: Store, item: Garbage, *, delete: bool) -> bool:
             elif delete and item.what == "attempt":
                 store.remove_attempt(item.key, item.attempt)
             elif delete:
-                store.drop_partial(item.key)
+                store.remove_partial(item.key)
     except Busy:
         return False
     return True

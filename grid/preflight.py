@@ -19,6 +19,7 @@ from typing import Any
 from grid.machines import Machine, ask_each, autoscales, machines
 from grid.registry import code_digest
 from victims.errors import GridError
+from victims.places import shown
 from victims.store import Store
 
 # What the job's log says when all is well; who submits waits for it.
@@ -55,11 +56,7 @@ def look_around(store: str, name: str, gpus: float) -> dict[str, Any]:
     """What a machine says of itself: versions, whether it can write to the store, its GPUs."""
     found: dict[str, Any] = {"facts": facts(), "store": "", "cuda": ""}
     try:
-        opened = Store(store)
-        folder, _, _ = f"{opened.root}/{name}".rpartition("/")
-        opened.fs.create_dir(folder, recursive=True)
-        with opened.fs.open_output_stream(f"{opened.root}/{name}") as file:
-            file.write(name.encode())
+        Store(store).write_note(name, name.encode())
     except (OSError, GridError) as error:
         found["store"] = _first_line(error)
     if gpus:
@@ -88,16 +85,15 @@ def read_back(store: str, name: str) -> str:
     while True:
         try:
             opened = Store(store)
-            with opened.fs.open_input_stream(f"{opened.root}/{name}") as file:
-                content = bytes(file.read())
-            opened.fs.delete_file(f"{opened.root}/{name}")
-            return "" if content == name.encode() else "it holds something else"
-        except FileNotFoundError:
-            if time.monotonic() > end:
-                return "it is not there"
-            time.sleep(0.5)
+            content = opened.read_note(name)
+            if content is not None:
+                opened.drop_note(name)
+                return "" if content == name.encode() else "it holds something else"
         except (OSError, GridError) as error:
             return _first_line(error)
+        if time.monotonic() > end:
+            return "it is not there"
+        time.sleep(0.5)
 
 
 def _first_line(error: BaseException) -> str:
@@ -131,7 +127,7 @@ def own_faults(machine: Machine, answer: Any, reference: Facts, store: str) -> l
     ]
     if answer["store"]:
         faults.append(
-            f"node {machine.name}: cannot write to the store {store} ({answer['store']}). Mount it"
+            f"node {machine.name}: cannot write to the store {shown(store)} ({answer['store']}). Mount it"
             " there for the user that runs Ray, or give another --store."
         )
     if answer["cuda"]:
@@ -156,7 +152,7 @@ def store_faults(asked: list[Machine], said: Mapping[str, Any], store: str, run:
             faults.append(_silent(machine, answer))
         elif answer:
             faults.append(
-                f"node {machine.name}: cannot read from the store {store} what node"
+                f"node {machine.name}: cannot read from the store {shown(store)} what node"
                 f" {writer[machine.id].name} has just written ({answer}). Give a --store that"
                 " every node sees at the same path (NFS, EFS, Lustre), or s3://BUCKET/PREFIX."
             )
@@ -183,8 +179,7 @@ def check_machines(store: str, say: Callable[[str], None]) -> list[str]:
 def _clean_up(store: str, run: str) -> None:
     """The folder of the check, and what no machine could delete in it."""
     try:
-        opened = Store(store)
-        opened.fs.delete_dir(f"{opened.root}/{run}")
+        Store(store).drop_notes(run)
     except (OSError, GridError):
         return
 

@@ -28,6 +28,7 @@ from grid.schema import (
     is_complete,
 )
 from victims.errors import UsageError
+from victims.places import shown
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -141,7 +142,12 @@ def plan_summary(source: Source, out: Path, store_uri: str) -> dict[str, Any]:
     """What a run would do. Of a finished grid, without planning."""
     plan = _remembered(source, out)
     is_finished = plan is not None and finished_run(source, out) is not None
-    if plan is not None and is_finished and plan.get("store") == store_uri and "summary" in plan:
+    if (
+        plan is not None
+        and is_finished
+        and plan.get("store") == shown(store_uri)
+        and "summary" in plan
+    ):
         found: dict[str, Any] = plan["summary"]
         return found
     from grid.gridfile import load_grid
@@ -162,7 +168,7 @@ def plan_summary(source: Source, out: Path, store_uri: str) -> dict[str, Any]:
     found = summary(made, done, history, lanes, settled)
     if plan is not None and is_finished:
         with contextlib.suppress(OSError):
-            body = {**plan, "summary": found, "store": store_uri}
+            body = {**plan, "summary": found, "store": shown(store_uri)}
             (out / "plan.json").write_text(json.dumps(body))
     return found
 

@@ -241,7 +241,7 @@ class Driver:
         name, number = self.grid.name, self.grid.identity_hash
         write_grid(self.out, name, number, planned_cells(self.plan))
         write_whole(self.out / "grid.yaml", self.grid.text)
-        write_chains(self.out, self.plan, self.store.uri)
+        write_chains(self.out, self.plan, self.store.shown)
         first = _first_cells(self.out)
         if first is None:
             first = {cell.key for cell in self.plan.cells}

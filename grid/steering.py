@@ -12,6 +12,7 @@ from grid.plan import CellPlan, chain
 from grid.quick import SETTLED
 from grid.schema import Status
 from victims.errors import GridError
+from victims.places import is_uri
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,6 +111,11 @@ def settle(out: Path, say: Callable[[str], None]) -> None:
     from victims.store import Store
 
     chains = read_chains(out)
+    if is_uri(chains.store):  # written without what may be secret in it
+        raise GridError(
+            f"{out}: no run is alive there, and its store is {chains.store}. The request stands,"
+            " and the next `grid run` carries it out."
+        )
     source = Source(chains.grid, str(out / "grid.yaml"), (out / "grid.yaml").read_text("utf-8"))
     driver = Driver(decode_grid(source), out, Store(chains.store), say=say)
     if {cell.key for cell in chains.cells} != {cell.key for cell in driver.plan.cells}:

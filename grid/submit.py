@@ -18,6 +18,7 @@ from grid.preflight import PASSED
 from grid.quick import names_files
 from grid.registry import Source, grid_source
 from victims.errors import GridError, UsageError
+from victims.places import shown
 
 # The driver ends as with Ctrl-C: rows in hand are written, and the exit code says so.
 VARIABLES = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "30"}
@@ -142,7 +143,7 @@ def submit(
         grid=source.name,
         hash=digest,
         out=out or "",
-        store=store or "",
+        store=shown(store or ""),
         submitted=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     place = handle_folder(out, home / source.name)

@@ -18,6 +18,7 @@ from grid.plan import make_plan
 from grid.steering import settle
 from tests.finished import Finished
 from tests.grids import call, numbers, run_serial
+from victims.blobs import RemoteBlobs
 from victims.errors import GridError, UsageError
 from victims.keys import content_key
 from victims.store import Store
@@ -227,7 +228,8 @@ def test_a_remote_store_is_collected_through_its_file_system(run: Finished, tmp_
     (run.store / "data" / upload / "attempt" / "file").write_bytes(bytes(10))
     local, store = Store(run.store), Store(run.store, cache=tmp_path / "cache")
     # As an object store would be: not the local file system.
-    store.fs, store.root, store.local = pafs.SubTreeFileSystem(str(run.store), store.fs), "", False
+    store.remote = RemoteBlobs(pafs.SubTreeFileSystem(str(run.store), pafs.LocalFileSystem()))
+    store.root = ""
     assert contents(store)["kinds"].keys() == contents(local)["kinds"].keys()
     assert contents(store)["bytes"] == contents(local)["bytes"]
     # Without locks nobody knows whether an upload is under way: a young one is left alone.

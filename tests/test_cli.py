@@ -25,7 +25,8 @@ from tests.grids import (
     tiny_grid,
     write_grid_file,
 )
-from victims.store import FORMAT, Store
+from victims.manifests import FORMAT
+from victims.store import Store
 
 BADNET = {"patch": 6, "cell": 2, "levels": 2, "place": "corner"}
 

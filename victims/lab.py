@@ -430,4 +430,4 @@ def _look(store: Store, key: Key, held: contextlib.ExitStack) -> int:
         held.enter_context(store.claim(key))
     except Busy:
         return _BUSY
-    return _FOUND if key in store else _OURS
+    return _FOUND if store.made_meanwhile(key) else _OURS

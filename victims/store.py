@@ -18,27 +18,37 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import json
 import logging
 import os
 import re
 import shutil
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any
 
+from victims.blobs import Blobs, LocalBlobs, NotRegular, RemoteBlobs, StoredFile, TooLarge
 from victims.errors import GridError, UsageError
-from victims.keys import PATTERN, Key, kind_of
+from victims.keys import PATTERN, Key, file_sha256, kind_of
+from victims.manifests import (
+    FORMAT,
+    MAX_BYTES,
+    BadManifest,
+    Entry,
+    Manifest,
+    decode,
+    plain_json,
+)
+from victims.patience import Patience, Unreachable
+from victims.places import open_place
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
 # Files up to this size are checked against their digest when first opened in a process, larger
 # ones (memory-mapped corpora) against their size.
 VERIFY_BYTES = 32 << 20
+FORMAT_BYTES = 1 << 16
 
 
 class Damaged(GridError):
@@ -63,37 +73,29 @@ class Busy(GridError):
         return f"{self.key} is being made by another process"
 
 
+class CannotOpen(UsageError, Unreachable):
+    """A place that cannot hold a store, or does not let us in."""
+
+
 @dataclass(frozen=True, slots=True)
 class Artefact:
-    """A whole artefact: what its manifest says, and local paths to its files."""
+    """A whole artefact: what its manifest says, and local paths to its files.
+
+    From an object store a file is fetched, and checked, when its path is asked for.
+    """
 
     key: Key
     meta: Mapping[str, Any]
     folder: Path
     files: Mapping[str, int]
+    fetch: Callable[[str], None] | None = field(default=None, compare=False, repr=False)
 
     def path(self, name: str) -> Path:
         if name not in self.files:
             raise Damaged(self.key, f"no file {name!r} in it, only {sorted(self.files)}")
+        if self.fetch is not None:
+            self.fetch(name)
         return self.folder / name
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fault(folder: Path, files: Mapping[str, tuple[int, str]]) -> str:
-    """What is wrong with the files of an artefact, if anything."""
-    for name, (size, sha256) in files.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if (actual := path.stat().st_size) != size:
-            return f"{name} has {actual} bytes of {size}"
-        if size <= VERIFY_BYTES and _hash(path) != sha256:
-            return f"{name} does not match its digest"
-    return ""
 
 
 class NoSpace(GridError):
@@ -117,115 +119,171 @@ def _out_of_space(error: BaseException, where: object) -> NoSpace:
     )
 
 
-class StoredFile(NamedTuple):
-    """A file of a store: its name below the root, its bytes, when it was written and last used.
-
-    File systems note reads once a day at most, and object stores not at all.
-    """
-
-    name: str
-    size: int
-    written: float
-    used: float
-
-
 class Store:
     """Artefacts by content key."""
 
-    def __init__(self, uri: str | Path, *, cache: Path | None = None) -> None:
-        import pyarrow.fs as pafs
-
+    def __init__(
+        self, uri: str | Path, *, cache: Path | None = None, blobs: Blobs | None = None
+    ) -> None:
         self.uri = str(uri)
-        if "://" in self.uri:
-            self.fs, self.root = pafs.FileSystem.from_uri(self.uri)
-            self.local = isinstance(self.fs, pafs.LocalFileSystem)
-        else:
-            self.fs, self.root = pafs.LocalFileSystem(), str(Path(self.uri).resolve())
-            self.local = True
-        self.root = self.root.rstrip("/")
+        place = open_place(self.uri)
+        self.root, self.shown = place.root, place.shown
+        self.disk: Blobs = blobs or LocalBlobs()
+        self.remote = RemoteBlobs(place.remote) if place.remote is not None else None
+        self.patience = Patience(self.shown)
         home = Path(os.environ.get("GRID_HOME", Path.home() / ".backdoor-grid"))
-        self.cache = cache or home / "cache" / hashlib.sha256(self.uri.encode()).hexdigest()[:12]
+        name = hashlib.sha256(place.identity.encode()).hexdigest()[:12]
+        self.cache = cache or home / "cache" / name
         self._opened: dict[str, Artefact] = {}
+        # What this process has fetched and checked, and whose checkpoints it has seen.
+        self._checked: set[tuple[str, str, str]] = set()
+        self._begun: set[str] = set()
         self._check_format()
+
+    @property
+    def local(self) -> bool:
+        return self.remote is None
+
+    @property
+    def _blobs(self) -> Blobs | RemoteBlobs:
+        return self.disk if self.remote is None else self.remote
 
     # --- what there is
 
     def _check_format(self) -> None:
         name = f"{self.root}/store.json"
         try:
-            found = self._read(name)
+            # A wrong address fails like a server that is away: one try, and Arrow's own three.
+            found = self.patience(lambda: self._blobs.read(name, FORMAT_BYTES), tries=1)
             if found is None:
-                self._write(name, json.dumps({"format": FORMAT}).encode())
+                body = f'{{"format": {FORMAT}}}'.encode()
+                self.patience(lambda: self._blobs.write(name, body), tries=1)
                 return
-        except OSError as error:
+            number = int(plain_json(found)["format"])
+        except (OSError, NotRegular) as error:
             if _is_full(error):
-                raise _out_of_space(error, self.uri) from error
-            raise UsageError(f"--store {self.uri}: cannot be used ({error})") from error
-        try:
-            number = int(json.loads(found)["format"])
-        except (ValueError, KeyError, TypeError) as error:
+                raise _out_of_space(error, self.shown) from error
+            raise CannotOpen(f"--store {self.shown}: cannot be used ({_reason(error)})") from error
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise UsageError(
-                f"{name} is not a store of this tool; give an empty folder with --store"
+                f"{self.shown}/store.json is not a store of this tool"
+                f" ({_reason(error)}); give an empty folder with --store"
             ) from error
         if number > FORMAT:
             raise UsageError(
-                f"{self.uri} was written by a newer version of this tool (store format {number},"
+                f"{self.shown} was written by a newer version of this tool (store format {number},"
                 f" this version reads up to {FORMAT}). Upgrade, or give another --store."
             )
 
     def __contains__(self, key: str) -> bool:
-        return self._exists(self._manifest_name(key))
+        name = self._manifest_name(key)
+        return self.patience(lambda: self._blobs.exists(name))
 
     def keys(self, kind: str) -> set[Key]:
         """Every finished key of a kind, by one listing; foreign names are passed over."""
-        import pyarrow.fs as pafs
-
-        folder = f"{self.root}/manifests/{kind}"
-        if self.local:
-            names = os.listdir(folder) if os.path.isdir(folder) else []  # noqa: PTH208, PTH112
-        else:
-            selector = pafs.FileSelector(folder, allow_not_found=True)
-            names = [info.base_name for info in self.fs.get_file_info(selector)]
+        names = self.patience(lambda: self._blobs.names(f"{self.root}/manifests/{kind}"))
         stems = (name.removesuffix(".json") for name in names if name.endswith(".json"))
         return {Key(stem) for stem in stems if (m := PATTERN.fullmatch(stem)) and m[1] == kind}
 
     def get(self, key: str) -> Artefact | None:
         """The artefact, verified, or None. A damaged one is removed and raises `Damaged`."""
-        opened = self._opened.get(key)
-        # Another process may have found it damaged and made it again, in another folder.
-        if opened is not None and opened.folder.is_dir():
+        opened = self._remembered(key)
+        # Of an object store what we remember is our copy, which others may have found damaged.
+        if opened is not None and (self.local or key in self):
             return opened
-        text = self._read(self._manifest_name(key))
-        if text is None:
-            return None
+        name = self._manifest_name(key)
         try:
-            found = json.loads(text)
-            files = {str(n): (int(f["size"]), str(f["sha256"])) for n, f in found["files"].items()}
-            attempt, meta = str(found["attempt"]), dict(found["meta"])
-            if any("/" in name or name.startswith(".") for name in [*files, attempt]):
-                raise ValueError("a file name leaves the artefact's folder")
-            if found["key"] != key:
-                raise ValueError(f"it is the manifest of {found['key']}")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            text = self.patience(lambda: self._blobs.read(name, MAX_BYTES))
+            if text is None:
+                return None
+            manifest = decode(text, key)
+        except (BadManifest, TooLarge, NotRegular) as error:
             self.discard(key, f"unreadable manifest: {error}")
             raise Damaged(key, "unreadable manifest") from error
-        folder = self._fetch(key, attempt, list(files))
-        reason = _fault(folder, files)
-        if reason and not self.local:
-            # It may be our copy that is damaged, not what everybody else shares.
-            shutil.rmtree(folder, ignore_errors=True)
-            reason = _fault(self._fetch(key, attempt, list(files)), files)
-        if reason:
+        if self.local and (reason := self._fault(manifest, list(manifest.files))):
             self.discard(key, reason)
             raise Damaged(key, reason)
-        sizes = {name: size for name, (size, _) in files.items()}
-        artefact = Artefact(Key(key), meta, folder, sizes)
-        self._opened[key] = artefact
+        return self._open(manifest)
+
+    def _remembered(self, key: str) -> Artefact | None:
+        opened = self._opened.get(key)
+        # Another process may have found it damaged and made it again, in another folder.
+        return opened if opened is not None and opened.folder.is_dir() else None
+
+    def _open(self, manifest: Manifest) -> Artefact:
+        folder = self._folder(manifest)
+        fetch = None
+        if not self.local:
+            folder.mkdir(parents=True, exist_ok=True)
+
+            def fetch(name: str) -> None:
+                self._fetch(manifest, name)
+
+        sizes = {name: entry.size for name, entry in manifest.files.items()}
+        artefact = Artefact(Key(manifest.key), manifest.meta, folder, sizes, fetch)
+        self._opened[manifest.key] = artefact
         return artefact
+
+    def _folder(self, manifest: Manifest) -> Path:
+        base = Path(self.root, "data") if self.local else self.cache
+        return base / manifest.key / manifest.attempt
+
+    def _fault(self, manifest: Manifest, names: list[str]) -> str:
+        """What is wrong with the local files of an artefact, if anything."""
+        folder = self._folder(manifest)
+        if folder.is_symlink() or folder.parent.is_symlink():
+            return "its folder is a link"
+        try:
+            for name in names:
+                entry = manifest.files[name]
+                path = str(folder / name)
+                size = self.patience(lambda path=path: self.disk.size(path))  # type: ignore[misc]
+                if size is None:
+                    return f"{name} is missing"
+                if size != entry.size:
+                    return f"{name} has {size} bytes of {entry.size}"
+                if size <= VERIFY_BYTES and self._digest(path) != entry.sha256:
+                    return f"{name} does not match its digest"
+        except NotRegular:
+            return f"{name} is a link, not a file"
+        return ""
+
+    def _digest(self, path: str) -> str:
+        return self.patience(lambda: self.disk.sha256(path))
+
+    def _fetch(self, manifest: Manifest, name: str) -> None:
+        """See to it that a whole copy of a file is in the cache."""
+        folder = self._folder(manifest)
+        path, mark = folder / name, (manifest.key, manifest.attempt, name)
+        if mark in self._checked and path.exists():
+            return
+        reason = self._fault(manifest, [name])
+        if reason:
+            # It may be our copy that is absent or damaged, not what everybody else shares.
+            if folder.is_symlink() or folder.parent.is_symlink():
+                self.disk.delete_folder(str(folder.parent))
+            folder.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+            self._download(f"{self.root}/data/{manifest.key}/{manifest.attempt}/{name}", path)
+            reason = self._fault(manifest, [name])
+        if reason:
+            self.discard(manifest.key, reason)
+            raise Damaged(manifest.key, reason)
+        self._checked.add(mark)
+
+    def _download(self, name: str, path: Path) -> bool:
+        remote = self.remote
+        assert remote is not None
+        try:
+            return self.patience(lambda: remote.download(name, path))
+        except OSError as error:
+            if _is_full(error):
+                raise _out_of_space(error, self.cache) from error
+            raise
 
     def need(self, key: str) -> Artefact:
         """The artefact; one that is missing raises `Damaged`, so that the driver makes it again."""
-        artefact = self.get(key)
+        artefact = self._remembered(key) or self.get(key)
         if artefact is None:
             raise Damaged(key, "it is not in the store")
         return artefact
@@ -246,41 +304,57 @@ class Store:
             if (artefact := self.get(key)) is not None:
                 return artefact
         with self.claim(key):
-            if key in self and (artefact := self.get(key)) is not None:
+            if self.made_meanwhile(key) and (artefact := self.get(key)) is not None:
                 return artefact
             return self.make(key, make)
+
+    def made_meanwhile(self, key: str) -> bool:
+        """Whether another made ``key`` before we had the claim; where none is held, nobody asks."""
+        return self.local and key in self
 
     def make(self, key: str, make: Callable[[Path], Mapping[str, Any]]) -> Artefact:
         """Run ``make`` on a scratch folder and publish it; the caller holds the claim."""
         attempt = uuid.uuid4().hex[:12]
-        final = f"{self.root}/data/{key}/{attempt}"
+        # Of an object store this is where a copy of the artefact would lie once fetched.
+        scratch = self._folder(Manifest(key, attempt, {}, {}))
+        name = self._manifest_name(key)
         if self.local:
             # We hold the claim, so whatever lies here was left by a process that died.
-            shutil.rmtree(Path(final).parent, ignore_errors=True)
-        scratch = Path(final) if self.local else Path(tempfile.mkdtemp(prefix="grid-"))
+            self._delete_folder(str(scratch.parent))
         try:
             scratch.mkdir(parents=True, exist_ok=True)
             meta = make(scratch)
             files = {
-                path.name: {"size": path.stat().st_size, "sha256": _hash(path)}
+                path.name: Entry(path.stat().st_size, file_sha256(path))
                 for path in sorted(scratch.iterdir())
             }
-            if not self.local:
-                self._upload(scratch, final)
-            manifest = {"format": FORMAT, "key": key, "attempt": attempt, "files": files}
-            body = json.dumps({**manifest, "meta": meta}, sort_keys=True, allow_nan=False)
-            self._write(self._manifest_name(key), body.encode())
+            manifest = Manifest(key, attempt, files, meta)
+            self._upload(manifest)
+            body = manifest.encode()
+            self.patience(lambda: self._blobs.write(name, body))
         except BaseException as error:
             shutil.rmtree(scratch, ignore_errors=True)
             if _is_full(error):
-                raise _out_of_space(error, self.uri) from error
+                raise _out_of_space(error, self.shown) from error
             raise
-        finally:
-            if not self.local:
-                shutil.rmtree(scratch, ignore_errors=True)
+        if not self.local:
+            self._checked |= {(key, attempt, file) for file in files}
+            # As a reader finds it, whose lists were tuples.
+            return self._open(decode(body, key))
         artefact = self.get(key)
         assert artefact is not None
         return artefact
+
+    def _upload(self, manifest: Manifest) -> None:
+        remote = self.remote
+        if remote is None:
+            return
+        folder = self._folder(manifest)
+        for file in manifest.files:
+            path, target = folder / file, f"{self.root}/data/{manifest.key}/{manifest.attempt}"
+            self.patience(
+                lambda path=path, target=target: remote.upload(path, f"{target}/{path.name}")  # type: ignore[misc]
+            )
 
     @contextlib.contextmanager
     def claim(self, key: str) -> Iterator[None]:
@@ -289,19 +363,19 @@ class Store:
         On a local or shared folder an advisory lock that the kernel releases when its owner dies.
         Object stores have none: two makers may then race, which costs time and is otherwise safe.
         """
+        kind_of(key)
         if not self.local:
             yield
             return
-        kind_of(key)
         path = Path(self.root, "locks", key)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            opened = path.open("w")
+            handle = _open_lock(path)
         except OSError as error:
             if _is_full(error):
-                raise _out_of_space(error, self.uri) from error
+                raise _out_of_space(error, self.shown) from error
             raise
-        with opened as file:
+        with os.fdopen(handle, "w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -313,80 +387,91 @@ class Store:
     def save_partial(self, key: str, name: str, write: Callable[[Path], None]) -> None:
         """Replace the file ``name`` among the checkpoints of ``key`` in one step."""
         kind_of(key)
-        folder = Path(self.root, "partial", key) if self.local else self.cache / "partial" / key
+        remote, folder = self.remote, self._partial(key)
         scratch = folder / f".{name}.{uuid.uuid4().hex[:8]}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             write(scratch)
             scratch.replace(folder / name)
-            if not self.local:
+            if remote is not None:
+                self._begun.add(key)
                 target = f"{self.root}/partial/{key}/{name}"
-                self._write(target, (folder / name).read_bytes())
+                self.patience(lambda: remote.upload(folder / name, target))
         except BaseException as error:
             scratch.unlink(missing_ok=True)
             if _is_full(error):
-                raise _out_of_space(error, self.uri) from error
+                raise _out_of_space(error, self.shown) from error
             raise
 
     def load_partial(self, key: str, name: str) -> Path | None:
         """The checkpoint, or None."""
         kind_of(key)
-        if self.local:
-            path = Path(self.root, "partial", key, name)
-            return path if path.exists() else None
-        content = self._read(f"{self.root}/partial/{key}/{name}")
-        if content is None:
+        path = self._partial(key) / name
+        if not self.local:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not self._download(f"{self.root}/partial/{key}/{name}", path):
+                return None
+            self._begun.add(key)
+        try:
+            found = self.patience(lambda: self.disk.size(str(path)))
+        except NotRegular as error:
+            log.warning("%s; the fit starts over", error)
             return None
-        path = self.cache / "partial" / key / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-        return path
+        return path if found is not None else None
 
     def drop_partial(self, key: str) -> None:
-        self._delete_folder(f"{self.root}/partial/{key}")
-        if not self.local:
+        kind_of(key)
+        if self.local:
+            self._delete_folder(f"{self.root}/partial/{key}")
+        elif key in self._begun:  # a fit looks for checkpoints first, so these are all there are
+            self._begun.discard(key)
+            self._delete_folder(f"{self.root}/partial/{key}")
             shutil.rmtree(self.cache / "partial" / key, ignore_errors=True)
+
+    def _partial(self, key: str) -> Path:
+        base = Path(self.root, "partial") if self.local else self.cache / "partial"
+        folder = base / key
+        if folder.is_symlink():
+            folder.unlink()
+        return folder
 
     # --- for who looks after the store
 
     def listing(self, folder: str) -> Iterator[StoredFile]:
-        """Every file below a folder of the store, hidden ones left out."""
-        import pyarrow.fs as pafs
-
+        """Every file below a folder of the store, hidden ones left out; names are from the root."""
         above = f"{self.root}/"
-        if self.local:
-            for path in Path(self.root, folder).rglob("[!.]*"):
-                with contextlib.suppress(FileNotFoundError):
-                    found = path.lstat()
-                    if not path.is_dir():
-                        name, written = str(path).removeprefix(above), found.st_mtime
-                        used = max(found.st_atime, written)
-                        yield StoredFile(name, found.st_size, written, used)
-            return
-        selector = pafs.FileSelector(f"{self.root}/{folder}", allow_not_found=True, recursive=True)
-        for info in self.fs.get_file_info(selector):
-            if info.type == pafs.FileType.File and not info.base_name.startswith("."):
-                written = (info.mtime_ns or 0) / 1e9
-                yield StoredFile(info.path.removeprefix(above), info.size, written, written)
+        for found in self.patience(lambda: self._blobs.listing(f"{self.root}/{folder}")):
+            yield found._replace(name=found.name.removeprefix(above))
 
     def read_note(self, name: str) -> bytes | None:
         """A small file of the store by its name below the root, or None."""
-        return self._read(f"{self.root}/{name}")
+        return self.patience(lambda: self._blobs.read(f"{self.root}/{name}", MAX_BYTES))
 
     def write_note(self, name: str, content: bytes) -> None:
         """Replace such a file in one step."""
-        self._write(f"{self.root}/{name}", content)
+        self.patience(lambda: self._blobs.write(f"{self.root}/{name}", content))
 
     def drop_note(self, name: str) -> None:
-        self._delete(f"{self.root}/{name}")
+        self.patience(lambda: self._blobs.delete(f"{self.root}/{name}"))
+
+    def drop_notes(self, folder: str) -> None:
+        """All small files of a folder of their own."""
+        self._delete_folder(f"{self.root}/{folder}")
 
     def remove(self, key: str) -> None:
         """Take an artefact out, its manifest first; the caller holds its claim."""
         self._opened.pop(key, None)
-        self._delete(self._manifest_name(key))
+        name = self._manifest_name(key)
+        self.patience(lambda: self._blobs.delete(name))
         self._delete_folder(f"{self.root}/data/{key}")
         if not self.local:
             shutil.rmtree(self.cache / key, ignore_errors=True)
+
+    def remove_partial(self, key: str) -> None:
+        """Delete the checkpoints of a key, whoever saved them."""
+        kind_of(key)
+        self._begun.add(key)
+        self.drop_partial(key)
 
     def remove_attempt(self, key: str, attempt: str) -> None:
         """Delete what an attempt left that did not become the artefact."""
@@ -398,87 +483,31 @@ class Store:
     def _manifest_name(self, key: str) -> str:
         return f"{self.root}/manifests/{kind_of(key)}/{key}.json"
 
-    def _exists(self, name: str) -> bool:
-        import pyarrow.fs as pafs
-
-        if self.local:
-            return os.path.exists(name)  # noqa: PTH110
-        return bool(self.fs.get_file_info(name).type == pafs.FileType.File)
-
-    def _read(self, name: str) -> bytes | None:
-        try:
-            if self.local:
-                return Path(name).read_bytes()
-            with self.fs.open_input_stream(name) as file:
-                return bytes(file.read())
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-
-    def _write(self, name: str, content: bytes) -> None:
-        """Replace a small file in one step: a rename, or a single PUT on object stores."""
-        if not self.local:
-            # Object stores know no folders; other file systems want them made first.
-            self.fs.create_dir(name.rpartition("/")[0], recursive=True)
-            with self.fs.open_output_stream(name) as file:
-                file.write(content)
-            return
-        path = Path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-        try:
-            with scratch.open("wb") as file:
-                _write_and_sync(file, content)
-            scratch.replace(path)
-        except OSError:
-            scratch.unlink(missing_ok=True)
-            raise
-
-    def _delete(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self.fs.delete_file(name)
-
     def _delete_folder(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError, OSError):
-            self.fs.delete_dir(name)
-
-    def _upload(self, folder: Path, target: str) -> None:
-        import pyarrow.fs as pafs
-
-        self.fs.create_dir(target, recursive=True)
-        local = pafs.LocalFileSystem()
-        for path in folder.iterdir():
-            pafs.copy_files(
-                str(path),
-                f"{target}/{path.name}",
-                source_filesystem=local,
-                destination_filesystem=self.fs,
-            )
-
-    def _fetch(self, key: str, attempt: str, names: list[str]) -> Path:
-        """A local folder that holds the files; what is missing at the source stays missing."""
-        source = f"{self.root}/data/{key}/{attempt}"
-        if self.local:
-            return Path(source)
-        import pyarrow.fs as pafs
-
-        folder = self.cache / key / attempt
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in names:
-            if (folder / name).exists():
-                continue
-            scratch = folder / f".{name}.{uuid.uuid4().hex[:8]}"
-            with contextlib.suppress(FileNotFoundError):
-                pafs.copy_files(
-                    f"{source}/{name}",
-                    str(scratch),
-                    source_filesystem=self.fs,
-                    destination_filesystem=pafs.LocalFileSystem(),
-                )
-                scratch.replace(folder / name)
-        return folder
+        with contextlib.suppress(OSError):
+            self.patience(lambda: self._blobs.delete_folder(name))
 
 
-def _write_and_sync(file: IO[bytes], content: bytes) -> None:
-    file.write(content)
-    file.flush()
-    os.fsync(file.fileno())
+def _open_lock(path: Path) -> int:
+    """The lock file, created if absent; a link that was put there is replaced."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        return os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO):
+            raise
+    path.unlink()
+    return os.open(path, flags | os.O_EXCL, 0o666)
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong at opening, and what to do about the usual causes."""
+    said = str(error).strip()
+    if "NO_SUCH_BUCKET" in said:
+        return f"there is no such bucket; make it, or correct the name. {said}"
+    if re.search(r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|HTTP status 40[13]", said):
+        return (
+            "access denied: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or a profile, or a"
+            f" role) that may read and write there. {said}"
+        )
+    return said
