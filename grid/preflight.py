@@ -127,8 +127,8 @@ def own_faults(machine: Machine, answer: Any, reference: Facts, store: str) -> l
     ]
     if answer["store"]:
         faults.append(
-            f"node {machine.name}: cannot write to the store {shown(store)} ({answer['store']}). Mount it"
-            " there for the user that runs Ray, or give another --store."
+            f"node {machine.name}: cannot write to the store {shown(store)} ({answer['store']})."
+            " Mount it there for the user that runs Ray, or give another --store."
         )
     if answer["cuda"]:
         faults.append(
