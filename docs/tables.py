@@ -352,7 +352,8 @@ def squares(path: Path) -> str:
         for row in read_board(path)["rows"]
         if row["rate"] != 0 and row["asr_top1"] is not None
     }
-    sides = [("attack", _attacks_of(path)), ("defense", list(_by_defense(path)))]
+    defenses = sorted(_by_defense(path), key=lambda name: name != "none")
+    sides = [("attack", _attacks_of(path)), ("defense", defenses)]
     (what, down), (_, across) = sorted(sides, key=lambda side: -len(side[1]))
     lines = [
         [
@@ -389,13 +390,15 @@ def stages(path: Path) -> str:
     for row in read_board(path).get("stages", []):
         found.setdefault((row["defense"], row["stage"]), {})[row["attack"]] = row["value"]
     lines = [
-        [defense, stage, *(f"{values[attack]:.2f}" for attack in attacks)]
+        [defense, stage, *(f"{values[a]:.2f}" if a in values else "" for a in attacks)]
         for (defense, stage), values in found.items()
     ]
     return _table(["defense", "stage", *attacks], lines)
 
 
 def _found(row: dict[str, Any]) -> str:
+    if row["found_recall"] is None:
+        return ""
     area = "" if row["found_auroc"] is None else f"{row['found_auroc']:.3f}; "
     # Boards of before there was a bound are shown without.
     bound = row.get("found_precision_bound")
