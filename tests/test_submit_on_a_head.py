@@ -29,11 +29,17 @@ def head() -> Iterator[Head]:
         yield running
 
 
-def documented() -> str:
-    """The line of the documents that submits without a command of ours."""
-    text = (ROOT / "docs" / "clusters.md").read_text()
+def documented(document: str = "docs/clusters.md") -> str:
+    """The line of a document that submits without a command of ours."""
+    text = (ROOT / document).read_text()
     (line,) = re.findall(r"^RAY_AUTH_MODE=token ray job submit .*$", text, re.MULTILINE)
     return str(line)
+
+
+def test_the_readme_submits_as_the_documents_do() -> None:
+    """Its line is theirs but for the grid and the places, which a preset's defaults are."""
+    short = documented("README.md").removesuffix(" demo")
+    assert documented().startswith(f"{short} ")
 
 
 def test_ray_job_submit_works_as_the_documents_write_it(head: Head, tmp_path: Path) -> None:
