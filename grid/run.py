@@ -351,8 +351,7 @@ class Driver:
             if self.blocked.pop(key, None) is not None:
                 del self.attempts[key]
         for cell in cells:
-            if self.verdicts.get(cell.group) is None:
-                self.verdicts.pop(cell.group, None)
+            self.verdicts.pop(cell.group, None)  # judged anew, which wants the cell's stages
         self._open_cells(cells)
 
     # --- the loop
@@ -608,6 +607,9 @@ class Driver:
     def _close(self, cell: CellPlan, rows: list[dict[str, Any]], status: Status) -> None:
         del self.open[cell.key]
         self.status[cell.key] = status
+        if status is Status.SKIPPED:
+            own = (cell.measure.key, cell.measure.defended.key)
+            self.planned -= {k for k in own if k not in self.done and k not in self.waits}
         self.buffer["rows"].extend(rows)
 
     # --- records

@@ -22,7 +22,7 @@ def verify(run: Finished, start: str = "measure", **options: Any) -> dict[str, A
 
 
 def change(run: Finished, metric: str, **columns: Any) -> None:
-    """Write a cell's rows again, those of a metric on the report split changed; ``*`` is any."""
+    """Write a cell's rows again, with other values of a metric on the report split, or of all."""
     rows = [row for row in records(run.out, "rows") if row["label"] == CELL]
     for row in rows:
         del row["written_at"]
