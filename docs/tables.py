@@ -385,10 +385,22 @@ def findings(path: Path) -> str:
 
 
 def stages(path: Path) -> str:
-    """AUROC of the findings of each defense's stages, and cosines of what it made alike."""
-    attacks, found = _attacks_of(path), dict[tuple[str, str], dict[str, float]]()
+    """AUROC of the findings of each defense's stages, and cosines of what it made alike.
+
+    A defense named after one above it, as variants are, is left out if it found the same.
+    """
+    attacks, every = _attacks_of(path), dict[tuple[str, str], dict[str, float]]()
     for row in read_board(path).get("stages", []):
-        found.setdefault((row["defense"], row["stage"]), {})[row["attack"]] = row["value"]
+        every.setdefault((row["defense"], row["stage"]), {})[row["attack"]] = row["value"]
+    found = dict[tuple[str, str], dict[str, float]]()
+    for (defense, stage), values in every.items():
+        above = [
+            seen
+            for (name, other), seen in found.items()
+            if other == stage and defense.startswith(f"{name}-")
+        ]
+        if not any(values.items() <= seen.items() for seen in above):
+            found[defense, stage] = values
     lines = [
         [defense, stage, *(f"{values[a]:.2f}" if a in values else "" for a in attacks)]
         for (defense, stage), values in found.items()
