@@ -381,7 +381,7 @@ class History:
         self.path = path
         self.rates: dict[str, float] = {}
         # It only estimates: what cannot be read is as good as not there.
-        with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
+        with contextlib.suppress(OSError, ValueError, AttributeError, TypeError, RecursionError):
             found = json.loads(path.read_text()) if path else {}
             rates = {str(name): float(rate) for name, rate in found.items()}
             self.rates = {n: r for n, r in rates.items() if math.isfinite(r) and r >= 0}

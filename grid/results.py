@@ -18,9 +18,10 @@ from grid.schema import Status
 from grid.spec import Cell, DefenseEntry, Gate, Planted
 from grid.stages import MeasureStage, ModelStage, PoisonStage
 from victims.keys import canonical, content_key
+from victims.manifests import BadManifest, plain_json
 from victims.measuring import Share, wilson
 from victims.recipe import Runtime
-from victims.store import Store
+from victims.store import Damaged, Store
 
 PACKAGES = (
     "backdoor-grid",
@@ -66,7 +67,12 @@ def commit() -> str:
 
 def read_measure(store: Store, stage: MeasureStage) -> dict[str, Any]:
     """The metrics of a measurement, per evaluation set."""
-    found: dict[str, Any] = json.loads(store.need(stage.key).path("metrics.json").read_text())
+    text = store.need(stage.key).path("metrics.json").read_bytes()
+    try:
+        found: dict[str, Any] = plain_json(text, nan=True)
+    except BadManifest as error:
+        store.discard(stage.key, f"metrics.json: {error}")
+        raise Damaged(stage.key, f"metrics.json: {error}") from error
     return found
 
 

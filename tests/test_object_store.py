@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from grid.cluster import Executor, start_executor
+from grid.run import run_grid
 from grid.work import Ended, execute
 from tests.buckets import BUCKET, Bucket, serve_bucket
 from tests.grids import call, numbers, records, run_serial, tiny_grid, write_grid_file
@@ -263,3 +265,54 @@ def test_a_grid_in_a_faulty_bucket_has_the_numbers_of_one_on_disk(
         assert secret not in said
         for path in [p for p in out.rglob("*") if p.is_file()]:
             assert secret.encode() not in path.read_bytes(), path
+
+
+@pytest.fixture
+def apart_nodes(bucket: Bucket, tmp_path: Path) -> Iterator[dict[str, Path]]:
+    """Two nodes that share nothing but the bucket: each has a home, and so a cache, of its own."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    ray.shutdown()
+    homes = {name: tmp_path / name for name in ("left", "right")}
+    head = {"num_cpus": 0, "num_gpus": 0, "include_dashboard": False}
+    made = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        for home in homes.values():
+            made.add_node(num_cpus=1, num_gpus=0, env_vars={"GRID_HOME": str(home)})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("RAY_ADDRESS", made.address)
+            patch.setenv("GRID_HOME", str(tmp_path / "driver"))
+            yield homes
+    finally:
+        ray.shutdown()
+        made.shutdown()  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(900)
+def test_nodes_that_share_nothing_but_the_bucket(
+    apart_nodes: dict[str, Path], bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(*options: Any) -> Executor:
+        return start_executor(*options[:-1], logs="/nowhere/logs")
+
+    monkeypatch.setattr("grid.run.start_executor", start)
+    grid, out, uri = tiny_grid(tmp_path), tmp_path / "out", bucket.uri(f"{tmp_path.name}/grid")
+    bucket.refuses = lambda number, asked: number % 11 == 0
+    said: list[str] = []
+    report = run_grid(grid, out, uri, say=said.append)
+    assert report.code == 0, said
+    assert bucket.refused > 10
+    # Both nodes worked, and each fetched what the other had made.
+    files = {n: {p.name for p in h.glob("cache/*/*")} for n, h in apart_nodes.items()}
+    assert all(len(keys) > 3 for keys in files.values()), files
+    assert files["left"] & files["right"]
+    assert len({row["pid"] for row in records(out, "stages")}) == 2
+    run_serial(grid, tmp_path / "calm", tmp_path / "store")
+    assert numbers(out) == numbers(tmp_path / "calm")
+    # The driver's own cache is a cache: without it the board's rows are read again.
+    shutil.rmtree(tmp_path / "driver")
+    again = run_grid(grid, tmp_path / "again", uri, executor="serial", say=said.append)
+    assert (again.code, again.stages_run) == (0, 0)
+    assert numbers(tmp_path / "again") == numbers(out)

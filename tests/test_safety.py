@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("analysis", "attacks", "benchmarks", "defenses", "grid", "tests", "victims")
+PACKAGES = ("analysis", "attacks", "benchmarks", "defenses", "docs", "grid", "tests", "victims")
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
 # Modules whose files run code when they are read.
@@ -22,6 +22,11 @@ UNSAFE_CALLS = {
     "__import__",
     "os.system",
     "os.popen",
+    "asyncio.create_subprocess_shell",
+    "subprocess.getoutput",
+    "subprocess.getstatusoutput",
+    "tempfile.mktemp",
+    "shutil.unpack_archive",
     "torch.load",
     "torch.save",
     "torch.hub.load",
@@ -29,10 +34,14 @@ UNSAFE_CALLS = {
     "yaml.load_all",
     "yaml.full_load",
     "yaml.unsafe_load",
+    "yaml.unsafe_load_all",
+    "yaml.full_load_all",
     "pd.read_pickle",
     "pandas.read_pickle",
 }
 ANY_HOST = ".".join("0000")
+# What follows the name of a call that listens, and means every address.
+LISTENS = {"make_server", "HTTPServer", "ThreadingHTTPServer", "create_server", "bind"}
 
 
 def faults(tree: ast.AST) -> Iterator[tuple[int, str]]:
@@ -64,6 +73,13 @@ def _call_faults(call: ast.Call) -> Iterator[str]:
         yield "allows pickles"
     if given.get("shell", "False") != "False":
         yield "runs a shell"
+    if name.rpartition(".")[2] == "extractall" and "filter" not in given:
+        yield "unpacks an archive without a filter"
+    if name.rpartition(".")[2] in LISTENS and call.args:
+        first = call.args[0]
+        host = first.elts[0] if isinstance(first, ast.Tuple) and first.elts else first
+        if isinstance(host, ast.Constant) and host.value in ("", "::", ANY_HOST):
+            yield "binds to every address"
     if name.endswith("hashlib.md5") or name.endswith("hashlib.sha1"):
         yield f"calls {name}"
 
@@ -90,6 +106,12 @@ np.load(path, allow_pickle=False)
 np.load(path, allow_pickle=True)
 subprocess.run(command, shell=True)
 serve(host="HOST")
+socket.bind(("", 80))
+socket.bind(("127.0.0.1", 80))
+make_server("::", 0, app)
+archive.extractall(folder)
+archive.extractall(folder, filter="data")
+os.system(command)
 try:
     pass
 except:
@@ -110,5 +132,9 @@ def test_the_search_finds_every_fault_and_no_other() -> None:
         "np.load(path, allow_pickle=True)",
         "subprocess.run(command, shell=True)",
         f'serve(host="{ANY_HOST}")',
+        'socket.bind(("", 80))',
+        'make_server("::", 0, app)',
+        "archive.extractall(folder)",
+        "os.system(command)",
         "except:",
     }

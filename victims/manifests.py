@@ -45,10 +45,10 @@ def _refuse(word: str) -> NoReturn:
     raise BadManifest(f"{word} is no number of JSON")
 
 
-def plain_json(text: bytes) -> Any:
-    """JSON as the standard has it; whatever is wrong with it is a `BadManifest`."""
+def plain_json(text: bytes, *, nan: bool = False) -> Any:
+    """JSON as the standard has it, or with ``nan``; what is wrong with it is a `BadManifest`."""
     try:
-        return json.loads(text, parse_constant=_refuse)
+        return json.loads(text, parse_constant=None if nan else _refuse)
     except RecursionError as error:
         raise BadManifest("it is nested too deep") from error
     except ValueError as error:

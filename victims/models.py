@@ -290,9 +290,16 @@ def save_weights(model: Clip, path: Path) -> None:
 
 def load_weights(model: Clip, path: Path, what: str) -> Clip:
     """Fill ``model`` from a safetensors file; weights of another architecture raise."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    own, found = model.state_dict(), load_file(path)
+    try:
+        own, found = model.state_dict(), load_file(path)
+    except (SafetensorError, ValueError) as error:
+        raise GridError(
+            f"{what}: {path} is no safetensors file ({error}). Nothing else is read as weights:"
+            " pickles, such as .pt and .bin files, can run code."
+        ) from error
     if not any(name.startswith("net.") for name in found):
         found = {f"net.{name}": tensor for name, tensor in found.items()}  # as open_clip names them
     wrong = [n for n in own if n not in found or found[n].shape != own[n].shape]

@@ -153,11 +153,12 @@ class Store:
     def _check_format(self) -> None:
         name = f"{self.root}/store.json"
         try:
-            # A wrong address fails like a server that is away: one try, and Arrow's own three.
-            found = self.patience(lambda: self._blobs.read(name, FORMAT_BYTES), tries=1)
+            # A wrong endpoint fails like a server that is away: one try, and Arrow's own three.
+            tries = None if self.local else 1
+            found = self.patience(lambda: self._blobs.read(name, FORMAT_BYTES), tries)
             if found is None:
                 body = f'{{"format": {FORMAT}}}'.encode()
-                self.patience(lambda: self._blobs.write(name, body), tries=1)
+                self.patience(lambda: self._blobs.write(name, body), tries)
                 return
             number = int(plain_json(found)["format"])
         except (OSError, NotRegular) as error:
