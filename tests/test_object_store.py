@@ -295,7 +295,8 @@ def test_nodes_that_share_nothing_but_the_bucket(
     apart_nodes: dict[str, Path], bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def start(*options: Any) -> Executor:
-        return start_executor(*options[:-1], logs="/nowhere/logs")
+        name, execution, uri, runtime, _ = options
+        return start_executor(name, execution, uri, runtime, "/nowhere/logs")
 
     monkeypatch.setattr("grid.run.start_executor", start)
     grid, out, uri = tiny_grid(tmp_path), tmp_path / "out", bucket.uri(f"{tmp_path.name}/grid")
