@@ -15,7 +15,7 @@ import pytest
 
 from grid.cluster import Executor, start_executor
 from grid.run import run_grid
-from grid.work import Ended, execute
+from grid.work import Ended, execute, is_machines
 from tests.buckets import BUCKET, Bucket, serve_bucket
 from tests.grids import call, numbers, records, run_serial, tiny_grid, write_grid_file
 from tests.stages import Note
@@ -228,6 +228,17 @@ def test_a_folder_by_uri_and_with_spaces(tmp_path: Path) -> None:
     for address in (f"file://{folder}", f"file://{folder}".replace(" ", "%20"), str(folder)):
         assert text_of(Store(address)) == "alpha"
         assert Store(address).local
+
+
+def test_a_server_that_stays_away_is_the_machines_fault(bucket: Bucket, tmp_path: Path) -> None:
+    """So the driver tries the stage again, and on another machine where there is one."""
+    store = bucket.store(tmp_path.name, tmp_path / "here")
+    store.patience.sleep = lambda seconds: None
+    bucket.refuses = lambda number, asked: asked.method == "HEAD"
+    with pytest.raises(Unreachable, match=r"s3://grids/.* does not answer, after 4 tries") as error:
+        store.get(KEY)
+    assert is_machines(error.value)
+    assert "scheme=" not in str(error.value)
 
 
 # --- grids
