@@ -19,7 +19,7 @@ from grid.control import Control
 from grid.journal import read_progress
 from grid.lock import is_held
 from grid.quick import SETTLED, files_in, outcomes_in
-from grid.schema import WITHOUT_OUTCOME, Status
+from grid.schema import Status
 
 SHOWN_CELLS = 3
 
@@ -83,7 +83,7 @@ def _cells(chains: Chains, outcomes: Mapping[str, str], running: set[str]) -> di
     found: Counter[str] = Counter()
     for cell in chains.cells:
         status = outcomes.get(cell.key, Status.MISSING.value)
-        is_running = status in WITHOUT_OUTCOME and not running.isdisjoint(chains.own(cell))
+        is_running = _is_open(status) and not running.isdisjoint(chains.own(cell))
         found["running" if is_running else status] += 1
     order = ["running", *(status.value for status in Status)]
     return {state: found[state] for state in order if found[state]}

@@ -86,7 +86,7 @@ def _running(stage: Mapping[str, Any]) -> str:
 
 
 def _hours(seconds: float) -> str:
-    return f"{seconds / 3600:.3g} h" if seconds >= 36 else f"{seconds:.3g} s"
+    return f"{seconds / 3600:.3g} h" if seconds >= 360 else f"{seconds:.3g} s"
 
 
 def duration(seconds: float) -> str:

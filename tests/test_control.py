@@ -275,8 +275,8 @@ def test_a_stage_that_is_stopped_leaves_the_others(tmp_path: Path) -> None:
 
 LONG: dict[str, Any] = {
     "data": {"world": {**TINY["data"]["world"], "suspect": 256}},
-    "recipes": {**TINY["recipes"], "repair": {**RECIPE, "epochs": 1500}},
-    "execution": {**TINY["execution"], "lanes": 2, "checkpoint_seconds": 0.5},
+    "recipes": {**TINY["recipes"], "repair": {**RECIPE, "epochs": 200}},
+    "execution": {**TINY["execution"], "lanes": 2, "checkpoint_seconds": 2},
 }
 
 

@@ -20,6 +20,7 @@ from grid.lock import is_held, only_driver
 from grid.plan import History, Plan, chain, make_plan
 from grid.quick import outcomes_in
 from grid.run import Driver
+from grid.schema import write_rows
 from grid.status import status_of
 from grid.status_words import status_words
 from tests.finished import Finished
@@ -134,6 +135,16 @@ def test_a_live_run_tells_who_runs_who_waits_and_how_long(live: Live) -> None:
     # Nothing can end before the longest of what is left, nor before all of it on two lanes.
     assert found["seconds"]["eta"] >= max(3.2 - 1.9, found["seconds"]["left"] / 2)
     assert not stage["is_stalled"]
+
+
+def test_a_cancelled_cell_does_not_run(live: Live, finished: Finished) -> None:
+    """Another cell may need the same stage, which goes on."""
+    rows = records(finished.out, "rows")
+    own = next(r for r in rows if r["metric"] == "cell" and r["label"] == "badnet/0.1/finetune/s0")
+    del own["written_at"]
+    write_rows(live.run.out, [{**own, "status": "cancelled"}])
+    live.say()
+    assert status_of(live.run.out)["cells"] == {"cancelled": 1, "missing": 3}
 
 
 def test_a_stage_without_a_log_line_is_stalled(live: Live) -> None:
