@@ -88,13 +88,16 @@ def _run(
         from grid.gridfile import load_grid
         from grid.run import run_grid
 
-        if preflight:
-            from grid.preflight import preflight as check_cluster
-
-            check_cluster(name, uri, say)
         chosen = parse_filter(only) if only is not None else None
         report = run_grid(
-            load_grid(name), where, uri, executor=executor.value, only=chosen, retry=retry, say=say
+            load_grid(name),
+            where,
+            uri,
+            executor=executor.value,
+            only=chosen,
+            retry=retry,
+            checks_nodes=preflight,
+            say=say,
         )
         remember(source, where)
         _tell(report, where, uri)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import http.client
 import ipaddress
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,12 +23,20 @@ from victims.errors import GridError, UsageError
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 # Ray lets these overrule the address that it is given.
 OVERRULING = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
-ANSWER_SECONDS = 10.0
+ANSWER_SECONDS = 30.0
+# How long a forwarded port or a busy head may be silent while a job is followed.
+SILENT_SECONDS = 120.0
+# Ray tells of every step of an upload, on the terminal.
+CHATTY = ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 FORWARD = (
     "Forward its port (`ray dashboard cluster.yaml`, `kubectl port-forward`, or"
     " `ssh -L 8265:127.0.0.1:8265 HEAD`) and leave --address out"
 )
+
+
+class Silent(GridError):
+    """A cluster that was reached before does not answer now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +133,8 @@ class Jobs:
                 f"jobs need ray[default] on this machine, too ({error}). Run pip install"
                 " 'ray[default,train,tune]' with the version of the cluster."
             ) from error
+        for name in CHATTY:
+            logging.getLogger(name).setLevel(logging.WARNING)
         status = _status_without_token(address)
         if status == 200 and not insecure:
             raise GridError(
@@ -171,7 +182,7 @@ class Jobs:
             if type(error).__name__ == "AuthenticationError":
                 raise self._refused(error) from error
             first = (text.strip().splitlines() or [""])[0]
-            raise GridError(
+            raise Silent(
                 f"the cluster at {self.address} does not answer ({type(error).__name__}: {first})."
                 f" A job that was submitted goes on. {FORWARD}."
             ) from error
@@ -231,10 +242,17 @@ class Jobs:
         self, job: str, say: Callable[[str], None], until: str = "", seconds: float = 2.0
     ) -> JobState:
         """Hand on what a job says, line by line, until it ends, or has said ``until``."""
-        told = 0
+        told, answered = 0, time.monotonic()
         while True:
-            state = self.state(job)
-            lines = self.log(job).split("\n")
+            try:
+                state = self.state(job)
+                lines = self.log(job).split("\n")
+            except Silent:
+                if time.monotonic() - answered > SILENT_SECONDS:
+                    raise
+                time.sleep(seconds)
+                continue
+            answered = time.monotonic()
             # The last one may not be whole yet.
             new = lines[told:] if state.has_ended else lines[told:-1]
             told += len(new)

@@ -14,13 +14,17 @@ import uuid
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from grid.machines import Machine, ask_each, autoscales, machines
 from grid.registry import code_digest
 from victims.errors import GridError
 from victims.places import shown
 from victims.store import Store
+
+if TYPE_CHECKING:
+    from grid.cluster import Executor
+    from grid.plan import Plan
 
 # What the job's log says when all is well; who submits waits for it.
 PASSED = "preflight passed"
@@ -184,29 +188,22 @@ def _clean_up(store: str, run: str) -> None:
         return
 
 
-def preflight(grid_name: str, store: str, say: Callable[[str], None]) -> None:
-    """Join the cluster, check it for a grid, leave it; what is wrong is one error, causes first."""
-    from grid.cluster import start_executor
-    from grid.gridfile import load_grid
-    from grid.plan import make_plan
-    from victims.recipe import Runtime
+def preflight(executor: Executor, plan: Plan, store: str, say: Callable[[str], None]) -> None:
+    """Check the cluster that an executor has joined for a grid; causes come first in the error.
 
+    It is the run's own connection: when a job's first one ends, Ray may delete what the job brought.
+    """
     began = time.monotonic()
-    grid = load_grid(grid_name)
-    stages = {stage.kind: stage for stage in make_plan(grid).stages.values()}
-    executor = start_executor("ray", grid.execution, store, Runtime(), "")
-    try:
-        faults = check_machines(store, say)
-        lacking = executor.check(list(stages.values()))
-        if lacking and not autoscales():
-            faults.append(lacking)
-        elif lacking:
-            say(
-                f"preflight: {lacking} The cluster may grow: the run waits"
-                f" {grid.execution.wait_seconds:g} s (execution.wait_seconds) for such a node."
-            )
-    finally:
-        executor.close()
+    stages = {stage.kind: stage for stage in plan.stages.values()}
+    faults = check_machines(store, say)
+    lacking = executor.check(list(stages.values()))
+    if lacking and not autoscales():
+        faults.append(lacking)
+    elif lacking:
+        say(
+            f"preflight: {lacking} The cluster may grow: the run waits"
+            f" {plan.grid.execution.wait_seconds:g} s (execution.wait_seconds) for such a node."
+        )
     if faults:
         raise GridError("\n".join(faults))
     say(f"{PASSED} in {time.monotonic() - began:.1f} s")

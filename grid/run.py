@@ -31,6 +31,7 @@ from grid.plan import (
     make_plan,
     parents,
 )
+from grid.preflight import preflight
 from grid.progress import Progress
 from grid.quick import SETTLED, exit_code, outcomes_in
 from grid.results import RowMaker, Verdict, commit, judge, planned_cells, versions
@@ -121,10 +122,11 @@ class Driver:
         executor: str = "ray",
         only: CellFilter | None = None,
         retry: bool = False,
+        checks_nodes: bool = False,
         say: Callable[[str], None] = print,
     ) -> None:
         self.grid, self.out, self.store = grid, out, store
-        self.executor_name, self.say = executor, say
+        self.executor_name, self.say, self.checks_nodes = executor, say, checks_nodes
         self.plan: Plan = plan or make_plan(grid)
         self.only, self.retry = only, retry
         execution = grid.execution
@@ -231,6 +233,8 @@ class Driver:
             progress = Progress(num_cells, self.say)
             closing.callback(progress.close)
             closing.callback(self.flush, force=True)
+            if self.checks_nodes:
+                preflight(executor, self.plan, self.store.uri, self.say)
             self._fit_or_wait(executor)
             executor.warm()
             self._loop(executor, progress)
@@ -736,11 +740,13 @@ def run_grid(
     executor: str = "ray",
     only: CellFilter | None = None,
     retry: bool = False,
+    checks_nodes: bool = False,
     say: Callable[[str], None] = print,
 ) -> RunReport:
-    """Run what is missing of a grid and report."""
+    """Run what is missing of a grid and report; ``checks_nodes`` of the cluster first."""
     plan = make_plan(grid)
     if only is not None:
         require_match(only, [planned.cell for planned in plan.cells])
     options: dict[str, Any] = {"executor": executor, "only": only, "retry": retry, "say": say}
+    options["checks_nodes"] = checks_nodes
     return Driver(grid, out, Store(store_uri), plan=plan, **options).run()

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -92,7 +93,7 @@ def test_a_run_is_submitted_followed_stopped_and_goes_on(
     jobs = Jobs(head.address)
     with pytest.raises(GridError, match="one run at a time"):
         jobs.submit(handle.job, "true", str(code), {})
-    wait_for(lambda: any((out / "logs").glob("model-*.log")), 120)
+    wait_for(lambda: any((out / "logs").glob("model-*.log")), 400)
     told = head.grid(capsys, monkeypatch, "job", "status", out)
     assert (told.code, told.err) == (0, f"job {handle.job} is running\n")
     began = time.monotonic()
@@ -206,7 +207,15 @@ def test_a_cluster_without_workers_grows_for_a_grid(
         ["hostname", "-I"], capture_output=True, text=True, check=True
     ).stdout.split()[0]
     provider = {"type": "fake_multinode", "launch_multiple": True}
-    config = {
+    stages: tuple[str, ...] = ("setup", "head_setup", "worker_setup", "initialization")
+    stages += ("head_start_ray", "worker_start_ray")
+    config: dict[str, Any] = {
+        **{f"{name}_commands": [] for name in stages},
+        **{key: [] for key in ("rsync_exclude", "rsync_filter", "cluster_synced_files")},
+        **{key: {} for key in ("file_mounts", "docker")},
+        "file_mounts_sync_continuously": False,
+        "upscaling_speed": 1.0,
+        "idle_timeout_minutes": 5,
         "cluster_name": "grows",
         "max_workers": 1,
         "provider": {**provider, "gcs_address": f"{address}:{port}"},
