@@ -196,7 +196,7 @@ def _clean_up(store: str, run: str) -> None:
 def preflight(executor: Executor, plan: Plan, store: str, say: Callable[[str], None]) -> None:
     """Check the cluster that an executor has joined for a grid; causes come first in the error.
 
-    It is the run's own connection: when a job's first one ends, Ray may delete what the job brought.
+    This is the run's own connection: when a job's first one ends, Ray may delete what it brought.
     """
     began = time.monotonic()
     stages = {stage.kind: stage for stage in plan.stages.values()}
