@@ -188,6 +188,10 @@ def test_a_handle_of_a_cluster_that_forgot(
     assert "knows no job grid-mine-1" in done.err
 
 
+# The one type of head that Ray's provider for tests knows.
+HEAD_TYPE = "ray.head.default"
+
+
 def test_a_cluster_without_workers_grows_for_a_grid(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,7 +199,7 @@ def test_a_cluster_without_workers_grows_for_a_grid(
     to appear waited in vain."""
     port = free_port()
     types = {
-        "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+        HEAD_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
         "worker": {
             "resources": {"CPU": 1},
             "node_config": {},
@@ -206,7 +210,7 @@ def test_a_cluster_without_workers_grows_for_a_grid(
     address = subprocess.run(
         ["hostname", "-I"], capture_output=True, text=True, check=True
     ).stdout.split()[0]
-    provider = {"type": "fake_multinode", "launch_multiple": True}
+    provider = {"type": "fake_multinode", "launch_multiple": True, "disable_node_updaters": True}
     stages: tuple[str, ...] = ("setup", "head_setup", "worker_setup", "initialization")
     stages += ("head_start_ray", "worker_start_ray")
     config: dict[str, Any] = {
@@ -220,7 +224,7 @@ def test_a_cluster_without_workers_grows_for_a_grid(
         "max_workers": 1,
         "provider": {**provider, "gcs_address": f"{address}:{port}"},
         "auth": {"ssh_user": "x"},
-        "head_node_type": "head",
+        "head_node_type": HEAD_TYPE,
         "available_node_types": types,
     }
     file = tmp_path / "cluster.json"
