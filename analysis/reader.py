@@ -18,6 +18,7 @@ from grid.schema import (
     CELL,
     KIND_KEY,
     KINDS,
+    REPLACES_KEY,
     SCHEMA_VERSION,
     VERSION_KEY,
     Column,
@@ -56,7 +57,7 @@ class Answer(NamedTuple):
 
 
 class FilesChanged(ResultsError):
-    """Small row files were merged into one while they were being read: open again."""
+    """Small files were put into one while they were being read: open again."""
 
 
 class GridInfo(NamedTuple):
@@ -74,7 +75,7 @@ class Results:
         self.directory = directory.resolve()
         self.warnings: list[str] = []
         files = {kind: self._files(kind) for kind in KINDS}
-        self._row_files = files["rows"]
+        self._read: list[Path] = []
         if not files["rows"] and not (self.directory / "grid.json").is_file():
             raise ResultsError(_nothing_here(directory))
         self._connection = _connect()
@@ -82,6 +83,7 @@ class Results:
         self._run("SET parquet_metadata_cache = true")
         self._run("SET enable_external_file_cache = false")
         readable = {kind: self._readable(kind, files[kind]) for kind in KINDS}
+        self._read = [path for kind in KINDS for path in readable[kind]]
         for kind, columns in KINDS.items():
             self._create_view(kind, readable[kind], columns)
         self.grid = self._load_grid()
@@ -127,7 +129,7 @@ class Results:
         try:
             return self._connection.execute(sql, values)
         except duckdb.Error as error:
-            if not all(path.exists() for path in self._row_files):
+            if not all(path.exists() for path in self._read):
                 raise FilesChanged(f"{self.directory}: files were merged meanwhile") from error
             raise ResultsError(f"{self.directory}: {error}") from error
 
@@ -147,7 +149,7 @@ class Results:
         return listed
 
     def _readable(self, kind: str, files: list[Path]) -> list[Path]:
-        """The files that are whole and ours; every other is named in ``warnings``."""
+        """The files that are whole and ours and in no other; the warnings name what is foreign."""
         marks: dict[Path, dict[str, str]] = {path: {} for path in files}
         for path, key, value in self._metadata(files):
             marks[path][key] = value
@@ -163,7 +165,8 @@ class Results:
                 kept.append(path)
             elif not any(str(path) in warning for warning in self.warnings):
                 self.warnings.append(f"{path}: skipped, not a {kind} file of backdoor-grid")
-        return kept
+        replaced = {n for path in kept for n in marks[path].get(REPLACES_KEY, "").split("/")}
+        return [path for path in kept if path.name not in replaced]
 
     def _metadata(self, files: list[Path]) -> Iterator[tuple[Path, str, str]]:
         """Our marks in the footers; a list with a broken file is halved until it is found."""
@@ -174,8 +177,8 @@ class Results:
         try:
             found = self._connection.execute(
                 "SELECT file_name, key::VARCHAR, value::VARCHAR FROM parquet_kv_metadata(?) "
-                "WHERE key::VARCHAR IN (?, ?)",
-                [[_literal(path) for path in files], KIND_KEY, VERSION_KEY],
+                "WHERE key::VARCHAR IN (?, ?, ?)",
+                [[_literal(path) for path in files], KIND_KEY, VERSION_KEY, REPLACES_KEY],
             ).fetchall()
         except duckdb.Error as error:
             if len(files) == 1 and not files[0].exists():

@@ -17,7 +17,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # Before torch is imported.
 
 from benchmarks.common import Figure, Figures, Session, lines, machine
 
-NAMES = ("training", "overhead", "plan", "board", "augment", "stamps", "objectives")
+NAMES = (
+    *("training", "overhead", "plan", "board", "augment", "stamps", "objectives"),
+    *("scale", "schedule", "compact", "practice", "arithmetic"),
+)
 RESULTS = Path("runs") / "benchmarks.json"
 
 

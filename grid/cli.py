@@ -260,6 +260,28 @@ def _board(where: Path, form: str, eval_set: str = "report", published: bool = F
 
 
 @app.command()
+def compact(
+    directory: Annotated[str, typer.Argument(help="A results directory, or a grid's name.")] = (
+        "demo"
+    ),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen.")] = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """Put the many small files of a results directory into few, also beside a run."""
+    from dataclasses import asdict
+
+    from grid.compact import compact as put_together
+    from grid.compact import words
+
+    path = Path(directory)
+    found = put_together(path if path.is_dir() else home() / directory, dry_run=dry_run)
+    if as_json:
+        typer.echo(json.dumps([asdict(one) for one in found], indent=1))
+    else:
+        typer.echo("\n".join(words(found, dry_run)))
+
+
+@app.command()
 def ls(kind: Annotated[Kind, typer.Argument()], as_json: JsonOpt = False) -> None:
     """List attacks, defenses or presets, with where each is defined."""
     from grid.registry import describe, presets

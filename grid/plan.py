@@ -19,7 +19,7 @@ from typing import Any
 from attacks.base import Aim, Goal, Track
 from defenses.base import Need, Recipes, Regime, fidelity_in, resolved_needs
 from defenses.controls import CleanModel, NoDefense
-from grid.spec import Cell, DefenseEntry, Grid, Guide, WorldData
+from grid.spec import AttackEntry, Cell, DefenseEntry, Gate, Grid, Guide, WorldData
 from grid.stages import (
     CorpusStage,
     DefendStage,
@@ -34,6 +34,7 @@ from grid.stages import (
 from victims.corpora import Reader
 from victims.draws import derive
 from victims.keys import Key, content_key
+from victims.recipe import Recipe
 from victims.store import Store
 
 # Seconds per unit of work before anything was measured on a machine; replaced by its history.
@@ -48,6 +49,7 @@ DEFAULT_RATE = {
 DEFAULT_DEFENSE_RATE = 0.8
 
 Group = tuple[str, str, int]
+NO_DEFENSE = NoDefense()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,22 +146,8 @@ def parents(stage: Stage) -> list[Stage]:
         return [stage.corpus, *([stage.surrogate] if stage.surrogate else [])]
     if isinstance(stage, PoisonStage):
         return [stage.trigger]
-    if isinstance(stage, DefendStage):
-        needs, found = stage.defense.needed(), list[Stage]()
-        if Need.VICTIM in needs:
-            found.append(stage.victim)
-        if Need.SUSPECT_DATA in needs:
-            found.append(stage.victim.data)
-        if Need.CLEAN_DATA in needs:
-            found.append(stage.clean)
-        found.extend(stage.public_models)
-        if Need.TRUTH in needs:
-            found.append(stage.suspect)
-        return found
-    if isinstance(stage, MeasureStage):
-        truth: list[Stage] = [stage.truth] if stage.truth else []
-        probe: list[Stage] = [stage.probe] if stage.probe else []
-        return [stage.defended, stage.trigger, *stage.sets, *truth, *probe]
+    if isinstance(stage, DefendStage | MeasureStage):
+        return stage.parents
     return []
 
 
@@ -190,15 +178,20 @@ class Builder:
             self._memo[name] = make()
         return self._memo[name]
 
+    def goal(self, target: int) -> Goal:
+        data = self.grid.data
+        made: Goal = self._once(
+            ("goal", target), lambda: Goal(target, data.classes[target], tuple(data.templates))
+        )
+        return made
+
     def trigger(self, cell: Cell) -> TriggerStage:
-        classes, templates = self.grid.data.classes, self.grid.data.templates
-        goal = Goal(cell.target, classes[cell.target], tuple(templates))
         attack, seed = cell.attack.method, cell.seed
         stage: TriggerStage = self._once(
             ("trigger", cell.attack.label, seed, cell.target),
             lambda: TriggerStage(
                 attack,
-                goal,
+                self.goal(cell.target),
                 seed,
                 self.corpora["suspect"],
                 self.grid.model,
@@ -206,6 +199,30 @@ class Builder:
             ),
         )
         return stage
+
+    def recipe(self, seed: int) -> Recipe:
+        """How the victims of a seed are trained."""
+        made: Recipe = self._once(("recipe", seed), lambda: replace(self.grid.victim, seed=seed))
+        return made
+
+    def recipes(self, entry: DefenseEntry | None, seed: int) -> Recipes:
+        """How an entry's defenses train, by a seed; those of many victims are one object."""
+
+        def make() -> Recipes:
+            repair = entry.recipe if entry else self.grid.repair
+            retrain = entry.victim_recipe if entry else self.grid.victim
+            return Recipes(victim=replace(retrain, seed=seed), repair=replace(repair, seed=seed))
+
+        made: Recipes = self._once(("recipes", entry and entry.label, seed), make)
+        return made
+
+    def gate_of(self, attack: AttackEntry) -> Gate:
+        """The gate of an attack's victims, at the rate where they are judged."""
+        grid = self.grid
+        made: Gate = self._once(
+            ("gate", attack.label), lambda: replace(grid.gate, rate=grid.gate_rate(attack))
+        )
+        return made
 
     def victim(self, cell: Cell, count: int) -> ModelStage:
         rows = self.grid.data.suspect
@@ -216,8 +233,7 @@ class Builder:
             data: CorpusStage | PoisonStage = self.corpora["suspect"]
             if count:
                 data = PoisonStage(self.trigger(cell), count, rows)
-            recipe = replace(self.grid.victim, seed=cell.seed)
-            return ModelStage(self.grid.model, recipe, rows, data, self.reference)
+            return ModelStage(self.grid.model, self.recipe(cell.seed), rows, data, self.reference)
 
         stage: ModelStage = self._once(name, make)
         return stage
@@ -244,12 +260,9 @@ class Builder:
 
         def make() -> DefendStage:
             seed = cell.seed if nested == 0 else derive(cell.seed, "defense", nested)
-            repair = entry.recipe if entry else self.grid.repair
-            retrain = entry.victim_recipe if entry else self.grid.victim
-            recipes = Recipes(victim=replace(retrain, seed=seed), repair=replace(repair, seed=seed))
             return DefendStage(
-                entry.method if entry else NoDefense(),
-                recipes,
+                entry.method if entry else NO_DEFENSE,
+                self.recipes(entry, seed),
                 seed,
                 victim,
                 self.corpora["clean"],
@@ -275,6 +288,14 @@ class Builder:
         stage = self._once(name, lambda: replace(plain, defense=CleanModel()))
         return self.measurement(cell, stage, reader)
 
+    def beside(self, cell: Cell) -> tuple[MeasureStage, MeasureStage | None]:
+        """What stands beside a cell's numbers: its clean victim and the start, same trigger."""
+        name = ("beside", cell.attack.label, cell.target, cell.seed, cell.defense_seed)
+        made: tuple[MeasureStage, MeasureStage | None] = self._once(
+            name, lambda: (self.measure(cell, 0, None), self.init(cell, Reader.REPORTING))
+        )
+        return made
+
     def measurement(self, cell: Cell, defended: DefendStage, reader: Reader) -> MeasureStage:
         evaluate = self.grid.evaluate
         reports = reader is not Reader.TUNING
@@ -285,7 +306,7 @@ class Builder:
             lambda: MeasureStage(
                 defended,
                 trigger,
-                tuple(self.corpora[s] for s in splits),
+                self._once(("sets", splits), lambda: tuple(self.corpora[s] for s in splits)),
                 evaluate.ks,
                 reader,
                 evaluate.retrieval and reports,
@@ -300,22 +321,23 @@ def make_plan(grid: Grid) -> Plan:
     build = Builder(grid)
     plan = Plan(grid, [], [], {})
     members: dict[Group, dict[int, Cell]] = {}
-    for cell in grid.cells():
+    cells = grid.cells()
+    for cell in cells:
         if cell.not_applicable is None:
             group = (cell.attack.label, cell.rate, cell.target)
             members.setdefault(group, {})[cell.seed] = cell
-    for group, cells in members.items():
-        first = next(iter(cells.values()))
+    for group, by_seed in members.items():
+        first = next(iter(by_seed.values()))
         if first.count == 0:
             continue
         plan.gates[group] = GateCheck(
             group,
-            tuple(build.gate(cell, cell.count) for cell in cells.values()),
-            tuple(build.gate(cell, 0) for cell in cells.values()),
-            tuple(m for cell in cells.values() if (m := build.init(cell, Reader.TUNING))),
+            tuple(build.gate(cell, cell.count) for cell in by_seed.values()),
+            tuple(build.gate(cell, 0) for cell in by_seed.values()),
+            tuple(m for cell in by_seed.values() if (m := build.init(cell, Reader.TUNING))),
             is_reference=first.rate == grid.gate_rate(first.attack),
         )
-    for cell in grid.cells():
+    for cell in cells:
         reason = cell.not_applicable or _impossible(grid, cell)
         if reason is not None:
             plan.refused.append((cell, reason))
@@ -327,10 +349,10 @@ def make_plan(grid: Grid) -> Plan:
 
 
 def _plan_cell(build: Builder, plan: Plan, cell: Cell) -> CellPlan:
-    grid, group = build.grid, (cell.attack.label, cell.rate, cell.target)
+    group = (cell.attack.label, cell.rate, cell.target)
     undefended = isinstance(cell.defense.method, NoDefense)
     measure = build.measure(cell, cell.count, None if undefended else cell.defense)
-    clean, init = build.measure(cell, 0, None), build.init(cell, Reader.REPORTING)
+    clean, init = build.beside(cell)
     gate = plan.gates.get(group)
     checks = [m.key for m in gate.stages] if gate else []
     others = [clean.key, *([init.key] if init else [])]
@@ -340,7 +362,7 @@ def _plan_cell(build: Builder, plan: Plan, cell: Cell) -> CellPlan:
         "defense": cell.defense.label,
         "rate": cell.rate,
         "seeds": [cell.seed, cell.defense_seed],
-        "gate": replace(grid.gate, rate=grid.gate_rate(cell.attack)),
+        "gate": build.gate_of(cell.attack),
     }
     return CellPlan(
         cell=cell,
@@ -426,9 +448,7 @@ def summary(
         if key in todo:
             entry["to_run"] += 1
             entry["seconds"] += seconds[key]
-    # A reused stage is one that no cell has to run again because another cell already needs it.
-    own = [plan.missing(cell.stages, set()) for cell in plan.cells]
-    shared = sum(len(stages) for stages in own) - len({key for stages in own for key in stages})
+    shared = _saved_by_sharing(plan)
     return {
         "grid": plan.grid.name,
         "hash": plan.grid.identity_hash,
@@ -447,6 +467,28 @@ def summary(
         "lanes": lanes,
         "estimated_seconds": max(max(longest.values(), default=0.0), total / max(1, lanes)),
     }
+
+
+def _saved_by_sharing(plan: Plan) -> int:
+    """How many more stages would run if every cell made all that it needs for itself."""
+    known: dict[Key, frozenset[Key]] = {}
+
+    def whole(stage: Stage) -> frozenset[Key]:
+        """A stage that many cells need, and everything before it."""
+        if stage.key not in known:
+            known[stage.key] = frozenset([stage.key]).union(*map(whole, parents(stage)))
+        return known[stage.key]
+
+    num_stages, distinct = 0, set[Key]()
+    for cell in plan.cells:
+        # The measurement and the defense are the cell's own; the rest is looked up.
+        defended = cell.measure.defended
+        before = [stage for stage in parents(cell.measure) if stage is not defended]
+        needed = [*before, *parents(defended), *cell.stages[1:]]
+        own = {cell.measure.key, defended.key}.union(*map(whole, needed))
+        num_stages += len(own)
+        distinct |= own
+    return num_stages - len(distinct)
 
 
 def chain(plan: Plan, cell: CellPlan) -> dict[Key, Stage]:

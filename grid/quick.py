@@ -66,12 +66,12 @@ def files_in(out: Path, kind: str) -> Iterator[pq.ParquetFile]:
     """Our files of a kind in a results directory; a newer version's are refused.
 
     A board names files that are not whole or not ours; here they only mean that what they may
-    have held is computed again.
+    have held is computed again. Files that are put into one meanwhile may be read both ways.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    for path in sorted((out / kind).glob("[!.]*.parquet")):
+    for path in _listed(out / kind):
         try:
             file = pq.ParquetFile(path)
         except (OSError, pa.ArrowException):
@@ -86,6 +86,14 @@ def files_in(out: Path, kind: str) -> Iterator[pq.ParquetFile]:
                 f" this version reads up to {SCHEMA_VERSION}). Upgrade, or give another --out."
             )
         yield file
+
+
+def _listed(folder: Path) -> Iterator[Path]:
+    """Files as listed, then those that came meanwhile: one may hold what went meanwhile."""
+    seen: set[Path] = set()
+    while fresh := sorted(set(folder.glob("[!.]*.parquet")) - seen):
+        yield from fresh
+        seen.update(fresh)
 
 
 def _digest(source: Source) -> str:

@@ -27,6 +27,9 @@ SCHEMA_VERSION = 1
 MAX_ROW_FILES = 256
 MERGED_BYTES = 4 << 20
 KIND_KEY, VERSION_KEY = "backdoor_grid_kind", "backdoor_grid_schema_version"
+REPLACES_KEY = "backdoor_grid_replaces"
+"""In the footer of a file that others were put into: their names, with slashes between. Who sees
+the file does not read those again, so nothing is ever seen twice or not at all."""
 
 
 class SchemaError(GridError):
@@ -361,7 +364,7 @@ def merge_row_files(results: Path) -> None:
         columns = zip(merged.schema, merged.columns, strict=True)
         fields = [f.with_nullable(f.nullable or column.null_count > 0) for f, column in columns]
         merged = merged.cast(pa.schema(fields, metadata=merged.schema.metadata))
-        with _renamed_when_done(_fresh_path(results / "rows")) as scratch:
+        with renamed_when_done(fresh_path(results / "rows")) as scratch:
             pq.write_table(merged, scratch, compression="zstd")
         for path in small:
             path.unlink(missing_ok=True)
@@ -413,8 +416,8 @@ def write_columns(
             given = [filler if value is None else value for value in given]
         arrays.append(_array(kind, column, given))
     schema = arrow_schema(kind)
-    target = _fresh_path(results / kind)
-    with _renamed_when_done(target) as scratch:
+    target = fresh_path(results / kind)
+    with renamed_when_done(target) as scratch:
         # Most files hold one cell: without statistics their footer shrinks by a third.
         pq.write_table(
             pa.table(arrays, schema=schema),
@@ -478,19 +481,19 @@ def write_grid(
     }
     results.mkdir(parents=True, exist_ok=True)
     target = results / "grid.json"
-    with _renamed_when_done(target) as scratch:
+    with renamed_when_done(target) as scratch:
         scratch.write_text(json.dumps(document, indent=0, allow_nan=False), encoding="utf-8")
     return target
 
 
-def _fresh_path(folder: Path) -> Path:
+def fresh_path(folder: Path) -> Path:
     """A name no other writer takes; names sort by time for the people who list them."""
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:16]}.parquet"
 
 
 @contextmanager
-def _renamed_when_done(target: Path) -> Iterator[Path]:
+def renamed_when_done(target: Path) -> Iterator[Path]:
     """A hidden scratch path beside ``target``, which takes its name once it is on the disk."""
     scratch = target.with_name(f".{target.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:

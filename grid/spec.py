@@ -447,14 +447,27 @@ class Grid:
 
     def cells(self) -> list[Cell]:
         """Every square, in the order of the file."""
-        return [
-            self._cell(attack, rate, count, *square)
-            for attack in self.attacks
-            for rate, count in self.levels(attack).items()
-            for square in itertools.product(
-                self.targets, self.seeds, self.defenses, self.defense_seeds
-            )
-        ]
+        defenses = [(entry, self._off_track(entry)) for entry in self.defenses]
+        found = []
+        for attack in self.attacks:
+            off_track = self._off_track(attack)
+            for rate, count in self.levels(attack).items():
+                too_many = self._too_many(attack, count)
+                squares = itertools.product(self.targets, self.seeds, defenses, self.defense_seeds)
+                for target, seed, (defense, off), defense_seed in squares:
+                    reason = off_track or off or too_many
+                    square = (attack, rate, count, target, seed, defense, defense_seed, reason)
+                    found.append(self._cell(*square))
+        return found
+
+    def _off_track(self, entry: AttackEntry | DefenseEntry) -> str | None:
+        """Why a method has no meaning on the grid's track, if it has none."""
+        method = entry.method
+        if self.track in defined_on(method):
+            return None
+        names = ", ".join(sorted(defined_on(method)))
+        shown = "" if self.track not in tracks(method) else ", as it is configured,"
+        return f"{method.name}{shown} is defined on track {names}, the grid's is {self.track}"
 
     def _cell(
         self,
@@ -465,19 +478,13 @@ class Grid:
         seed: int,
         defense: DefenseEntry,
         defense_seed: int,
+        reason: str | None,
     ) -> Cell:
         label = f"{attack.label}/{rate}/{defense.label}/s{seed}"
         if len(self.targets) > 1:
             label += f"/t{target}"
         if len(self.defense_seeds) > 1:
             label += f"/d{defense_seed}"
-        lacking = [e for e in (attack, defense) if self.track not in defined_on(e.method)]
-        reason = self._too_many(attack, count)
-        if lacking:
-            method = lacking[0].method
-            names = ", ".join(sorted(defined_on(method)))
-            shown = "" if self.track not in tracks(method) else ", as it is configured,"
-            reason = f"{method.name}{shown} is defined on track {names}, the grid's is {self.track}"
         return Cell(
             label=label,
             attack=attack,

@@ -400,7 +400,7 @@ class DefendStage:
             params["employs"] = employed
         return content_key("defended", params, self.inputs)
 
-    @cached_property
+    @property
     def inputs(self) -> Sequence[Key]:
         needs, found = self.defense.needed(), list[Key]()
         if Need.VICTIM in needs:
@@ -413,6 +413,21 @@ class DefendStage:
         found.extend(model.key for model in self.public_models)
         if Need.TRUTH in needs:
             found.append(self.suspect.key)
+        return found
+
+    @cached_property
+    def parents(self) -> list[Stage]:
+        """The stages whose artefacts it reads."""
+        needs, found = self.defense.needed(), list[Stage]()
+        if Need.VICTIM in needs:
+            found.append(self.victim)
+        if Need.SUSPECT_DATA in needs:
+            found.append(self.victim.data)
+        if Need.CLEAN_DATA in needs:
+            found.append(self.clean)
+        found.extend(self.public_models)
+        if Need.TRUTH in needs:
+            found.append(self.suspect)
         return found
 
     @property
@@ -557,7 +572,7 @@ class MeasureStage:
         truth = [self.truth.truth_key] if self.truth else []
         return content_key(self.kind, params, [*self.inputs, *truth])
 
-    @cached_property
+    @property
     def inputs(self) -> Sequence[Key]:
         sets = [s.key for s in self.sets]
         return [
@@ -566,6 +581,13 @@ class MeasureStage:
             *sets,
             *([self.probe.key] if self.probe else []),
         ]
+
+    @cached_property
+    def parents(self) -> list[Stage]:
+        """The stages whose artefacts it reads."""
+        truth: list[Stage] = [self.truth] if self.truth else []
+        probe: list[Stage] = [self.probe] if self.probe else []
+        return [self.defended, self.trigger, *self.sets, *truth, *probe]
 
     family: ClassVar[str] = "measure"
 

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import json.encoder
 import re
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -69,8 +70,43 @@ def _fields(cls: type[Any]) -> tuple[tuple[str, ...], frozenset[str]]:
     return keyed, frozenset(f.name for f in found)
 
 
-def _body(plain: Any) -> str:
-    return json.dumps(plain, sort_keys=True, allow_nan=False, separators=(",", ":"))
+_body = json.JSONEncoder(sort_keys=True, allow_nan=False, separators=(",", ":")).encode
+_quoted = json.encoder.encode_basestring_ascii
+
+# Object -> its text, by identity; the object stays with it, so that no other takes its number.
+_texts: dict[int, tuple[Any, str]] = {}
+MOST_TEXTS = 10_000
+
+
+def text_of(value: Any) -> str:
+    """The canonical form as JSON.
+
+    The keys of a plan hold the same few hundred methods and recipes a hundred thousand times: a
+    frozen dataclass whose fields cannot change either is written once.
+    """
+    cls = type(value)
+    if cls is str:
+        return _quoted(value)
+    found = _texts.get(id(value))
+    if found is not None:
+        return found[1]
+    text = _body(canonical(value))
+    if not _is_frozen(cls):
+        return text
+    try:
+        hash(value)
+    except TypeError:  # it holds something that can change
+        return text
+    if len(_texts) >= MOST_TEXTS:
+        _texts.clear()
+    _texts[id(value)] = (value, text)
+    return text
+
+
+def _is_frozen(cls: type[Any]) -> bool:
+    """Whether a class is a frozen dataclass."""
+    params: Any = getattr(cls, "__dataclass_params__", None)
+    return params is not None and bool(params.frozen)
 
 
 def digest(value: Any) -> str:
@@ -80,7 +116,12 @@ def digest(value: Any) -> str:
 
 def content_key(kind: str, params: Any, inputs: Sequence[str] = ()) -> Key:
     """Key of an artefact of ``kind`` made from ``params`` and the artefacts ``inputs``."""
-    body = _body([kind, canonical(params), list(inputs)])
+    if type(params) is dict and all(type(name) is str for name in params):
+        fields = [f"{_quoted(name)}:{text_of(params[name])}" for name in sorted(params)]
+        about = f"{{{','.join(fields)}}}"
+    else:
+        about = text_of(params)
+    body = f"[{_quoted(kind)},{about},[{','.join(map(_quoted, inputs))}]]"
     return Key(f"{kind}-{hashlib.sha256(body.encode()).hexdigest()[:16]}")
 
 
