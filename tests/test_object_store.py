@@ -15,6 +15,7 @@ import pytest
 
 from grid.cluster import Executor, start_executor
 from grid.run import run_grid
+from grid.spec import Execution
 from grid.work import Ended, execute, is_machines
 from tests.buckets import BUCKET, Bucket, serve_bucket
 from tests.grids import call, numbers, records, run_serial, tiny_grid, write_grid_file
@@ -100,7 +101,7 @@ def test_what_one_machine_publishes_another_reads(two: tuple[Store, Store]) -> N
 
 
 def test_objects_changed_behind_our_back(
-    two: tuple[Store, Store], bucket: Bucket, tmp_path: Path
+    two: tuple[Store, Store], bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here, there = two
     for content, says in ((b"alp", "3 bytes of 5"), (b"alphb", "does not match its digest")):
@@ -117,7 +118,8 @@ def test_objects_changed_behind_our_back(
     bucket.replace(manifest, b"{")
     with pytest.raises(Damaged, match="unreadable manifest"):
         there.get(KEY)
-    bucket.replace(manifest, b" " * (17 << 20))
+    bucket.replace(manifest, b" " * 5000)
+    monkeypatch.setattr("victims.store.MAX_BYTES", 4000)
     with bucket.counted() as asked, pytest.raises(Damaged, match="unreadable manifest"):
         there.get(KEY)
     assert asked["GET"] == 1
@@ -305,9 +307,8 @@ def apart_nodes(bucket: Bucket, tmp_path: Path) -> Iterator[dict[str, Path]]:
 def test_nodes_that_share_nothing_but_the_bucket(
     apart_nodes: dict[str, Path], bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def start(*options: Any) -> Executor:
-        name, execution, uri, runtime, _ = options
-        return start_executor(name, execution, uri, runtime, "/nowhere/logs")
+    def start(name: str, execution: Execution, store: str, runtime: Runtime, logs: str) -> Executor:
+        return start_executor(name, execution, store, runtime, "/nowhere/logs")
 
     monkeypatch.setattr("grid.run.start_executor", start)
     grid, out, uri = tiny_grid(tmp_path), tmp_path / "out", bucket.uri(f"{tmp_path.name}/grid")
