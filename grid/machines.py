@@ -78,8 +78,8 @@ def autoscales() -> bool:
         return True
     text = _internal_kv_get("__autoscaling_status")
     report = json.loads(text).get("autoscaler_report") if text else None
-    types = {**(report or {}).get("active_nodes", {}), **(report or {}).get("pending_launches", {})}
-    return any(NO_TYPE.fullmatch(name) is None for name in types)
+    types = (report or {}).get("node_type_mapping") or {}
+    return any(NO_TYPE.fullmatch(name) is None for name in types.values())
 
 
 def want(bundles: Sequence[tuple[Mapping[str, float], Mapping[str, str]]]) -> None:

@@ -86,7 +86,7 @@ def started_head(*options: str, gcs_port: int = 0, token: str = "", **more: str)
     words += ["--dashboard-agent-listen-port=0", "--min-worker-port=0", "--max-worker-port=0"]
     variables = {**_variables(folder, token), **more}
     try:
-        process = _come_up(["ray", "start", *words, *options], folder, variables)
+        process = _come_up(["ray", "start", *words, *options], folder, port, variables)
         try:
             yield Head(f"http://127.0.0.1:{port}", token, folder, process.pid)
         finally:
@@ -96,18 +96,25 @@ def started_head(*options: str, gcs_port: int = 0, token: str = "", **more: str)
 
 
 def _come_up(
-    command: list[str], folder: Path, variables: dict[str, str]
+    command: list[str], folder: Path, port: int, variables: dict[str, str]
 ) -> subprocess.Popen[bytes]:
     """Start a head and wait for it. Ray gives its parts 30 s, which a busy machine may not."""
     for attempt in range(ATTEMPTS):
         log = folder / f"head-{attempt}.log"
-        if (process := _attempt(command, folder, variables, log)) is not None:
+        if (process := _attempt(command, folder, port, variables, log)) is not None:
             return process
     raise AssertionError(log.read_text())
 
 
+def _answers(port: int) -> bool:
+    with contextlib.suppress(OSError):
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        return True
+    return False
+
+
 def _attempt(
-    command: list[str], folder: Path, variables: dict[str, str], log: Path
+    command: list[str], folder: Path, port: int, variables: dict[str, str], log: Path
 ) -> subprocess.Popen[bytes] | None:
     with log.open("w") as file:
         process = subprocess.Popen(
@@ -119,7 +126,10 @@ def _attempt(
             start_new_session=True,
         )
     try:
-        wait_for(lambda: process.poll() is not None or "--block" in log.read_text(), 180)
+        wait_for(
+            lambda: process.poll() is not None or ("--block" in log.read_text() and _answers(port)),
+            240,
+        )
     except BaseException:
         _end(process)
         raise
