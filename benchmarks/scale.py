@@ -119,11 +119,11 @@ def main(
     rates: int = 5,
     repairs: int = 6,
     seeds: int = 20,
-    calls: int = 3,
+    calls: int = 1,
 ) -> Figures:
     """`grid plan` of the whole grid, then `grid plan` and `grid check` of the same one finished."""
     if quick:
-        settings, calls = min(settings, 1), 1
+        settings = 1
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch, "many.yaml")
         file.write_text(grid_text(settings, rates, repairs, seeds), "utf-8")

@@ -139,6 +139,10 @@ class Plan:
 
 def parents(stage: Stage) -> list[Stage]:
     """The stages whose artefacts a stage reads."""
+    if isinstance(stage, MeasureStage):
+        return stage.parents
+    if isinstance(stage, DefendStage):
+        return stage.parents
     if isinstance(stage, ModelStage):
         init: list[Stage] = [stage.init] if stage.init else []
         return [stage.data, *init]
@@ -146,8 +150,6 @@ def parents(stage: Stage) -> list[Stage]:
         return [stage.corpus, *([stage.surrogate] if stage.surrogate else [])]
     if isinstance(stage, PoisonStage):
         return [stage.trigger]
-    if isinstance(stage, DefendStage | MeasureStage):
-        return stage.parents
     return []
 
 
@@ -237,6 +239,13 @@ class Builder:
 
         stage: ModelStage = self._once(name, make)
         return stage
+
+    def checks(self, gate: GateCheck) -> tuple[Key, ...]:
+        """Keys of a gate's measurements, which every cell of its group has in its own."""
+        found: tuple[Key, ...] = self._once(
+            ("checks", gate.group), lambda: tuple(stage.key for stage in gate.stages)
+        )
+        return found
 
     def guide(self, guide: Guide) -> GuideStage:
         """Where the weights of a judge come from."""
@@ -354,7 +363,6 @@ def _plan_cell(build: Builder, plan: Plan, cell: Cell) -> CellPlan:
     measure = build.measure(cell, cell.count, None if undefended else cell.defense)
     clean, init = build.beside(cell)
     gate = plan.gates.get(group)
-    checks = [m.key for m in gate.stages] if gate else []
     others = [clean.key, *([init.key] if init else [])]
     needs = cell.defense.method.needed()
     about = {
@@ -366,7 +374,7 @@ def _plan_cell(build: Builder, plan: Plan, cell: Cell) -> CellPlan:
     }
     return CellPlan(
         cell=cell,
-        key=content_key("cell", about, [measure.key, *others, *checks]),
+        key=content_key("cell", about, [measure.key, *others], build.checks(gate) if gate else ()),
         victim=build.victim(cell, cell.count),
         measure=measure,
         clean_victim=clean,

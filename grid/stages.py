@@ -402,17 +402,11 @@ class DefendStage:
 
     @property
     def inputs(self) -> Sequence[Key]:
-        needs, found = self.defense.needed(), list[Key]()
-        if Need.VICTIM in needs:
-            found.append(self.victim.key)
-        if Need.SUSPECT_DATA in needs:
-            found.append(self.victim.data.key)
-            found.extend(self.poisoned.inputs if self.poisoned else [])
-        if Need.CLEAN_DATA in needs:
-            found.append(self.clean.key)
-        found.extend(model.key for model in self.public_models)
-        if Need.TRUTH in needs:
-            found.append(self.suspect.key)
+        found = list[Key]()
+        for parent in self.parents:
+            found.append(parent.key)
+            if isinstance(parent, PoisonStage):
+                found.extend(parent.inputs)
         return found
 
     @cached_property

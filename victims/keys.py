@@ -82,17 +82,24 @@ def text_of(value: Any) -> str:
     """The canonical form as JSON.
 
     The keys of a plan hold the same few hundred methods and recipes a hundred thousand times: a
-    frozen dataclass whose fields cannot change either is written once.
+    tuple or frozen dataclass that holds nothing which can change is written once.
     """
     cls = type(value)
     if cls is str:
         return _quoted(value)
+    if cls is int:
+        return repr(value)
+    if cls is list:
+        return f"[{','.join(map(text_of, value))}]"
     found = _texts.get(id(value))
     if found is not None:
         return found[1]
-    text = _body(canonical(value))
-    if not _is_frozen(cls):
-        return text
+    if cls is tuple:
+        text = f"[{','.join(map(text_of, value))}]"
+    else:
+        text = _body(canonical(value))
+        if not _is_frozen(cls):
+            return text
     try:
         hash(value)
     except TypeError:  # it holds something that can change
@@ -114,14 +121,22 @@ def digest(value: Any) -> str:
     return hashlib.sha256(_body(canonical(value)).encode()).hexdigest()
 
 
-def content_key(kind: str, params: Any, inputs: Sequence[str] = ()) -> Key:
-    """Key of an artefact of ``kind`` made from ``params`` and the artefacts ``inputs``."""
-    if type(params) is dict and all(type(name) is str for name in params):
+def content_key(
+    kind: str, params: Any, inputs: Sequence[str] = (), more: tuple[str, ...] = ()
+) -> Key:
+    """Key of an artefact of ``kind`` made from ``params`` and the artefacts ``inputs``.
+
+    ``more`` are further inputs: a tuple that many keys share, so that it is written once.
+    """
+    if type(params) is dict and set(map(type, params)) == {str}:
         fields = [f"{_quoted(name)}:{text_of(params[name])}" for name in sorted(params)]
         about = f"{{{','.join(fields)}}}"
     else:
         about = text_of(params)
-    body = f"[{_quoted(kind)},{about},[{','.join(map(_quoted, inputs))}]]"
+    made_of = [_quoted(key) for key in inputs]
+    if more:
+        made_of.append(text_of(more)[1:-1])
+    body = f"[{_quoted(kind)},{about},[{','.join(made_of)}]]"
     return Key(f"{kind}-{hashlib.sha256(body.encode()).hexdigest()[:16]}")
 
 
