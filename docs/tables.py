@@ -427,9 +427,7 @@ PARTS: dict[str, Callable[[], str]] = {
 
 def parts() -> dict[str, Callable[[], str]]:
     """All parts by name: NAME-board, NAME-short, NAME-made and more of every board there is."""
-    from docs import scale_tables
-
-    found = {**PARTS, **scale_tables.parts()}
+    found = dict(PARTS)
     for path in boards():
         name = path.name.removesuffix("-board.json")
         found[f"{name}-board"] = partial(_board_rows, path, lambda row: True)
