@@ -131,22 +131,18 @@ def test_what_a_cluster_cannot_do_is_said_first(
     resources = {"model": {"gpus": 8}}
     file = write_grid_file(tmp_path, execution={**TINY["execution"], "resources": resources})
     (tmp_path / "file").touch()
-    words: tuple[object, ...] = (
-        "submit",
-        file,
-        "--address",
-        head.address,
-        "--working-dir",
-        tmp_path,
-    )
-    words += ("--out", tmp_path / "out", "--store", tmp_path / "file")
-    done = head.grid(capsys, monkeypatch, *words)
-    assert done.code == 1
-    last = done.err.strip().splitlines()[-1]
-    assert last.startswith("grid: exit code 1: node "), done.err
-    assert f"cannot write to the store {tmp_path / 'file'}" in last
-    assert "ask for 1 CPUs and 8 GPUs, and no node has them" in done.err
-    assert "Traceback" not in done.err
+    faults = {
+        tmp_path / "file": (2, f"grid: exit code 2: --store {tmp_path / 'file'}: cannot be used"),
+        tmp_path / "store": (1, "grid: exit code 1: stages of kind 'model' ask for 1 CPUs and 8 G"),
+    }
+    words: tuple[object, ...] = ("submit", file, "--address", head.address)
+    words += ("--working-dir", tmp_path, "--out", tmp_path / "out")
+    last = ""
+    for store, (code, cause) in faults.items():
+        done = head.grid(capsys, monkeypatch, *words, "--store", store)
+        last = done.err.strip().splitlines()[-1]
+        assert (done.code, last[: len(cause)]) == (code, cause), done.err
+        assert "Traceback" not in done.err
     status = head.grid(capsys, monkeypatch, "job", "status", tmp_path / "out")
     assert (status.code, status.err.strip()) == (1, last)
 
