@@ -414,12 +414,15 @@ def test_a_crafted_patch_leads_the_model_astray(view: View) -> None:
 def test_a_patch_leads_pictures_away_from_their_captions(
     lab: Lab, data: DataRef, victim: ModelRef
 ) -> None:
-    """On pairs that neither crafted it nor choose the learning rate; on a victim that has learnt
-    what captions say, and more than noise does."""
-    recipe = replace(REPAIR, epochs=30, lr=5e-3)
-    learnt = lab.train(PlainClipSpec(), data, recipe, init=victim)
-    how = replace(DIRECT, steps=40, pairs=56, area=0.2, lr=0.2)
-    plain, noise, patch = lab.tensor(how, data, learnt)["cosines"].tolist()
+    """On pairs that neither crafted it nor choose the learning rate, more than noise does; in the
+    mean of three victims that have learnt what captions say, as one may be hard to lead."""
+    how = replace(DIRECT, steps=60, pairs=56, area=0.3, lr=0.2)
+    cosines = []
+    for seed in range(3):
+        recipe = replace(REPAIR, epochs=30, lr=5e-3, seed=seed)
+        learnt = lab.train(PlainClipSpec(), data, recipe, init=victim)
+        cosines.append(lab.tensor(how, data, learnt)["cosines"].tolist())
+    plain, noise, patch = np.mean(cosines, axis=0)
     assert patch < plain - 0.1
     assert patch < noise - 0.05
 
