@@ -54,6 +54,12 @@ class Journal:
             self._stages[key] = (stage.family, stage.work, gpus.get(key, 0.0))
         self._chain.update(chain)
 
+    @property
+    def eta_seconds(self) -> float | None:
+        """Until everything is made, as last written; None before that."""
+        found: float | None = self._last.get("eta_seconds")
+        return found
+
     def submit(self, key: Key) -> None:
         self.submitted[key] = time.time()
 

@@ -30,8 +30,10 @@ class Progress:
         stages_planned: int,
         running: Sequence[str],
         waiting: int = 0,
+        seconds_left: float | None = None,
     ) -> None:
-        """Say where the run is; ``waiting`` counts stages that another run is making.
+        """Say where the run is; ``waiting`` counts stages that another run is making,
+        ``seconds_left`` is what is left by the recorded times of stages.
 
         The first cell closes after many stages: until then it is these that show progress.
         """
@@ -42,7 +44,9 @@ class Progress:
         parts = [f"{closed}/{self.num_cells} cells", f"{stages_done}/{stages_planned} stages"]
         if elapsed > 1 and closed:
             rate = 3600 * closed / elapsed
-            parts += [f"{rate:.0f} cells/h", f"about {cells_left / rate * 60:.0f} min to go"]
+            parts.append(f"{rate:.0f} cells/h")
+        if seconds_left is not None:
+            parts.append(f"about {seconds_left / 60:.0f} min to go")
         names = ", ".join(
             f"{name} x{count}" if count > 1 else name for name, count in Counter(running).items()
         )

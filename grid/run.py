@@ -7,47 +7,37 @@ again, finds what exists, and goes on.
 from __future__ import annotations
 
 import contextlib
-import heapq
 import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from grid.chains import write_chains
-from grid.cluster import Executor, start_executor
+from grid.cluster import Executor
 from grid.filters import CellFilter, require_match
-from grid.journal import Journal
 from grid.lock import only_driver
 from grid.plan import (
     CellPlan,
     Group,
-    History,
     Plan,
     finished,
     longest_chain,
     make_plan,
-    parents,
 )
 from grid.preflight import preflight
 from grid.progress import Progress
 from grid.quick import SETTLED, exit_code, outcomes_in
-from grid.results import RowMaker, Verdict, commit, judge, planned_cells, versions
-from grid.schema import Status, write_columns, write_grid, write_rows, write_table, write_whole
+from grid.results import RowMaker, Verdict, judge, planned_cells
+from grid.scheduler import MAX_ATTEMPTS, Scheduler, clear_errors
+from grid.schema import Status, write_columns, write_grid, write_whole
 from grid.spec import Grid
-from grid.stages import MeasureStage, PoisonStage, Stage
+from grid.stages import MeasureStage, Stage
 from grid.steering import Steering
-from grid.work import Ended, Outcome
-from victims.errors import GridError
 from victims.keys import Key
-from victims.recipe import Runtime
 from victims.store import Damaged, Store
-
-MAX_ATTEMPTS = 3
-FLUSH_SECONDS = 5.0
-BUSY_SECONDS = 0.5
 
 
 @dataclass(slots=True)
@@ -95,21 +85,7 @@ class RunReport:
         return f"{self.victims} {noun}: {told}" if told else "no victims"
 
 
-@contextlib.contextmanager
-def _clear_errors(out: Path) -> Iterator[None]:
-    """What the file system says about the results directory, as one message."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None or not Path(error.filename).is_relative_to(out):
-            raise
-        raise GridError(
-            f"{error.filename}: {error.strerror}. Nothing was half-written; make room or give"
-            " another --out, then run the same command again."
-        ) from error
-
-
-class Driver:
+class Driver(Scheduler):
     """One run of one grid."""
 
     def __init__(
@@ -125,58 +101,25 @@ class Driver:
         checks_nodes: bool = False,
         say: Callable[[str], None] = print,
     ) -> None:
-        self.grid, self.out, self.store = grid, out, store
-        self.executor_name, self.say, self.checks_nodes = executor, say, checks_nodes
-        self.plan: Plan = plan or make_plan(grid)
-        self.only, self.retry = only, retry
-        execution = grid.execution
-        self.runtime = Runtime(
-            device=execution.device,
-            threads=execution.threads,
-            checkpoint_seconds=execution.checkpoint_seconds,
-            keep_optimizer=execution.keep_optimizer,
-        )
-        self.history = History(Path(store.root, "history.json") if store.local else None)
-        self.journal = Journal(out, self.history, always=executor == "serial")
+        self.grid, self.plan = grid, plan or make_plan(grid)
+        super().__init__(self.plan.stages, grid.execution, out, store, executor=executor, say=say)
+        self.only, self.retry, self.checks_nodes = only, retry, checks_nodes
         self.steering = Steering(self)
         self.rows = RowMaker(self.plan, store, self.runtime, set())
         self.status: dict[str, str] = {}
-        self.truths: dict[str, Stage] = {
-            stage.truth_key: stage
-            for stage in self.plan.stages.values()
-            if isinstance(stage, PoisonStage)
-        }
-        # The scheduler's state.
-        self.done: set[Key] = set()
-        self.blocked: dict[Key, tuple[Ended, str]] = {}
-        self.waits: dict[Key, set[Key]] = {}
-        self.children: dict[Key, set[Key]] = defaultdict(set)
-        self.ready: list[tuple[float, int, Key]] = []
-        self.later: list[tuple[float, Key]] = []
-        self.running: set[Key] = set()
-        self.attempts: Counter[Key] = Counter()
-        self.priority: dict[Key, float] = {}
-        self.planned: set[Key] = set()
         self.asked = 0
-        self.told_to_wait = -60.0
-        self.seconds: dict[Key, float] = {}
-        self.made: Counter[str] = Counter()
         self.verdicts: dict[Group, Verdict | None] = {}
         self.open: dict[Key, CellPlan] = {}
         self.cells_of: dict[Key, list[CellPlan]] = defaultdict(list)
         self.groups_of: dict[Key, list[Group]] = defaultdict(list)
         self.mended: dict[Key, list[Key]] = defaultdict(list)
-        self.buffer: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
         self.measured: list[CellPlan] = []
-        self.flushed = time.monotonic()
-        self.problem = ""
-        self.sequence = 0
 
     # --- from cells to wanted stages
 
     def run(self) -> RunReport:
         started = time.perf_counter()
-        with only_driver(self.out), _clear_errors(self.out):
+        with only_driver(self.out), clear_errors(self.out):
             self.status = {cell: status for cell, (status, _) in outcomes_in(self.out).items()}
             self._announce()
             executor = None
@@ -186,11 +129,15 @@ class Driver:
                 if todo:
                     for words in self.plan.cautions():
                         self.say(f"caution: {words}")
-                    (self.out / "logs").mkdir(exist_ok=True)
                     self.done = finished(self.store, self.plan)
                     self._open_cells(todo)
                 if self.open:
-                    executor = self._work(len(todo))
+                    self.journal.state("starting")
+                    executor = self.start()
+                    try:
+                        self.work(executor, len(todo))
+                    finally:
+                        executor.close()
                 self._tell_how_it_ended(executor)
             except BaseException as error:
                 self.journal.state("stopped", str(error) or type(error).__name__)
@@ -201,7 +148,7 @@ class Driver:
 
     def settle(self) -> None:
         """Carry out what was asked of a run that is not alive; no stage runs."""
-        with only_driver(self.out), _clear_errors(self.out):
+        with only_driver(self.out), clear_errors(self.out):
             self.status = {cell: status for cell, (status, _) in outcomes_in(self.out).items()}
             self.rows.first_cells = _first_cells(self.out) or set()
             self.steering.heed()
@@ -216,29 +163,9 @@ class Driver:
             self._note_progress(executor, at_once=True)
         self.journal.state("stopped" if self.problem else "ended", self.problem)
 
-    def _work(self, num_cells: int) -> Executor:
-        """Run stages until every cell that can be closed is; then give everything back."""
-        self.journal.state("starting")
-        executor = start_executor(
-            self.executor_name,
-            self.grid.execution,
-            self.store.uri,
-            self.runtime,
-            str((self.out / "logs").resolve()),
-        )
-        with contextlib.ExitStack() as closing:
-            # Each of these runs even where another one fails; the last one named comes first.
-            closing.callback(executor.close)
-            closing.callback(self.history.save)
-            progress = Progress(num_cells, self.say)
-            closing.callback(progress.close)
-            closing.callback(self.flush, force=True)
-            if self.checks_nodes:
-                preflight(executor, self.plan, self.store.uri, self.say)
-            self._fit_or_wait(executor)
-            executor.warm()
-            self._loop(executor, progress)
-        return executor
+    def before_stages(self, executor: Executor) -> None:
+        if self.checks_nodes:
+            preflight(executor, self.plan, self.store.uri, self.say)
 
     def _announce(self) -> None:
         """Write what is planned, so that a board knows from the start what is missing."""
@@ -287,46 +214,11 @@ class Driver:
         gpus = {key: self._gpus(stage) for key, stage in missing.items()}
         self.journal.expect(missing, gpus, self.priority)
         for needed in wanted:
-            self._want(needed)
+            self.want(needed)
         for group in groups:
             self._judge_if_ready(group)
         for cell in todo:
             self._close_if_ready(cell)
-
-    def _want(self, stage: Stage, also: Iterable[Stage] = ()) -> None:
-        """Schedule a stage and, first, whatever it needs and the store does not hold.
-
-        ``also`` are further stages that it waits for.
-        """
-        key = stage.key
-        if key in self.done or key in self.waits or key in self.running:
-            return
-        if key in self.blocked:
-            return
-        self.waits[key] = set()
-        for parent in (*parents(stage), *also):
-            self._want(parent)
-            if parent.key not in self.done:
-                self.waits[key].add(parent.key)
-                self.children[parent.key].add(key)
-            if parent.key in self.blocked:
-                self._block(key, *self.blocked[parent.key])
-                return
-        self._ready_if_free(key)
-
-    def _ready_if_free(self, key: Key) -> None:
-        if key in self.waits and not self.waits[key] and key not in self.running:
-            self.sequence += 1
-            heapq.heappush(self.ready, (-self.priority.get(key, 0.0), self.sequence, key))
-
-    def _gpus(self, stage: Stage) -> float:
-        wants = self.grid.execution.resources_for(stage.kind)
-        return wants.gpus * wants.workers
-
-    def put_back(self, key: Key) -> None:
-        """A stage that was handed over and taken back before it began."""
-        self.journal.end(key)
-        self._ready_if_free(key)
 
     def record(self, cell: CellPlan, status: Status, detail: str) -> None:
         """Give a cell an outcome that does not come from its stages."""
@@ -358,172 +250,51 @@ class Driver:
             self.verdicts.pop(cell.group, None)  # judged anew, which wants the cell's stages
         self._open_cells(cells)
 
-    # --- the loop
-
-    def _fit_or_wait(self, executor: Executor) -> None:
-        """Refuse what no node can hold; on a shared cluster, wait a stated time for such a node."""
-        kinds = {self.plan.stages[key].kind: self.plan.stages[key] for key in self.waits}
-        limit = 0.0 if executor.owns_cluster else self.grid.execution.wait_seconds
-        started, said = time.monotonic(), -60.0
-        while (problem := executor.check(list(kinds.values()))) is not None:
-            waited = time.monotonic() - started
-            if waited >= limit:
-                raise GridError(f"{problem} (waited {waited:.0f} s of {limit:.0f})")
-            if waited - said >= 60:
-                self.say(f"waiting for resources: {problem} Giving up after {limit:.0f} s.")
-                said = waited
-            time.sleep(2)
-
-    def _wait_for_a_place(self, executor: Executor) -> None:
-        """Say that others hold what the stages ask for, and give up after the stated time.
-
-        While a stage of ours runs, the others wait for it and not for somebody else.
-        """
-        starved = executor.starved()
-        if starved is None:
-            self.told_to_wait = -60.0
-            return
-        limit = self.grid.execution.wait_seconds
-        if starved.seconds >= limit:
-            raise GridError(
-                f"{starved.words} No stage could start in {starved.seconds:.0f} s"
-                f" (execution.wait_seconds: {limit:g}). Run the same command when they are free,"
-                " or ask for less in execution.resources."
-            )
-        if starved.seconds >= min(30, limit / 2) and starved.seconds - self.told_to_wait >= 60:
-            self.say(f"waiting for resources: {starved.words} Giving up after {limit:g} s.")
-            self.told_to_wait = starved.seconds
-
-    def _loop(self, executor: Executor, progress: Progress) -> None:
-        if self.steering.is_paused:
-            self.say("paused: nothing starts until `grid resume`")
-        while self.open and not self.problem:
-            self.steering.heed(executor)
-            now = time.monotonic()
-            while self.later and self.later[0][0] <= now:
-                _, key = heapq.heappop(self.later)
-                self._ready_if_free(key)
-            while self.ready and executor.running < executor.window and not self._is_paused:
-                _, _, key = heapq.heappop(self.ready)
-                if key in self.done or key in self.running or key not in self.waits:
-                    continue
-                self.running.add(key)
-                self.journal.submit(key)
-                executor.submit(self.plan.stages[key])
-            if not executor.running and not self.ready and not self.later:
-                break
-            self._note_progress(executor)
-            if self._is_paused and not executor.running:
-                time.sleep(BUSY_SECONDS)
-            for outcome in executor.poll(BUSY_SECONDS):
-                self._take(outcome)
-            self._wait_for_a_place(executor)
-            progress.update(
-                cells_left=len(self.open),
-                stages_done=len(self.planned & self.done),
-                stages_planned=len(self.planned),
-                running=[stage.family for stage in executor.begun],
-                waiting=len(self.later),
-            )
-            self.flush()
-        if self.problem:
-            self.say(self.problem)
+    # --- what the scheduler asks
 
     @property
-    def _is_paused(self) -> bool:
+    def is_over(self) -> bool:
+        return not self.open
+
+    @property
+    def is_paused(self) -> bool:
         return self.steering.is_paused
+
+    def heed(self, executor: Executor) -> None:
+        self.steering.heed(executor)
+
+    def settled(self, key: Key) -> None:
+        for group in self.groups_of.get(key, []):
+            self._judge_if_ready(group)
+        for cell in self.cells_of.get(key, []):
+            self._close_if_ready(cell)
+
+    def note(self, executor: Executor) -> None:
+        self._note_progress(executor)
+
+    def tell(self, executor: Executor, progress: Progress) -> None:
+        progress.update(
+            cells_left=len(self.open),
+            stages_done=len(self.planned & self.done),
+            stages_planned=len(self.planned),
+            running=[stage.family for stage in executor.begun],
+            waiting=len(self.later),
+            seconds_left=self.journal.eta_seconds,
+        )
 
     def _note_progress(self, executor: Executor | None, *, at_once: bool = False) -> None:
         self.journal.lanes = executor.lanes if executor else 1
         self.journal.update(
-            "paused" if self._is_paused else "running",
+            "paused" if self.is_paused else "running",
             cells_open=len(self.open),
             cells_asked=self.asked,
             planned=self.planned,
             done=self.done | set(self.blocked),
-            running={key: self.plan.stages[key] for key in self.running},
+            running={key: self.stages[key] for key in self.running},
             begun=executor.begun if executor else [],
             waiting=len(self.later),
             at_once=at_once,
         )
-
-    def _take(self, outcome: Outcome) -> None:
-        """One attempt ended."""
-        key = Key(outcome.key)
-        stage = self.plan.stages[key]
-        self.running.discard(key)
-        self.journal.end(key)
-        if outcome.ended is Ended.BUSY:
-            # Another driver makes it: look again soon, without holding a lane.
-            if key in self.store:
-                self._finish(key)
-            else:
-                heapq.heappush(self.later, (time.monotonic() + BUSY_SECONDS, key))
-            return
-        self.attempts[key] += 1
-        self._record(stage, outcome)
-        if outcome.ended is Ended.OK:
-            self.made.update(outcome.made)
-            self.seconds[key] = outcome.seconds
-            if key in outcome.made:
-                self.history.record(stage, outcome.seconds)
-                self.journal.made += 1
-            else:
-                self.journal.found += 1
-            self._finish(key)
-        elif outcome.ended is Ended.NO_SPACE:
-            self.problem = outcome.message
-        elif outcome.ended is Ended.DAMAGED and self.attempts[key] < MAX_ATTEMPTS:
-            self._remake(stage, outcome.damaged)
-        elif outcome.ended is Ended.INFRASTRUCTURE and self.attempts[key] < MAX_ATTEMPTS:
-            self.say(f"{key} ({stage.family}) will be tried again: {outcome.message}")
-            self._ready_if_free(key)
-        else:
-            ended = Ended.METHOD if outcome.ended is Ended.METHOD else Ended.INFRASTRUCTURE
-            self._block(key, ended, f"{stage.family}: {outcome.message}")
-
-    def _finish(self, key: Key) -> None:
-        self.done.add(key)
-        self.waits.pop(key, None)
-        for child in self.children.pop(key, set()):
-            if child in self.waits:
-                self.waits[child].discard(key)
-                self._ready_if_free(child)
-        for group in self.groups_of.get(key, []):
-            self._judge_if_ready(group)
-        for cell in self.cells_of.get(key, []):
-            self._close_if_ready(cell)
-
-    def _owner(self, artefact: str) -> Stage | None:
-        """The stage that leaves an artefact; None for what a defense makes on its way."""
-        return self.plan.stages.get(Key(artefact)) or self.truths.get(artefact)
-
-    def _remake(self, stage: Stage, damaged: str) -> None:
-        """Something a stage reads turned out to be damaged: make it again, then come back."""
-        self.say(f"{damaged} was damaged in the store and is made again")
-        owner = self._owner(damaged)
-        owners = [owner] if owner else [p for p in parents(stage) if p.kind == "defended"]
-        for found in owners:
-            if owner is None:
-                self.store.discard(found.key, f"it rests on {damaged}, which is damaged")
-            if found.key != stage.key:
-                self.done.discard(found.key)
-        self.waits.pop(stage.key, None)
-        # What is damaged need not be a parent: a measurement loads its victim's weights through
-        # the defended stage between them.
-        self._want(stage, also=[found for found in owners if found.key != stage.key])
-
-    def _block(self, key: Key, ended: Ended, message: str) -> None:
-        """A stage that will not be made: so are all that wait for it, and their cells."""
-        self.blocked[key] = (ended, message)
-        self.waits.pop(key, None)
-        for child in self.children.pop(key, set()):
-            if child in self.waits:
-                self._block(child, ended, message)
-        for group in self.groups_of.get(key, []):
-            self._judge_if_ready(group)
-        for cell in self.cells_of.get(key, []):
-            self._close_if_ready(cell)
 
     # --- gates and cells
 
@@ -541,7 +312,7 @@ class Driver:
                 for measure in checks:
                     if measure.key == error.key:
                         self.done.discard(measure.key)
-                        self._want(measure)
+                        self.want(measure)
                 return
         else:
             return
@@ -549,7 +320,7 @@ class Driver:
         for cell in [c for c in self.open.values() if c.group == group]:
             if cell.gated and verdict is not None and verdict.passes:
                 for stage in cell.stages:
-                    self._want(stage)
+                    self.want(stage)
             self._close_if_ready(cell)
 
     def _mend(self, cell: CellPlan, damaged: str) -> None:
@@ -563,7 +334,7 @@ class Driver:
         before.append(owner.key)
         self.cells_of[owner.key].append(cell)
         self.done.discard(owner.key)
-        self._want(owner)
+        self.want(owner)
 
     def _close_if_ready(self, cell: CellPlan) -> None:
         """Write a cell's rows once its fate is known."""
@@ -618,60 +389,16 @@ class Driver:
 
     # --- records
 
-    def _record(self, stage: Stage, outcome: Outcome) -> None:
-        from datetime import UTC, datetime
-
-        started = datetime.fromtimestamp(outcome.started, UTC)
-        ended = datetime.fromtimestamp(outcome.started + outcome.seconds, UTC)
-        common = {
-            "key": stage.key,
-            "attempt": self.attempts[stage.key],
-            "seconds": outcome.seconds,
-            "host": outcome.host,
-            "pid": outcome.pid,
-            "started_at": started,
-        }
-        self.buffer["attempts"].append(
-            {**common, "outcome": outcome.ended.value, "error": outcome.message or None}
-        )
-        if outcome.ended not in (Ended.OK, Ended.METHOD):
-            self.flushed = 0.0  # what tells of a fault must not be lost to the next one
-        if outcome.ended is Ended.OK:
-            self.buffer["stages"].append(
-                {
-                    **common,
-                    "kind": stage.kind,
-                    "name": stage.family,
-                    "ended_at": ended,
-                    "inputs": [p.key for p in parents(stage)],
-                    "reused": stage.key not in outcome.made,
-                    "device": outcome.device,
-                    "threads": outcome.threads,
-                    "commit": commit(),
-                    "device_seconds": outcome.cost.get("train_seconds"),
-                    "pair_views": int(outcome.cost.get("images_backward", 0)),
-                    "peak_memory_bytes": outcome.peak_memory_bytes,
-                    "versions": versions(),
-                }
-            )
-
     def flush(self, *, force: bool = False) -> None:
-        """Write what has gathered: new files only, each renamed into place when whole."""
-        if not force and time.monotonic() - self.flushed < FLUSH_SECONDS:
+        if not (force or self.is_due):
             return
-        self.flushed = time.monotonic()
         for cell in self.measured:
             try:
                 self._write_samples(cell)
             except Damaged as error:  # between its rows and now; the rows stand
                 self.say(f"{cell.cell.label}: its per-image outcomes are lost: {error}")
         self.measured.clear()
-        for kind, records in self.buffer.items():
-            if records and kind == "rows":
-                write_rows(self.out, records)
-            elif records:
-                write_table(self.out, kind, records)
-        self.buffer.clear()
+        super().flush(force=True)
 
     def _write_samples(self, cell: CellPlan) -> None:
         import pyarrow.parquet as pq

@@ -770,7 +770,9 @@ def test_progress_counts_and_names_what_runs(monkeypatch: pytest.MonkeyPatch) ->
     line.update(cells_left=10, stages_done=5, stages_planned=25, running=["a", "a", "b"])
     assert said[0] == "0/10 cells, 5/25 stages; running: a x2, b"
     now[0] += 60
-    line.update(cells_left=6, stages_done=13, stages_planned=25, running=["a"], waiting=2)
+    counts = {"cells_left": 6, "stages_done": 13, "stages_planned": 25}
+    line.update(**counts, running=["a"], waiting=2, seconds_left=185)
+    # The time to go comes from the stages: the last cells may all close at once.
     assert said[1].startswith("4/10 cells, 13/25 stages, 120 cells/h, about 3 min to go")
     assert said[1].endswith("running: a; another run of this store makes 2 more")
     line.close()
@@ -782,7 +784,7 @@ def test_a_run_counts_its_stages(ran: Ran, tmp_path: Path, monkeypatch: Any) -> 
     def update(self: Any, **now: Any) -> None:
         seen.append((now["cells_left"], now["stages_done"], now["stages_planned"]))
 
-    monkeypatch.setattr("grid.run.Progress.update", update)
+    monkeypatch.setattr("grid.scheduler.Progress.update", update)
     report = run_serial(ran.grid, tmp_path / "out", tmp_path / "store")
     stages = report.stages_run
     # One after another, all of them planned from the start.
