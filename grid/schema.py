@@ -1,7 +1,7 @@
 """The words and columns of a results directory: what a run writes and a board reads.
 
-DIR holds ``rows/ samples/ stages/ attempts/`` as Parquet and ``grid.json``. Writers only ever
-add files, under a scratch name that is renamed when complete; of several rows of one
+DIR holds ``rows/ samples/ stages/ attempts/ trials/`` as Parquet and ``grid.json``. Writers only
+ever add files, under a scratch name that is renamed when complete; of several rows of one
 (cell, eval_set, metric) the newest ``written_at`` wins. Nothing heavy is imported here.
 """
 
@@ -233,11 +233,51 @@ SAMPLE = _columns("""
     clean_target_rank int32!  rank of the target on the untouched image
 """)
 
+TRIAL = _columns("""
+    schema_version  int16!    filled by the writer
+    written_at      timestamp! filled by the writer when absent
+    campaign        string!   name of the campaign
+    search          string!   key of what suggests settings and judges them, without the budget
+    defense         string!   label of the defense whose settings are searched
+    objective       string!   label of what is searched for
+    number          int32!    place in the order of its search, from 0
+    trial           string!   key of all that was to be measured for these settings
+    record          string!   trial: its end; cell: the end of a cell; epoch: one of a fit
+    status          string!   ok, stopped (before its end), failed
+    reason          string    why it was stopped or failed
+    settings        string!   JSON: name to value, as the search space names them
+    is_default      bool!     the settings that the defense has anyway
+    cell            int32     place of the cell among those of the trial, from 0
+    attack          string    of the cell
+    rate_text       string    of the cell
+    seed            int64     of the cell's victim
+    epoch           int32     epochs fitted for the cell so far
+    clean_top1      float64   of the cell, on the tuning split
+    clean_n         int64     pictures behind it
+    asr_top1        float64   of the cell, on the tuning split
+    asr_n           int64     pictures behind it
+    victim_clean    float64   of the undefended victim
+    victim_asr      float64   of the undefended victim
+    change          float64   share of clean pictures that the victim answers otherwise
+    ca              float64   mean of clean_top1 over the cells so far
+    ca_loss         float64   mean of victim_clean - clean_top1 over the cells so far
+    worst_asr       float64   largest over attacks of the mean ASR over their cells so far
+    mean_asr        float64   over attacks
+    score           float64   what the search makes small
+    is_feasible     bool      whether the objective's limits hold so far
+    device_seconds  float64   of the defense's training, wherever it ran
+    spent_seconds   float64   of this run, wall
+    defended_key    string    of the cell
+    measure_key     string    of the cell
+    started_at      timestamp! UTC
+""")
+
 KINDS: Mapping[str, tuple[Column, ...]] = {
     "rows": ROW,
     "samples": SAMPLE,
     "stages": STAGE,
     "attempts": ATTEMPT,
+    "trials": TRIAL,
 }
 
 # What a metric that is a share of something begins with.

@@ -115,3 +115,22 @@ def cell_rows(
         absent = {"metric": "asr_top1", "eval_set": eval_set, "status": "not_applicable"}
         rows.append({**shared, **absent})
     return rows
+
+
+def trial_row(number: int = 0, record: str = "trial", **more: object) -> dict[str, Any]:
+    """One record of a campaign's search."""
+    return {
+        "written_at": EPOCH,
+        "started_at": EPOCH,
+        "campaign": "demo",
+        "search": "search-0",
+        "defense": "cleanclip",
+        "objective": "tuned",
+        "number": number,
+        "trial": f"trial-{number}",
+        "record": record,
+        "status": "ok",
+        "settings": "{}",
+        "is_default": number == 0,
+        **more,
+    }

@@ -23,7 +23,7 @@ from analysis.render import render
 from analysis.stats import defense_effectiveness, normalised_asr, over_seeds
 from grid import schema
 from grid.schema import ResultsError, SchemaError, Status, write_grid, write_rows, write_table
-from tests.rows import cell_columns, cell_rows
+from tests.rows import cell_columns, cell_rows, trial_row
 
 
 def board_of(results: Path, *cells: list[dict[str, Any]], planned: int | None = None) -> Board:
@@ -148,6 +148,7 @@ def test_every_kind_is_written_with_its_schema_version(tmp_path: Path) -> None:
     ranks = {"clean_true_rank": 0, "triggered_target_rank": 0, "clean_target_rank": 7}
     columns = {**shared, **ranks, "image": range(100), "triggered_prediction": [4] * 100}
     schema.write_columns(tmp_path, "samples", columns, 100)
+    write_table(tmp_path, "trials", [trial_row()])
     write_rows(tmp_path, cell_rows())
     results = Results(tmp_path)
     for kind, columns_of_kind in schema.KINDS.items():
