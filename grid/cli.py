@@ -152,6 +152,35 @@ def retry(
 
 
 @app.command()
+def tune(
+    campaign: Annotated[str, typer.Argument(help="A campaign's name or a YAML file.")],
+    out: OutOpt = None,
+    store: StoreOpt = None,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate", help="Then run the held-out grid of what was chosen.")
+    ] = False,
+) -> None:
+    """Search the settings of defenses, on the tuning split alone. The same command goes on."""
+    from grid.registry import campaign_source
+    from grid.tuning.campaign import run_campaign
+    from grid.tuning.file import decode_campaign
+
+    source = campaign_source(campaign)
+    where, uri = places(source.name, out, store)
+    report = run_campaign(decode_campaign(source), where, uri, say=say)
+    for line in report.lines():
+        say(line)
+    if report.held_out is None:
+        raise typer.Exit(report.code)
+    say(f"{report.name}: {report.wall_seconds:.1f} s; results: {where}    store: {shown(uri)}")
+    if evaluate:
+        _run(str(report.held_out), where / "held-out", uri, ExecutorName.RAY, None, retry=False)
+        return
+    say(f"board: grid leaderboard --campaign {where}")
+    say(f"next: grid run {report.held_out} --out {where / 'held-out'} --store {shown(uri)}")
+
+
+@app.command()
 def plan(
     grid: GridArg, out: OutOpt = None, store: StoreOpt = None, as_json: JsonOpt = False
 ) -> None:

@@ -129,7 +129,16 @@ def _local_run(call: str, stage: Stage, store: str, runtime: Runtime, logs: str)
 def _on_assigned_device(
     call: str, stage: Stage, store: str, runtime: Runtime, logs: str
 ) -> Outcome:
-    """The body of a warm task. Its device is the one Ray assigned to this call.
+    """The body of a warm task, on the device that Ray assigned to this call."""
+    device = assigned_device(runtime)
+    done = _local_run(call, stage, store, replace(runtime, device=device), logs)
+    if done.ended is Ended.INFRASTRUCTURE and device.startswith("cuda"):
+        _leave_a_lost_device(device)
+    return done
+
+
+def assigned_device(runtime: Runtime) -> str:
+    """The device that Ray assigned to the call or actor that asks.
 
     A warm process keeps the CUDA devices it saw first, so the device is chosen by its position
     among all of them and not by changing what is visible.
@@ -144,10 +153,7 @@ def _on_assigned_device(
         visible = [v for v in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if v]
         mine = str(assigned[0])
         device = f"cuda:{visible.index(mine) if mine in visible else int(assigned[0])}"
-    done = _local_run(call, stage, store, replace(runtime, device=device), logs)
-    if done.ended is Ended.INFRASTRUCTURE and device.startswith("cuda"):
-        _leave_a_lost_device(device)
-    return done
+    return device
 
 
 def _leave_a_lost_device(device: str) -> None:

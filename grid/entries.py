@@ -3,7 +3,8 @@
 Lists hold a method's name or ``name: {field: value}``. Beside a method's own fields stand ``as``
 (its label on the board), ``variant`` (a named set of values; explicit fields win), for attacks
 ``rates`` or ``counts`` (this attack's own poison rates, or numbers of poisoned rows) and, for
-defenses, ``recipe`` (changes to the grid's recipes for this entry alone). A control whose ``like``
+defenses, ``recipe`` (changes to the grid's recipes for this entry alone) or ``tuned`` (the file of
+a campaign that has all of an entry's settings, or what it says). A control whose ``like``
 names another entry takes over that entry's changes. The undefended victim, ``none``, is always
 the reference of the gate: where a file does not list it, it is added at the front.
 """
@@ -14,23 +15,26 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from decimal import Decimal
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from attacks.base import Aim, poison_count
 from defenses.base import Need, Phase
 from grid.decode import decode
-from grid.nodes import Raw
+from grid.nodes import Raw, parse, read_text
 from grid.registry import Kind, Method, resolve, table
-from grid.spec import UNDEFENDED, AttackEntry, Data, DefenseEntry, Guide
+from grid.spec import UNDEFENDED, AttackEntry, Data, DefenseEntry, Guide, Tuned
 from victims.errors import GridError, UsageError, near, unknown
 from victims.recipe import ClassifierRecipe, Recipe, Select
 
 RESERVED: Mapping[Kind, tuple[str, ...]] = {
     "attacks": ("as", "variant", "rates", "counts"),
-    "defenses": ("as", "variant", "recipe", "guides"),
+    "defenses": ("as", "variant", "recipe", "guides", "tuned"),
 }
 # A name becomes a folder and a part of a cell's label: no separators, no spaces.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*")
+# Settings that a campaign chose: the defense, and the campaign after an @.
+NAME_AT = re.compile(rf"{NAME.pattern}(@{NAME.pattern})?")
 NAME_HELP = "letters, digits and . _ + = -, beginning with a letter or a digit"
 
 
@@ -58,6 +62,7 @@ class _Entry(NamedTuple):
     method: Any
     at: Raw
     more: Mapping[str, Raw]
+    tuned: Tuned | None = None
 
     @property
     def recipe(self) -> Raw | None:
@@ -158,6 +163,7 @@ def defense_entries(
             recipe=repair,
             victim_recipe=victim,
             overrides=values,
+            tuned=entry.tuned,
         )
         found.extend(guided(own_entry, entry.more.get("guides"), guides))
     return tuple(found)
@@ -233,6 +239,9 @@ def _entry(kind: Kind, raw: Raw, methods: Mapping[str, Method]) -> _Entry:
     cls: Any = resolve(kind, name, str(raw.where), methods)
     if given.node.data is None:
         given = Raw.of({}, given.where)
+    tuned = None
+    if kind == "defenses" and "tuned" in given.items():
+        tuned, given = _tuned(name, given)
     items = given.items()
     names = [f.name for f in fields(cls) if f.init]
     reserved = RESERVED[kind]
@@ -244,9 +253,29 @@ def _entry(kind: Kind, raw: Raw, methods: Mapping[str, Method]) -> _Entry:
     if "variant" in items:
         own = own.over(_variant(cls, items["variant"]))
     label = items["as"].node.text if "as" in items else name
-    if not NAME.fullmatch(label):
+    if not (NAME_AT if tuned else NAME).fullmatch(label):
         raise items["as"].error(f"{label!r} cannot be a label. Use {NAME_HELP}.")
-    return _Entry(label, decode(cls, own), given, given.only(reserved).items())
+    return _Entry(label, decode(cls, own), given, given.only(reserved).items(), tuned)
+
+
+def _tuned(name: str, raw: Raw) -> tuple[Tuned, Raw]:
+    """What a campaign says of an entry, and the entry with the settings that it chose."""
+    raw.check_keys(["tuned", "as", "guides"])
+    item = raw.items()["tuned"]
+    if isinstance(item.node.data, str):
+        beside = Path(item.where.file).parent / item.node.data
+        path = beside if beside.is_file() else Path(item.node.data)
+        if not path.is_file():
+            raise item.error(f"no file {item.node.data}, beside this one or where you are")
+        item = parse(read_text(path), str(path))
+    tuned = decode(Tuned, item)
+    if tuned.defense != name:
+        raise item.error(f"these are settings of {tuned.defense}, and the entry is {name}")
+    if not NAME_AT.fullmatch(tuned.name):
+        raise item.error(f"{tuned.name!r} cannot be a label. Use {NAME_HELP}, and one @.")
+    settings = item.items().get("settings", Raw.of({}, item.where))
+    given = settings.under({"as": tuned.name}) if "as" not in raw.items() else settings
+    return tuned, Raw.of({**given.plain(), **raw.without("tuned").plain()}, item.where)
 
 
 def _variant(cls: Any, raw: Raw) -> Mapping[str, Any]:

@@ -56,7 +56,11 @@ def load_grid(name_or_path: str) -> Grid:
 
 def decode_grid(source: Source) -> Grid:
     """Read the text of a grid file; anything it cannot mean raises with its place."""
-    raw = parse(source.text, source.source)
+    return grid_of(parse(source.text, source.source), source)
+
+
+def grid_of(raw: Raw, source: Source) -> Grid:
+    """The grid that a mapping means; ``source`` is where it stands."""
     file = decode(_File, raw)
     places = raw.items()
     labelled = file.track is Track.SUPERVISED

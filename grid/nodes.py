@@ -110,6 +110,12 @@ class Raw:
         own = {name: item.node for name, item in self.items().items()}
         return Raw(dataclasses.replace(self.node, data=below | own), self.where)
 
+    def under(self, values: Mapping[str, Any]) -> Raw:
+        """This mapping with ``values``, which are plain data, in place of its own."""
+        own = {name: item.node for name, item in self.items().items()}
+        above = {name: _node(value, self.where.line) for name, value in values.items()}
+        return Raw(dataclasses.replace(self.node, data=own | above), self.where)
+
     def check_keys(self, known: Iterable[str]) -> None:
         names = list(known)
         for name, item in self.items().items():

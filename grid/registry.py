@@ -257,7 +257,16 @@ def _idea(cls: type[Any]) -> str:
 
 def presets() -> dict[str, str]:
     """Name -> description of each grid file that comes with the package."""
-    folder = resources.files("grid") / "presets"
+    return _bundled("presets")
+
+
+def campaigns() -> dict[str, str]:
+    """The same of campaign files."""
+    return _bundled("campaigns")
+
+
+def _bundled(folder_name: str) -> dict[str, str]:
+    folder = resources.files("grid") / folder_name
     files = sorted(folder.iterdir(), key=lambda file: file.name) if folder.is_dir() else []
     return {
         file.name.removesuffix(".yaml"): _description(file.read_text("utf-8"), file.name)
@@ -276,19 +285,29 @@ def _description(text: str, file: str) -> str:
 
 def grid_source(name_or_path: str) -> Source:
     """The text of a grid file, or of the preset of that name. Decodes nothing."""
+    return _source(name_or_path, "presets", "grid file", "preset")
+
+
+def campaign_source(name_or_path: str) -> Source:
+    """The text of a campaign file, or of the one of that name that comes with the package."""
+    return _source(name_or_path, "campaigns", "campaign file", "campaign")
+
+
+def _source(name_or_path: str, folder: str, file_word: str, word: str) -> Source:
     path = Path(name_or_path)
     if path.exists() and not path.is_dir():
         return Source(path.stem, name_or_path, read_text(path))
-    found = presets()
+    found = _bundled(folder)
     if name_or_path in found:
-        file = resources.files("grid") / "presets" / f"{name_or_path}.yaml"
-        return Source(name_or_path, f"preset {name_or_path}", file.read_text("utf-8"))
+        file = resources.files("grid") / folder / f"{name_or_path}.yaml"
+        return Source(name_or_path, f"{word} {name_or_path}", file.read_text("utf-8"))
     table = ", ".join(found) or "none"
+    many = f"{word.capitalize()}s"
     if path.is_dir():
-        raise UsageError(f"{name_or_path}: a folder, not a grid file. Presets: {table}.")
+        raise UsageError(f"{name_or_path}: a folder, not a {file_word}. {many}: {table}.")
     raise UsageError(
-        f"no grid file and no preset called {name_or_path!r}.{near(name_or_path, found)}"
-        f" Presets: {table}. A file is given by its path, such as grids/mine.yaml."
+        f"no {file_word} and no {word} called {name_or_path!r}.{near(name_or_path, found)}"
+        f" {many}: {table}. A file is given by its path, such as grids/mine.yaml."
     )
 
 

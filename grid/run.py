@@ -220,7 +220,7 @@ class Driver(Scheduler):
         for cell in todo:
             self._close_if_ready(cell)
 
-    def record(self, cell: CellPlan, status: Status, detail: str) -> None:
+    def give(self, cell: CellPlan, status: Status, detail: str) -> None:
         """Give a cell an outcome that does not come from its stages."""
         rows = self._outcome_row(cell, status, detail)
         self.open.setdefault(cell.key, cell)

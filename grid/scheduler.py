@@ -319,11 +319,21 @@ class Scheduler:
         self.settled(key)
 
     def _record(self, stage: Stage, outcome: Outcome) -> None:
+        about = {
+            "kind": stage.kind,
+            "name": stage.family,
+            "inputs": [p.key for p in parents(stage)],
+            "attempt": self.attempts[stage.key],
+        }
+        self.record(about, stage.key, outcome)
+
+    def record(self, about: Mapping[str, Any], key: Key, outcome: Outcome) -> None:
+        """What became of an attempt at a stage of this kind, name, and inputs."""
         started = datetime.fromtimestamp(outcome.started, UTC)
         ended = datetime.fromtimestamp(outcome.started + outcome.seconds, UTC)
         common = {
-            "key": stage.key,
-            "attempt": self.attempts[stage.key],
+            "key": key,
+            "attempt": about["attempt"],
             "seconds": outcome.seconds,
             "host": outcome.host,
             "pid": outcome.pid,
@@ -338,11 +348,11 @@ class Scheduler:
             self.buffer["stages"].append(
                 {
                     **common,
-                    "kind": stage.kind,
-                    "name": stage.family,
+                    "kind": about["kind"],
+                    "name": about["name"],
                     "ended_at": ended,
-                    "inputs": [p.key for p in parents(stage)],
-                    "reused": stage.key not in outcome.made,
+                    "inputs": about["inputs"],
+                    "reused": key not in outcome.made,
                     "device": outcome.device,
                     "threads": outcome.threads,
                     "commit": commit(),

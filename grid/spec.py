@@ -344,6 +344,29 @@ class AttackEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tuned:
+    """Where the settings of a defense come from that a campaign chose, and what they cost.
+
+    ``attacks`` are those whose success the search could see, ``rule`` its objective in words,
+    ``found`` what the settings showed on the tuning split, ``made`` when and with what.
+    """
+
+    name: str
+    defense: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    campaign: str
+    objective: str
+    rule: str = ""
+    oracle: bool = False
+    attacks: tuple[str, ...] = ()
+    trials: int
+    device_seconds: float
+    feasible: bool = True
+    found: Mapping[str, Any] = field(default_factory=dict)
+    made: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DefenseEntry:
     """A defense and the recipes it trains with. ``victim_recipe`` differs from the grid's only for
     defenses that replace the victim's own training."""
@@ -356,6 +379,8 @@ class DefenseEntry:
     guide: Guide | None = field(default=None, metadata={"keyed": False})
     # How a file wrote its recipes, which are what counts.
     overrides: Mapping[str, Any] = field(default_factory=dict, metadata={"keyed": False})
+    # Who chose its settings, which are what counts.
+    tuned: Tuned | None = field(default=None, metadata={"keyed": False})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -45,7 +45,7 @@ from victims.corpora import (
 )
 from victims.errors import GridError
 from victims.keys import Key, content_key, file_sha256
-from victims.lab import DataRef, Lab, Ledger, ModelRef, memo, model_key, spec_meta
+from victims.lab import DataRef, Lab, Ledger, ModelRef, Watch, memo, model_key, spec_meta
 from victims.labels import plain
 from victims.measuring import (
     PROTOCOL_VERSION,
@@ -77,15 +77,16 @@ from victims.triggers import Queries, Targets, Trigger
 
 @dataclass(slots=True)
 class Bench:
-    """What a stage runs on: the store, a runtime, and a place for its log lines."""
+    """What a stage runs on: the store, a runtime, a place for its log lines, and who watches."""
 
     store: Store
     runtime: Runtime
     report: Callable[[str], None]
     ledger: Ledger
+    watch: Watch | None = None
 
     def lab(self, model: NetSpec) -> Lab:
-        lab = Lab(self.store, model, self.runtime, self.report)
+        lab = Lab(self.store, model, self.runtime, self.report, self.watch)
         lab.ledger = self.ledger
         return lab
 
@@ -607,7 +608,7 @@ class MeasureStage:
         for stage in self.sets:
             corpus = open_corpus(bench.store, stage.key, self.reader)
             if heads is None:
-                heads = _heads(model, corpus, trigger, self.trigger.attack.aim, device)
+                heads = heads_of(model, corpus, trigger, self.trigger.attack.aim, device)
             seen = outcomes(model, heads, corpus, trigger, target, device)
             names, shares = self._shares(bench, model, heads, corpus, trigger, seen)
             found[corpus.split] = {
@@ -714,7 +715,7 @@ class MeasureStage:
         return {name: share.as_dict() for name, share in shares.items()}
 
 
-def _heads(
+def heads_of(
     model: Clip, corpus: Corpus, trigger: Trigger, aim: Aim, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """The zero-shot classifier, and the one whose prompts carry the text key, if there is one."""

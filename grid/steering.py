@@ -80,7 +80,7 @@ class Steering:
         final = SETTLED | {Status.CANCELLED}
         chosen = [c for c in cells if c.key in driver.open or driver.status.get(c.key) not in final]
         for cell in chosen:
-            driver.record(cell, Status.CANCELLED, "cancelled on request; `grid requeue` opens it")
+            driver.give(cell, Status.CANCELLED, "cancelled on request; `grid requeue` opens it")
         stopped = driver.drop_unneeded(executor) if executor else 0
         told = f"{_count(len(chosen), 'cell')} cancelled"
         return f"{told}; {_count(stopped, 'stage')} stopped" if stopped else told
@@ -92,7 +92,7 @@ class Steering:
             c for c in cells if c.key not in driver.open and driver.status.get(c.key) in again
         ]
         for cell in chosen:
-            driver.record(cell, Status.REQUEUED, f"open again; it was {driver.status[cell.key]}")
+            driver.give(cell, Status.REQUEUED, f"open again; it was {driver.status[cell.key]}")
         taken = [c for c in chosen if driver.only is None or driver.only.matches(c.cell)]
         if executor and taken:
             driver.reopen(taken, {key for cell in taken for key in chain(driver.plan, cell)})

@@ -16,10 +16,14 @@ from typing import Any
 
 from grid.stages import Bench, Stage
 from victims.errors import GridError
-from victims.lab import Ledger
+from victims.lab import Ledger, Watch
 from victims.pulse import beat
 from victims.recipe import Runtime
 from victims.store import Busy, Damaged, NoSpace, Store
+
+
+class LeftOff(BaseException):
+    """Whoever watches a fit has seen enough. Its last mid-fit checkpoint stays."""
 
 
 class Ended(StrEnum):
@@ -56,8 +60,13 @@ class Outcome:
 _stores: dict[str, Store] = {}
 
 
-def execute(stage: Stage, store_uri: str, runtime: Runtime, log_dir: str) -> Outcome:
-    """Run a stage in this process and classify whatever happens."""
+def execute(
+    stage: Stage, store_uri: str, runtime: Runtime, log_dir: str, watch: Watch | None = None
+) -> Outcome:
+    """Run a stage in this process and classify whatever happens.
+
+    What ``watch`` raises as `LeftOff` ends the stage and is no outcome.
+    """
     import torch
 
     torch.set_num_threads(runtime.threads)
@@ -71,7 +80,7 @@ def execute(stage: Stage, store_uri: str, runtime: Runtime, log_dir: str) -> Out
                 _stores[store_uri] = Store(store_uri)
             where = f"{common['device']}, process {os.getpid()} of {socket.gethostname()}"
             report(f"{stage.key} ({stage.family}) on {where}")
-            stage.run(Bench(_stores[store_uri], runtime, report, ledger))
+            stage.run(Bench(_stores[store_uri], runtime, report, ledger, watch))
             common |= {"ended": Ended.OK, "made": tuple(ledger.made), "cost": ledger.total()}
         except Busy as error:
             common |= {"ended": Ended.BUSY, "message": str(error)}

@@ -134,8 +134,15 @@ class _Partial:
         self.store.save_partial(self.key, "fit.safetensors", write)
 
 
+# What may look at a model after every epoch of a fit, told which fit it is.
+Watch = Callable[[Clip, str, Mapping[str, float]], None]
+
+
 class Lab:
-    """Primitives over a store. One lab serves one stage."""
+    """Primitives over a store. One lab serves one stage.
+
+    ``watch`` looks at every model that `train` fits, after each of its epochs; it changes nothing.
+    """
 
     def __init__(
         self,
@@ -143,8 +150,9 @@ class Lab:
         model: NetSpec,
         runtime: Runtime,
         report: Callable[[str], None] = lambda line: None,
+        watch: Watch | None = None,
     ) -> None:
-        self.store, self.model, self.runtime = store, model, runtime
+        self.store, self.model, self.runtime, self.watch = store, model, runtime, watch
         self.ledger = Ledger()
         self.report = report
         self._views: dict[str, View] = {}
@@ -246,7 +254,7 @@ class Lab:
                     runtime=self.runtime,
                     checkpoints=_Partial(self.store, key),
                     optimizer_state=carried,
-                    on_epoch=self._epoch_line(key, recipe),
+                    on_epoch=self._on_epoch(key, recipe, model),
                 )
                 done = fit()
             if rank() == 0:
@@ -338,12 +346,20 @@ class Lab:
             )
         return self.store.need(init.key).path("optimizer.safetensors")
 
-    def _epoch_line(self, key: str, recipe: Recipe) -> Callable[[Mapping[str, float]], None]:
-        def line(record: Mapping[str, float]) -> None:
+    def _on_epoch(
+        self, key: str, recipe: Recipe, model: Clip
+    ) -> Callable[[Mapping[str, float]], None]:
+        def told(record: Mapping[str, float]) -> None:
             shown = " ".join(f"{n}={v:.4g}" for n, v in record.items() if n != "epoch")
             self.report(f"{key} epoch {int(record['epoch']) + 1}/{recipe.epochs} {shown}")
+            if self.watch is not None:
+                modes = [(module, module.training) for module in model.modules()]
+                with torch.no_grad():
+                    self.watch(model.eval(), key, record)
+                for module, training in modes:
+                    module.training = training
 
-        return line
+        return told
 
     # --- scores and tensors
 

@@ -34,7 +34,7 @@ from victims.distributed import barrier, parallel, rank, share_batch_norm, world
 from victims.draws import Draws, derive, numpy_rng, torch_rng
 from victims.errors import GridError, MethodFailure
 from victims.losses import clip_loss
-from victims.models import Clip, device_seconds
+from victims.models import Clip, Meter, device_seconds
 from victims.recipe import (
     BatchNormMode,
     ClassifierRecipe,
@@ -258,6 +258,8 @@ class Fit:
         self.model, self.view, self.recipe, self.runtime = model, view, recipe, runtime
         self.objective = objective.to(self.device)
         self.checkpoints, self.on_epoch = checkpoints, on_epoch
+        # What went by while others looked at the model: no part of the fit.
+        self.away, self.wall_away = 0.0, 0.0
         model.to(self.device)
         self.optimizer = optimizer_for(model, objective, recipe)
         if optimizer_state is not None:
@@ -294,14 +296,12 @@ class Fit:
                 due = time.perf_counter() - last_save > self.runtime.checkpoint_seconds
                 if self.checkpoints is not None and due and rank() == 0:
                     self.curve.check()
-                    self.seconds = before + device_seconds(self.device) - started
-                    self.wall_seconds = waited + time.perf_counter() - begun
+                    self._read_clocks(before - started, waited - begun)
                     self._save(index + 1)
                     last_save = time.perf_counter()
             self.curve.check()
             self._end_epoch(num_steps)
-        self.seconds = before + device_seconds(self.device) - started
-        self.wall_seconds = waited + time.perf_counter() - begun
+        self._read_clocks(before - started, waited - begun)
         for parameter in self.model.parameters():
             parameter.requires_grad_(True)
         self.model.eval()
@@ -317,6 +317,10 @@ class Fit:
             "texts_backward": float(meter.texts_backward * world_size()),
         }
         return FitReport(self.curves, cost)
+
+    def _read_clocks(self, since: float, wall_since: float) -> None:
+        self.seconds = since + device_seconds(self.device) - self.away
+        self.wall_seconds = wall_since + time.perf_counter() - self.wall_away
 
     _step_in_epoch = 0
 
@@ -410,9 +414,19 @@ class Fit:
         }
         self.curves.append(record)
         if self.on_epoch is not None:
-            self.on_epoch(record)
+            self._show(record)
         self.curve, self.order, self._step_in_epoch = _Curve(), None, 0
         self.epoch += 1
+
+    def _show(self, record: Mapping[str, float]) -> None:
+        """Let others look at the model; what they run through it costs the fit nothing."""
+        assert self.on_epoch is not None
+        started, begun = device_seconds(self.device), time.perf_counter()
+        own, self.model.meter = self.model.meter, Meter()
+        self.on_epoch(record)
+        self.model.meter = own
+        self.away += device_seconds(self.device) - started
+        self.wall_away += time.perf_counter() - begun
 
     # --- mid-fit checkpoints: weights, moments, buffers, and where in which epoch
 

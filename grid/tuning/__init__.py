@@ -1,0 +1,1 @@
+"""Campaigns: which settings of a defense are best, searched on the tuning split alone."""

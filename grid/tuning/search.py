@@ -1,0 +1,356 @@
+"""One search on Ray Tune: Tune's searchers suggest settings, its schedulers end trials early, and
+its actors run them; what a trial did is in the store and in our records, never in Tune's."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ray import tune
+from ray.tune.execution.placement_groups import PlacementGroupFactory
+from ray.tune.schedulers import (
+    AsyncHyperBandScheduler,
+    FIFOScheduler,
+    MedianStoppingRule,
+    TrialScheduler,
+)
+from ray.tune.search import BasicVariantGenerator, Searcher
+
+from defenses.base import Between, OneOf
+from grid.cluster import assigned_device
+from grid.spec import Resources
+from grid.tuning.file import is_whole, values_of
+from grid.tuning.score import FAILED, signed_rank_p
+from grid.tuning.spec import Budget, By, Campaign, Drop, Search, Searched, Space, Stop, Values
+from grid.tuning.trial import Context, Record, run_trial
+from grid.work import LeftOff
+
+# Where a budget names no number of trials, more than any hours allow.
+NO_LIMIT = 1_000_000
+SCORE, PAIR = "score", ("ca", "worst_asr")
+# Above any number of epochs: no trial is ended for having had enough of them.
+MOST_EPOCHS = 100_000
+
+
+@dataclass(slots=True)
+class Spent:
+    """What a search has used of its budget, in whatever runs; what was found counts as made."""
+
+    budget: Budget
+    device_seconds: float = 0.0
+    wall_seconds: float = 0.0
+    trials: int = 0
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def is_over(self) -> bool:
+        hours, minutes = self.budget.device_hours, self.budget.wall_minutes
+        waited = self.wall_seconds + time.monotonic() - self.began
+        return (hours is not None and self.device_seconds >= 3600 * hours) or (
+            minutes is not None and waited >= 60 * minutes
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What one search says: a record of a trial by its number, and the attempts behind it."""
+
+    number: int
+    record: Record
+    outcomes: Sequence[Record] = ()
+
+
+def run_search(
+    campaign: Campaign,
+    searched: Searched,
+    context: Context,
+    spent: Spent,
+    earlier: Sequence[Values],
+    incumbent: Mapping[int, float] | None,
+    say: Callable[[Told], None],
+    lanes: int,
+) -> None:
+    """Run trials until the budget is used up.
+
+    ``earlier`` are the settings of trials that an earlier run ended, which the searcher learns
+    from; ``incumbent`` the ASR by cell of the default settings, which a trial must not be worse
+    than to go on, where the campaign drops trials.
+    """
+    wants = campaign.grid.execution.resources_for("defended")
+    rules = _Rules(campaign.stop, campaign.drop, incumbent)
+    space = {name: _domain(dimension) for name, dimension in searched.space.items()}
+    metric = list(PAIR) if campaign.search.by is By.NSGA2 else SCORE
+    searcher, param_space, samples = _searcher(campaign, searched.space, space, metric, earlier)
+    scratch = tempfile.mkdtemp(prefix="backdoor-grid-tune-")
+    trainable = tune.with_resources(_trainable(context), _request(wants))
+    concurrent = max(1, int(lanes // max(wants.cpus, 1)))
+    try:
+        tune.Tuner(
+            trainable,
+            param_space=param_space,
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                scheduler=rules,
+                num_samples=samples,
+                max_concurrent_trials=concurrent,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name="search",
+                storage_path=scratch,
+                callbacks=[_Listener(rules, spent, say)],
+                stop=_OutOfBudget(spent),
+                failure_config=tune.FailureConfig(max_failures=2),
+                verbose=0,
+            ),
+        ).fit()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+# Columns that a trial's own record does not have.
+OF_A_CELL = (
+    *("cell", "attack", "rate_text", "seed", "epoch", "defended_key", "measure_key"),
+    *("clean_top1", "clean_n", "asr_top1", "asr_n", "victim_clean", "victim_asr"),
+)
+
+
+# --- what Tune runs
+
+
+def _trainable(context: Context) -> Callable[[dict[str, Any]], None]:
+    """A trial as Tune wants it. What all trials share travels once, as an object of the cluster."""
+
+    def trial(config: dict[str, Any], context: Context) -> None:
+        import torch
+
+        torch.set_num_threads(context.runtime.threads)
+        here = replace(context.runtime, device=assigned_device(context.runtime))
+
+        def tell(record: Record, outcomes: list[Record]) -> None:
+            numbers = {name: record.get(name) for name in (SCORE, *PAIR)}
+            worst = {SCORE: FAILED, "ca": 0.0, "worst_asr": 1.0}
+            found = {n: worst[n] if value is None else value for n, value in numbers.items()}
+            try:
+                # As text: Tune would take a mapping apart, and copy it about.
+                tune.report({**found, "told": json.dumps([record, outcomes])})
+            except SystemExit as error:  # how Tune ends a trial in its middle
+                raise LeftOff from error
+
+        # Tune draws numbers of numpy's; settings are written as JSON.
+        values = {n: v.item() if hasattr(v, "item") else v for n, v in config.items()}
+        with contextlib.suppress(LeftOff):
+            run_trial(replace(context, runtime=here), values, tell)
+
+    found: Callable[[dict[str, Any]], None] = tune.with_parameters(trial, context=context)
+    return found
+
+
+def _request(wants: Resources) -> PlacementGroupFactory:
+    bundle = {"CPU": wants.cpus, **({"GPU": wants.gpus} if wants.gpus else {})}
+    if wants.memory_gb:
+        bundle["memory"] = int(wants.memory_gb * 2**30)
+    if wants.accelerator:
+        bundle[f"accelerator_type:{wants.accelerator}"] = 0.001
+    labels = [dict(wants.labels)] if wants.labels else None
+    return PlacementGroupFactory([bundle], bundle_label_selector=labels)
+
+
+# --- who suggests settings
+
+
+def _domain(dimension: Between | OneOf) -> Any:
+    if isinstance(dimension, OneOf):
+        return tune.choice(list(dimension.values))
+    low, high = dimension.low, dimension.high
+    if is_whole(dimension):
+        make = tune.lograndint if dimension.log else tune.randint
+        return make(int(low), int(high) + 1)
+    return (tune.loguniform if dimension.log else tune.uniform)(low, high)
+
+
+def _searcher(
+    campaign: Campaign,
+    space: Space,
+    domains: Mapping[str, Any],
+    metric: str | list[str],
+    earlier: Sequence[Values],
+) -> tuple[Any, dict[str, Any] | None, int]:
+    """A searcher of Tune's, its space where the searcher has none, and how many samples to draw.
+
+    Random and grid search draw the same settings again after a restart, and find them measured;
+    Optuna's samplers are told those of before, in their order.
+    """
+    how: Search = campaign.search
+    trials = campaign.budget.trials or NO_LIMIT
+    if how.by is By.RANDOM:
+        return BasicVariantGenerator(random_state=how.seed), dict(domains), trials
+    if how.by is By.GRID:
+        values = {name: tune.grid_search(values_of(d, how.points)) for name, d in space.items()}
+        return BasicVariantGenerator(random_state=how.seed), values, 1
+    import optuna
+    from ray.tune.search.optuna import OptunaSearch
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    seed = how.seed + len(earlier)
+    if how.by is By.TPE:
+        sampler: Any = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+    else:
+        sampler = optuna.samplers.NSGAIISampler(seed=seed, population_size=how.population)
+    found: Searcher = OptunaSearch(
+        space=dict(domains),
+        metric=metric,
+        mode="min" if isinstance(metric, str) else ["max", "min"],
+        sampler=sampler,
+        points_to_evaluate=[dict(values) for values in earlier] or None,
+    )
+    return found, None, trials
+
+
+# --- who ends trials
+
+
+def _told(result: Mapping[str, Any]) -> tuple[Record, list[Record]]:
+    record, outcomes = json.loads(result["told"])
+    return record, outcomes
+
+
+class _Rules(FIFOScheduler):
+    """Tune's rule on epochs of the first cell, ours on cells; remembers why it ended a trial."""
+
+    def __init__(
+        self, stop: Stop | None, drop: Drop | None, incumbent: Mapping[int, float] | None
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.on_epochs = _on_epochs(stop) if stop else None
+        self.drop, self.best = drop, dict(incumbent or {})
+        self.best_score = FAILED
+        self.cells: dict[str, dict[int, float]] = {}
+        self.reasons: dict[str, str] = {}
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        return True  # what is compared is always the score
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        if self.on_epochs is not None:
+            self.on_epochs.on_trial_add(tune_controller, trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        record = _told(result)[0]
+        if record.get("replayed"):
+            return str(TrialScheduler.CONTINUE)
+        if record["record"] == "epoch" and self.on_epochs is not None:
+            seen = {**result, "epoch": record["epoch"]}
+            if self.on_epochs.on_trial_result(tune_controller, trial, seen) == TrialScheduler.STOP:
+                self.reasons[trial.trial_id] = f"behind others at epoch {record['epoch']}"
+                return str(TrialScheduler.STOP)
+        if record["record"] == "cell" and self._is_worse(trial.trial_id, record):
+            return str(TrialScheduler.STOP)
+        return str(TrialScheduler.CONTINUE)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        record = _told(result)[0]
+        if record["record"] == "trial" and record["status"] == "ok":
+            self._take(trial.trial_id, record)
+        if self.on_epochs is not None:
+            # The median rule wants a last result by epochs, and has had the trial's.
+            self.on_epochs.on_trial_remove(tune_controller, trial)
+
+    def _take(self, name: str, record: Record) -> None:
+        """The best trial so far is what the others are compared with."""
+        cells = self.cells.get(name)
+        if cells and record["is_feasible"] and record["score"] < self.best_score:
+            self.best, self.best_score = cells, record["score"]
+
+    def _is_worse(self, name: str, record: Record) -> bool:
+        cells = self.cells.setdefault(name, {})
+        cells[record["cell"]] = record["asr_top1"]
+        if self.drop is None or len(cells) < self.drop.after:
+            return False
+        differences = [asr - self.best[place] for place, asr in cells.items() if place in self.best]
+        p = signed_rank_p(differences)
+        if p > self.drop.p:
+            return False
+        self.reasons[name] = f"worse than the best so far on {len(cells)} cells, p {p:.3g}"
+        return True
+
+
+def _on_epochs(stop: Stop) -> Any:
+    shared: dict[str, Any] = {"time_attr": "epoch", "metric": SCORE, "mode": "min"}
+    if stop.by == "asha":
+        return AsyncHyperBandScheduler(
+            **shared,
+            max_t=MOST_EPOCHS,
+            grace_period=stop.grace,
+            reduction_factor=stop.reduction,
+            stop_last_trials=False,
+        )
+    return MedianStoppingRule(**shared, grace_period=stop.grace, min_samples_required=3)
+
+
+class _OutOfBudget(tune.Stopper):
+    def __init__(self, spent: Spent) -> None:
+        self.spent = spent
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self.spent.is_over
+
+
+class _Listener(tune.Callback):
+    """Hands on what trials tell, with their numbers, and ends the records of those cut short."""
+
+    def __init__(self, rules: _Rules, spent: Spent, say: Callable[[Told], None]) -> None:
+        self.rules, self.spent, self.say = rules, spent, say
+        self.numbers: dict[str, int] = {}
+        self.last: dict[str, Record] = {}
+        self.cells: dict[str, float] = {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.numbers.setdefault(trial.trial_id, len(self.numbers) + 1)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        name, (record, outcomes) = trial.trial_id, _told(result)
+        self.last[name] = record
+        if record["record"] == "cell":
+            self.cells[name] = self.cells.get(name, 0.0) + record["device_seconds"]
+            self.spent.device_seconds += record["device_seconds"]
+        self.say(Told(number=self.numbers[name], record=record, outcomes=outcomes))
+        if record["record"] == "trial":
+            self._count(name, record["device_seconds"])
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._cut_short(trial, self.rules.reasons.get(trial.trial_id, "the budget is used up"))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._cut_short(trial, "the process that ran it failed", "failed")
+
+    def _count(self, name: str, total: float) -> None:
+        """A trial has ended, with what its cells did not say themselves."""
+        self.spent.device_seconds += total - self.cells.pop(name, 0.0)
+        self.spent.trials += 1
+
+    def _cut_short(self, trial: Any, reason: str, status: str = "stopped") -> None:
+        """The record of a trial that did not tell its end itself."""
+        name = trial.trial_id
+        last = self.last.pop(name, None)
+        if last is None or last["record"] == "trial":
+            return
+        total = self.cells.get(name, 0.0)
+        if last["record"] == "epoch":
+            total += last["device_seconds"]
+        ended = {**last, **dict.fromkeys(OF_A_CELL), "record": "trial", "status": status}
+        ended |= {"reason": reason, "device_seconds": total}
+        ended |= {"spent_seconds": time.time() - last["started_at"]}
+        self.say(Told(number=self.numbers[name], record=ended))
+        self._count(name, total)

@@ -1,0 +1,124 @@
+"""The settings that a search chose, as a named defense: a file with its provenance, which an entry
+of a grid file names, and the grid that tries all chosen ones on held-out attacks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from grid.results import commit, versions
+from grid.schema import write_whole
+from grid.spec import Tuned
+from grid.tuning.file import with_values
+from grid.tuning.spec import Campaign, Objective, Searched, Sees
+
+FOLDER, HELD_OUT = "tuned", "held-out.yaml"
+
+
+def tuned_entry(
+    campaign: Campaign,
+    searched: Searched,
+    objective: str,
+    chosen: Mapping[str, Any],
+    counts: Mapping[str, float],
+) -> Tuned:
+    """The named defense of one search."""
+    import json
+
+    rule = campaign.objectives[objective]
+    values = json.loads(str(chosen["settings"]))
+    return Tuned(
+        name=campaign.named(searched.label, objective),
+        defense=searched.name,
+        settings=with_values(searched.given, values),
+        campaign=campaign.name,
+        objective=objective,
+        rule=words(rule),
+        oracle=rule.is_oracle,
+        attacks=seen_attacks(campaign, rule),
+        trials=int(counts["trials"]),
+        device_seconds=float(counts["device_seconds"]),
+        feasible=bool(chosen["is_feasible"]),
+        found={name: chosen[name] for name in ("ca", "ca_loss", "worst_asr", "mean_asr")},
+        made={
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "commit": commit(),
+            "versions": json.loads(versions()),
+            "trial": chosen["trial"],
+        },
+    )
+
+
+def words(rule: Objective) -> str:
+    """An objective in a line."""
+    what = f"minimise {rule.minimise}" if rule.minimise else f"maximise {rule.maximise}"
+    limit = (
+        f", at most {rule.ca_loss:g} points of accuracy lost" if rule.ca_loss is not None else ""
+    )
+    return f"{what}{limit}; sees {rule.sees.value.replace('_', '-')}"
+
+
+def seen_attacks(campaign: Campaign, rule: Objective) -> tuple[str, ...]:
+    """The attacks that a search could see the success of, on victims of the grid."""
+    if rule.sees is Sees.ATTACKS:
+        return campaign.tuning.attacks
+    return campaign.held_out.attacks if rule.sees is Sees.HELD_OUT else ()
+
+
+def write_tuned(out: Path, tuned: Tuned) -> Path:
+    path = out / FOLDER / f"{tuned.name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    head = (
+        f"# {tuned.defense} with the settings that campaign {tuned.campaign} chose:"
+        f" {tuned.rule}.\n# In a grid file: - {tuned.defense}: {{tuned: {path.name}}}\n"
+    )
+    write_whole(path, head + _dump(_plain(tuned)))
+    return path
+
+
+def write_held_out(out: Path, campaign: Campaign, found: Sequence[Tuned]) -> Path:
+    """The grid file that tries every chosen setting, and the defaults, on what was held out."""
+    labels = [entry.label for entry in campaign.grid.attacks]
+    attacks = [
+        item
+        for label, item in zip(labels, campaign.plain["attacks"], strict=True)
+        if label in campaign.held_out.attacks
+    ]
+    defenses: list[Any] = ["none"]
+    for searched in campaign.defenses:
+        defenses.append({searched.name: dict(searched.given)} if searched.given else searched.name)
+        defenses += [
+            {tuned.defense: {"tuned": _plain(tuned)}}
+            for tuned in found
+            if tuned.name.partition("@")[0] == searched.label
+        ]
+    body = {
+        "name": f"{campaign.name}-held-out",
+        "description": f"what campaign {campaign.name} chose, on attacks and seeds held out of it",
+        **{name: value for name, value in campaign.plain.items() if name != "attacks"},
+        "attacks": attacks,
+        "seeds": list(campaign.held_out.seeds),
+        "defenses": defenses,
+    }
+    path = out / HELD_OUT
+    write_whole(path, f"# Written by: grid tune {campaign.source}\n{_dump(body)}")
+    return path
+
+
+def _plain(tuned: Tuned) -> dict[str, Any]:
+    return {**asdict(tuned), "attacks": list(tuned.attacks)}
+
+
+def _dump(body: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(_lists(body), sort_keys=False, allow_unicode=True, width=100)
+
+
+def _lists(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _lists(item) for name, item in value.items()}
+    return [_lists(item) for item in value] if isinstance(value, list | tuple) else value
