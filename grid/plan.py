@@ -7,6 +7,7 @@ it is expected to cost, and which cells wait for a victim to pass its gate.
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import math
 import uuid
@@ -174,6 +175,15 @@ class Builder:
             self.public_model = ModelStage(grid.model, fit, grid.data.public, public, None)
         self.reference = self.public_model if grid.regime is Regime.F else None
         self._memo: dict[Any, Any] = {}
+
+    def branch(self) -> Builder:
+        """A builder of the same victims, for defenses that share labels with others' settings."""
+        found = copy.copy(self)
+        of_defenses = ("recipes", "defended", "measure")
+        found._memo = {
+            name: made for name, made in self._memo.items() if name[0] not in of_defenses
+        }
+        return found
 
     def _once(self, name: tuple[Any, ...], make: Any) -> Any:
         if name not in self._memo:

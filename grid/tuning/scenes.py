@@ -117,7 +117,7 @@ class Scene:
 
     def squares(self, entry: DefenseEntry, groups: Sequence[Group] | None = None) -> list[Square]:
         """An entry's cells, in the order of the file; of some gates alone, if they are given."""
-        found = []
+        found, build = [], self.build.branch()
         for cell in replace(self.grid, defenses=(entry,)).cells():
             if not self.takes(cell):
                 continue
@@ -125,9 +125,10 @@ class Scene:
                 continue
             if cell.not_applicable is not None:
                 raise UsageError(f"{cell.label}: {cell.not_applicable}")
-            defended = self.build.defended(cell, cell.count, entry)
-            measure = self.build.measurement(cell, defended, Reader.TUNING)
-            found.append(Square(cell, measure, self.build.gate(cell, cell.count)))
+            victim = self.build.gate(cell, cell.count)
+            defended = build.defended(cell, cell.count, entry)
+            measure = build.measurement(cell, defended, Reader.TUNING)
+            found.append(Square(cell, measure, victim))
         return found
 
 
