@@ -21,6 +21,7 @@ from grid.cluster import Executor, start_executor
 from grid.filters import CellFilter, require_match
 from grid.journal import Journal
 from grid.lock import only_driver
+from grid.logbook import Logbook
 from grid.plan import (
     CellPlan,
     Group,
@@ -137,7 +138,8 @@ class Driver:
             keep_optimizer=execution.keep_optimizer,
         )
         self.history = History(Path(store.root, "history.json") if store.local else None)
-        self.journal = Journal(out, self.history, always=executor == "serial")
+        self.logbook = Logbook(out)
+        self.journal = Journal(out, self.history, self.logbook, always=executor == "serial")
         self.steering = Steering(self)
         self.rows = RowMaker(self.plan, store, self.runtime, set())
         self.status: dict[str, str] = {}
@@ -177,7 +179,7 @@ class Driver:
     def run(self) -> RunReport:
         started = time.perf_counter()
         with only_driver(self.out), _clear_errors(self.out):
-            self.status = {cell: status for cell, (status, _) in outcomes_in(self.out).items()}
+            self._take_over()
             self._announce()
             executor = None
             try:
@@ -197,15 +199,23 @@ class Driver:
                 raise
             finally:
                 self.flush(force=True)
+                self.logbook.close()
             return self._report(started, executor)
+
+    def _take_over(self) -> None:
+        """Learn what earlier drivers have done here, and put on record what a killed one has."""
+        self.status = {cell: status for cell, (status, _) in outcomes_in(self.out).items()}
+        if lost := self.logbook.recover():
+            self.say(f"{lost} stages ran when the driver before this one died; they are on record")
 
     def settle(self) -> None:
         """Carry out what was asked of a run that is not alive; no stage runs."""
         with only_driver(self.out), _clear_errors(self.out):
-            self.status = {cell: status for cell, (status, _) in outcomes_in(self.out).items()}
+            self._take_over()
             self.rows.first_cells = _first_cells(self.out) or set()
             self.steering.heed()
             self.flush(force=True)
+            self.logbook.close()
 
     def _tell_how_it_ended(self, executor: Executor | None) -> None:
         """Cells that nobody runs until they are requeued, for who wonders; then the last word."""
@@ -408,7 +418,7 @@ class Driver:
                 if key in self.done or key in self.running or key not in self.waits:
                     continue
                 self.running.add(key)
-                self.journal.submit(key)
+                self.journal.submit(key, self.attempts[key] + 1)
                 executor.submit(self.plan.stages[key])
             if not executor.running and not self.ready and not self.later:
                 break
@@ -452,9 +462,9 @@ class Driver:
         key = Key(outcome.key)
         stage = self.plan.stages[key]
         self.running.discard(key)
-        self.journal.end(key)
         if outcome.ended is Ended.BUSY:
             # Another driver makes it: look again soon, without holding a lane.
+            self.journal.end(key)
             if key in self.store:
                 self._finish(key)
             else:
@@ -462,6 +472,7 @@ class Driver:
             return
         self.attempts[key] += 1
         self._record(stage, outcome)
+        self.journal.end(key)
         if outcome.ended is Ended.OK:
             self.made.update(outcome.made)
             self.seconds[key] = outcome.seconds
@@ -631,29 +642,32 @@ class Driver:
             "pid": outcome.pid,
             "started_at": started,
         }
-        self.buffer["attempts"].append(
-            {**common, "outcome": outcome.ended.value, "error": outcome.message or None}
-        )
-        if outcome.ended not in (Ended.OK, Ended.METHOD):
-            self.flushed = 0.0  # what tells of a fault must not be lost to the next one
+        records: dict[str, dict[str, Any]] = {
+            "attempts": {
+                **common,
+                "outcome": outcome.ended.value,
+                "error": outcome.message or None,
+            }
+        }
         if outcome.ended is Ended.OK:
-            self.buffer["stages"].append(
-                {
-                    **common,
-                    "kind": stage.kind,
-                    "name": stage.family,
-                    "ended_at": ended,
-                    "inputs": [p.key for p in parents(stage)],
-                    "reused": stage.key not in outcome.made,
-                    "device": outcome.device,
-                    "threads": outcome.threads,
-                    "commit": commit(),
-                    "device_seconds": outcome.cost.get("train_seconds"),
-                    "pair_views": int(outcome.cost.get("images_backward", 0)),
-                    "peak_memory_bytes": outcome.peak_memory_bytes,
-                    "versions": versions(),
-                }
-            )
+            records["stages"] = {
+                **common,
+                "kind": stage.kind,
+                "name": stage.family,
+                "ended_at": ended,
+                "inputs": [p.key for p in parents(stage)],
+                "reused": stage.key not in outcome.made,
+                "device": outcome.device,
+                "threads": outcome.threads,
+                "commit": commit(),
+                "device_seconds": outcome.cost.get("train_seconds"),
+                "pair_views": int(outcome.cost.get("images_backward", 0)),
+                "peak_memory_bytes": outcome.peak_memory_bytes,
+                "versions": versions(),
+            }
+        self.logbook.record(records)
+        for kind, record in records.items():
+            self.buffer[kind].append(record)
 
     def flush(self, *, force: bool = False) -> None:
         """Write what has gathered: new files only, each renamed into place when whole."""
@@ -672,6 +686,7 @@ class Driver:
             elif records:
                 write_table(self.out, kind, records)
         self.buffer.clear()
+        self.logbook.written()
 
     def _write_samples(self, cell: CellPlan) -> None:
         import pyarrow.parquet as pq
