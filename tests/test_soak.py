@@ -50,7 +50,9 @@ TURNS = (
     *("worker", "node", "worker", "idle", "driver", "worker", "worker", "driver"),
     *("worker", "worker", "node", "worker", "worker", "idle", "worker", "node", "worker"),
 )
-BETWEEN_SECONDS = (1.0, 5.0)
+# The share of all stages that end before the first kill, and between two.
+PACE = 1 / (len(TURNS) + 2)
+BETWEEN_SECONDS = (0.0, 2.0)
 # The driver looks for outcomes twice a second.
 SETTLED_SECONDS = 1.5
 
@@ -88,13 +90,20 @@ class Killer:
         self.hits: dict[str, list[Hit]] = {"worker": [], "node": [], "driver": []}
         self.chance = random.Random(0)
 
-    def run(self) -> None:
-        """Every kill in its turn, while the run goes on."""
-        for what in TURNS:
+    def run(self, num_stages: int) -> None:
+        """Every kill in its turn, all along the run."""
+        for turn, what in enumerate(TURNS):
+            while self.num_done() < turn * PACE * num_stages:
+                assert self.driver.process.poll() is None, self.driver.said
+                time.sleep(0.1)
             time.sleep(self.chance.uniform(*BETWEEN_SECONDS))
             while not self.strike(what):
                 assert self.driver.process.poll() is None, self.driver.said
                 time.sleep(0.1)
+
+    def num_done(self) -> int:
+        stages = (read_progress(self.out) or {}).get("stages", {})
+        return int(stages.get("found", 0) + stages.get("done", 0))
 
     def strike(self, what: str) -> bool:
         """One kill, if this is its moment; what is halted for a look goes on if not."""
@@ -201,6 +210,7 @@ def test_a_grid_under_fire_is_complete_and_every_kill_is_counted(
     cluster: Any, tmp_path: Path
 ) -> None:
     grid = tiny_grid(tmp_path, **GRID)
+    stages = set(make_plan(grid).stages)
     out, store = tmp_path / "out", tmp_path / "store"
     words = ("run", tmp_path / "tiny.yaml", "--out", out, "--store", store)
     with contextlib.ExitStack() as commands:
@@ -210,7 +220,7 @@ def test_a_grid_under_fire_is_complete_and_every_kill_is_counted(
             return commands.enter_context(command(log, *words, RAY_ADDRESS=cluster.address))
 
         killer = Killer(cluster, out, start)
-        killer.run()
+        killer.run(len(stages))
         assert killer.driver.wait(400) == 0, killer.driver.said
     assert not (out / UNWRITTEN).exists()
     assert {row["status"] for row in outcomes(out).values()} == {"ok"}
@@ -228,7 +238,7 @@ def test_a_grid_under_fire_is_complete_and_every_kill_is_counted(
     # What ended well did so once. A stage that had published when its driver died is found.
     ended = Counter(a["key"] for a in attempts if a["outcome"] == "ok")
     assert set(ended.values()) == {1}
-    assert set(make_plan(grid).stages) - set(ended) <= {hit.key for hit in killer.hits["driver"]}
+    assert stages - set(ended) <= {hit.key for hit in killer.hits["driver"]}
     assert Counter(row["key"] for row in records(out, "stages")) == ended
 
     run_serial(grid, tmp_path / "calm", tmp_path / "calm-store")
