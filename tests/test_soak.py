@@ -53,8 +53,8 @@ TURNS = (
 # The share of all stages that end before the first kill, and between two.
 PACE = 1 / (len(TURNS) + 2)
 BETWEEN_SECONDS = (0.0, 2.0)
-# The driver looks for outcomes twice a second.
-SETTLED_SECONDS = 1.5
+# Within these the driver has taken every outcome that arrived, on a busy machine too.
+SETTLED_SECONDS = 3.0
 
 
 class Hit(NamedTuple):
@@ -112,14 +112,15 @@ class Killer:
         nodes = list(self.cluster.worker_nodes)
         struck = nodes if what == "driver" else [self.chance.choice(nodes)]
         with halted(struck) as pids:
+            # A node has one CPU: where a stage runs, no outcome of another is on its way.
             hits = self.judge(pids)
-            if not hits:
+            if len(hits) < len(struck):
                 return False
             if what == "driver":
-                # Outcomes that were on their way arrive, and nothing else can happen.
+                # Outcomes that have arrived are taken, and nothing else can happen.
                 time.sleep(SETTLED_SECONDS)
                 hits = self.judge(pids)
-                if not hits or pids != workers(nodes):
+                if len(hits) < len(struck) or pids != workers(nodes):
                     return False
                 self.driver.process.kill()
                 self.driver.wait()
@@ -135,18 +136,18 @@ class Killer:
         self.hits[what] += hits
         return True
 
-    def judge(self, pids: list[int]) -> list[Hit] | None:
-        """What halted processes are in the middle of; None where one has just come or goes.
+    def judge(self, pids: list[int]) -> list[Hit]:
+        """What halted processes are in the middle of; nothing where one has just come or goes.
 
         A stage is given up after three attempts, and so is not hit a third time.
         """
         logs = {path.stem: read_log(path) for path in (self.out / "logs").glob("*.log")}
         stages = {log.pid: key for key, log in logs.items() if not log.is_over}
         if any(pid not in stages and not is_idle(pid) for pid in pids):
-            return None
+            return []
         hits = [Hit(stages[pid], pid) for pid in pids if pid in stages]
         before = Counter(hit.key for found in self.hits.values() for hit in found)
-        return None if any(before[hit.key] >= 2 for hit in hits) else hits
+        return [] if any(before[hit.key] >= 2 for hit in hits) else hits
 
     def strike_idle(self) -> bool:
         """Kill a worker that waits for work, while the run is paused."""
@@ -226,7 +227,10 @@ def test_a_grid_under_fire_is_complete_and_every_kill_is_counted(
     assert {row["status"] for row in outcomes(out).values()} == {"ok"}
     assert len(outcomes(out)) == NUM_CELLS
 
-    assert all(len(found) >= TURNS.count(what) for what, found in killer.hits.items())
+    struck = {"worker": 1, "node": 1, "driver": NUM_NODES}
+    assert {what: len(found) for what, found in killer.hits.items()} == {
+        what: number * TURNS.count(what) for what, number in struck.items()
+    }
     hits = [hit for found in killer.hits.values() for hit in found]
     attempts = records(out, "attempts")
     failed = [a for a in attempts if a["outcome"] != "ok"]
