@@ -127,7 +127,7 @@ class Killer:
             elif what == "node":
                 kill_raylet(struck[0])
             for hit in hits:
-                os.kill(hit.pid, signal.SIGKILL)
+                send(hit.pid, signal.SIGKILL)
         if what == "node":
             self.cluster.remove_node(struck[0], allow_graceful=False)
             self.cluster.add_node(num_cpus=1, num_gpus=0)
@@ -176,18 +176,22 @@ def is_idle(pid: int) -> bool:
     return name_of(pid).startswith("ray::IDLE")
 
 
+def send(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):  # Ray has ended it meanwhile
+        os.kill(pid, number)
+
+
 @contextlib.contextmanager
 def halted(nodes: Iterable[Any]) -> Iterator[list[int]]:
     """The workers of some nodes stand still within the block."""
     pids = workers(nodes)
     try:
         for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
+            send(pid, signal.SIGSTOP)
         yield pids
     finally:
         for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+            send(pid, signal.SIGCONT)
 
 
 @pytest.fixture
