@@ -56,7 +56,8 @@ def _import_everything() -> None:
 
 
 # What a call leaves in the cluster's key-value table: that it was given a place, and that its
-# stage has begun. Every process of the cluster reaches the table; log files need not be shared.
+# stage has begun, both with its process and host, of which a process that died says no more.
+# Every process of the cluster reaches the table; log files need not be shared.
 # While it works, how many signs of work there have been.
 PLACED, BEGUN, PULSE = "placed", "begun", "pulse"
 PULSE_SECONDS = 2.0
@@ -81,7 +82,7 @@ def _pulse(call: str) -> Iterator[None]:
                 seen = now
                 _note(call, PULSE, str(now))
 
-    _note(call, BEGUN)
+    _note(call, BEGUN, f"{os.getpid()} {socket.gethostname()}")
     threading.Thread(target=tell, daemon=True).start()
     try:
         yield
@@ -98,12 +99,15 @@ def _warm_task() -> Callable[[str, list[Any]], Outcome]:
 
     def warm_task(call: str, held: list[Any]) -> Outcome:
         import contextlib
+        import os
+        import socket
 
         import ray
         from ray.experimental.internal_kv import _internal_kv_put
 
         with contextlib.suppress(Exception):
-            _internal_kv_put(f"{call}/placed", b"")
+            where = f"{os.getpid()} {socket.gethostname()}"
+            _internal_kv_put(f"{call}/placed", where.encode())
         from grid.cluster import _on_assigned_device
 
         return _on_assigned_device(call, *ray.get(held[0]))
@@ -561,7 +565,6 @@ class RayExecutor:
 
     def _collect(self, ref: Any) -> Outcome:
         call = self._pending.pop(ref)
-        self._forget(call)
         stage, submitted = call.stage, call.submitted
         try:
             outcome: Outcome = self._ray.get(ref)
@@ -577,9 +580,21 @@ class RayExecutor:
                 message=f"{type(error).__name__}: {lines[-1 if is_remote else 0]}",
                 started=submitted,
                 seconds=time.time() - submitted,
-                host="",
-                pid=0,
+                **self._place(call),
             )
+        finally:
+            self._forget(call)
+
+    def _place(self, call: _Call) -> dict[str, Any]:
+        """The process and the host that a call was given, as far as it came to say so."""
+        from ray.experimental.internal_kv import _internal_kv_get
+
+        with contextlib.suppress(Exception):  # a cluster that is gone keeps no notes
+            for what in (BEGUN, PLACED):
+                if noted := _internal_kv_get(f"{call.name}/{what}"):
+                    pid, _, host = noted.decode().partition(" ")
+                    return {"pid": int(pid), "host": host}
+        return {"pid": 0, "host": ""}
 
     def _overdue(self) -> list[Outcome]:
         """Stages past their limit, counted from when they began, not from their submission; and
@@ -606,18 +621,17 @@ class RayExecutor:
                 continue
             self._ray.cancel(ref, force=wants.workers == 1)
             del self._pending[ref]
-            self._forget(call)
             ended.append(
                 Outcome(
                     key=call.stage.key,
                     ended=fate,
                     started=call.begun,
-                    host="",
-                    pid=0,
                     seconds=now - call.begun,
                     message=message,
+                    **self._place(call),
                 )
             )
+            self._forget(call)
         return ended
 
     def stop(self, keys: Collection[str]) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from grid.schema import write_whole
 
 if TYPE_CHECKING:
+    from grid.logbook import Logbook
     from grid.plan import History
     from grid.stages import Stage
     from victims.keys import Key
@@ -33,8 +34,11 @@ class Journal:
     ``always``: at every change of what runs, for an executor that holds the driver up meanwhile.
     """
 
-    def __init__(self, out: Path, history: History, *, always: bool = False) -> None:
+    def __init__(
+        self, out: Path, history: History, logbook: Logbook, *, always: bool = False
+    ) -> None:
         self.path, self.history, self.always = out / FILE, history, always
+        self.logbook = logbook
         self.started = time.time()
         self.lanes, self.found, self.made = 1, 0, 0
         self.submitted: dict[Key, float] = {}
@@ -60,12 +64,14 @@ class Journal:
         found: float | None = self._last.get("eta_seconds")
         return found
 
-    def submit(self, key: Key) -> None:
+    def submit(self, key: Key, attempt: int) -> None:
         self.submitted[key] = time.time()
+        self.logbook.submit(key, attempt)
 
     def end(self, key: Key) -> None:
         self.submitted.pop(key, None)
         self.begun.pop(key, None)
+        self.logbook.end(key)
 
     def update(
         self,
@@ -82,7 +88,9 @@ class Journal:
     ) -> None:
         """Write the file if it is due."""
         for stage in begun:
-            self.begun.setdefault(stage.key, time.time())
+            if stage.key not in self.begun:
+                self.begun[stage.key] = time.time()
+                self.logbook.begin(stage.key)
         shown = (state, frozenset(running), frozenset(self.begun)) if self.always else (state,)
         now = time.monotonic()
         if not at_once and now - self._written < WRITE_SECONDS and shown == self._shown:

@@ -33,6 +33,8 @@ from victims.places import shown
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
+# What a driver has done that is in no table yet; without it, a driver has ended as it should.
+UNWRITTEN = "unwritten.jsonl"
 SETTLED = {
     Status.OK,
     Status.INERT,
@@ -131,7 +133,7 @@ def _remembered(source: Source, out: Path) -> dict[str, Any] | None:
 def finished_run(source: Source, out: Path) -> Counter[str] | None:
     """Cells by status if the same plan has run here and every cell is settled."""
     plan = _remembered(source, out)
-    if plan is None:
+    if plan is None or (out / UNWRITTEN).exists():
         return None
     status = outcomes_in(out)
     if not all(cell in status and status[cell][0] in SETTLED for cell in plan["cells"]):

@@ -120,7 +120,7 @@ class Driver(Scheduler):
     def run(self) -> RunReport:
         started = time.perf_counter()
         with only_driver(self.out), clear_errors(self.out):
-            self.status = {cell: status for cell, (status, _) in outcomes_in(self.out).items()}
+            self._take_over()
             self._announce()
             executor = None
             try:
@@ -144,15 +144,22 @@ class Driver(Scheduler):
                 raise
             finally:
                 self.flush(force=True)
+                self.logbook.close()
             return self._report(started, executor)
+
+    def _take_over(self) -> None:
+        """Learn what earlier drivers have done here, and put on record what a killed one has."""
+        self.status = {cell: status for cell, (status, _) in outcomes_in(self.out).items()}
+        self.recover()
 
     def settle(self) -> None:
         """Carry out what was asked of a run that is not alive; no stage runs."""
         with only_driver(self.out), clear_errors(self.out):
-            self.status = {cell: status for cell, (status, _) in outcomes_in(self.out).items()}
+            self._take_over()
             self.rows.first_cells = _first_cells(self.out) or set()
             self.steering.heed()
             self.flush(force=True)
+            self.logbook.close()
 
     def _tell_how_it_ended(self, executor: Executor | None) -> None:
         """Cells that nobody runs until they are requeued, for who wonders; then the last word."""

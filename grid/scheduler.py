@@ -17,6 +17,7 @@ from typing import Any
 
 from grid.cluster import Executor, start_executor
 from grid.journal import Journal
+from grid.logbook import Logbook
 from grid.plan import History, parents
 from grid.progress import Progress
 from grid.results import commit, versions
@@ -71,7 +72,8 @@ class Scheduler:
             keep_optimizer=execution.keep_optimizer,
         )
         self.history = History(Path(store.root, "history.json") if store.local else None)
-        self.journal = Journal(out, self.history, always=executor == "serial")
+        self.logbook = Logbook(out)
+        self.journal = Journal(out, self.history, self.logbook, always=executor == "serial")
         self.truths: dict[str, Stage] = {
             stage.truth_key: stage for stage in stages.values() if isinstance(stage, PoisonStage)
         }
@@ -121,6 +123,11 @@ class Scheduler:
         """Called once, when the executor is there and before the first stage."""
 
     # --- running
+
+    def recover(self) -> None:
+        """Put on record what a driver did here that was killed."""
+        if lost := self.logbook.recover():
+            self.say(f"{lost} stages ran when the driver before this one died; they are on record")
 
     def start(self) -> Executor:
         """What stages run on, as the grid file asks for it."""
@@ -231,7 +238,7 @@ class Scheduler:
                 if key in self.done or key in self.running or key not in self.waits:
                     continue
                 self.running.add(key)
-                self.journal.submit(key)
+                self.journal.submit(key, self.attempts[key] + 1)
                 executor.submit(self.stages[key])
             if not executor.running and not self.ready and not self.later:
                 break
@@ -251,9 +258,9 @@ class Scheduler:
         key = Key(outcome.key)
         stage = self.stages[key]
         self.running.discard(key)
-        self.journal.end(key)
         if outcome.ended is Ended.BUSY:
             # Another driver makes it: look again soon, without holding a lane.
+            self.journal.end(key)
             if key in self.store:
                 self._finish(key)
             else:
@@ -261,6 +268,7 @@ class Scheduler:
             return
         self.attempts[key] += 1
         self._record(stage, outcome)
+        self.journal.end(key)
         if outcome.ended is Ended.OK:
             self.made.update(outcome.made)
             self.seconds[key] = outcome.seconds
@@ -339,29 +347,32 @@ class Scheduler:
             "pid": outcome.pid,
             "started_at": started,
         }
-        self.buffer["attempts"].append(
-            {**common, "outcome": outcome.ended.value, "error": outcome.message or None}
-        )
-        if outcome.ended not in (Ended.OK, Ended.METHOD):
-            self.flushed = 0.0  # what tells of a fault must not be lost to the next one
+        records: dict[str, dict[str, Any]] = {
+            "attempts": {
+                **common,
+                "outcome": outcome.ended.value,
+                "error": outcome.message or None,
+            }
+        }
         if outcome.ended is Ended.OK:
-            self.buffer["stages"].append(
-                {
-                    **common,
-                    "kind": about["kind"],
-                    "name": about["name"],
-                    "ended_at": ended,
-                    "inputs": about["inputs"],
-                    "reused": key not in outcome.made,
-                    "device": outcome.device,
-                    "threads": outcome.threads,
-                    "commit": commit(),
-                    "device_seconds": outcome.cost.get("train_seconds"),
-                    "pair_views": int(outcome.cost.get("images_backward", 0)),
-                    "peak_memory_bytes": outcome.peak_memory_bytes,
-                    "versions": versions(),
-                }
-            )
+            records["stages"] = {
+                **common,
+                "kind": about["kind"],
+                "name": about["name"],
+                "ended_at": ended,
+                "inputs": about["inputs"],
+                "reused": key not in outcome.made,
+                "device": outcome.device,
+                "threads": outcome.threads,
+                "commit": commit(),
+                "device_seconds": outcome.cost.get("train_seconds"),
+                "pair_views": int(outcome.cost.get("images_backward", 0)),
+                "peak_memory_bytes": outcome.peak_memory_bytes,
+                "versions": versions(),
+            }
+        self.logbook.record(records)
+        for kind, record in records.items():
+            self.buffer[kind].append(record)
 
     @property
     def is_due(self) -> bool:
@@ -378,3 +389,4 @@ class Scheduler:
             elif records:
                 write_table(self.out, kind, records)
         self.buffer.clear()
+        self.logbook.written()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +24,7 @@ class Asked(NamedTuple):
     method: str
     path: str
     query: str
+    user: str = ""
 
     @property
     def what(self) -> str:
@@ -98,7 +100,9 @@ def serve_bucket() -> Iterator[Bucket]:
 
     def layer(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         method, path = str(environ["REQUEST_METHOD"]), str(environ["PATH_INFO"])
-        asked = Asked(method, path, str(environ.get("QUERY_STRING", "")))
+        signed = re.search(r"Credential=([^/]+)/", str(environ.get("HTTP_AUTHORIZATION", "")))
+        user = signed[1] if signed else ""
+        asked = Asked(method, path, str(environ.get("QUERY_STRING", "")), user)
         if not path.startswith("/moto-api"):
             bucket.asked.append(asked)
             if bucket.refuses(len(bucket.asked), asked):

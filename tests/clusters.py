@@ -108,3 +108,10 @@ def weights(store: Path, key: str) -> torch.Tensor:
     """Every weight of a model in one vector."""
     found = load_file(Store(store).need(key).path("weights.safetensors"))
     return torch.cat([found[name].flatten().double() for name in sorted(found)])
+
+
+def kill_raylet(node: Any) -> None:
+    """End what holds a node of a cluster together, as a machine's failure would."""
+    process = node.all_processes["raylet"][0].process
+    process.kill()
+    process.wait()  # a zombie would seem alive to its workers

@@ -28,6 +28,7 @@ pytest_plugins = ["tests.clusters"]
 # Files that take long go first: a worker that meets one last keeps the other waiting. The two that
 # wait for Ray stand apart, so that each has one beside it that computes.
 LONG = (
+    "test_soak.py",
     "test_ray.py",
     "test_works.py",
     "test_defense_contracts.py",

@@ -28,7 +28,9 @@ ALLOWED: dict[str, set[str]] = {
 ALSO = {"grid/cli.py": {"analysis"}}
 # Stages on a cluster; the machines of the cluster that was joined; and the Jobs API, which is
 # reached from outside by a client that must neither start nor join a cluster.
-MAY_IMPORT_RAY = {"grid/cluster.py", "grid/campaign.py", "grid/machines.py", "grid/jobs.py"}
+MAY_IMPORT_RAY = {
+    *("grid/cluster.py", "grid/machines.py", "grid/jobs.py", "grid/tuning/search.py"),
+}
 # Answered at once, so nothing heavy may be imported before there is work to do.
 LIGHT = (
     *("grid/cli.py", "grid/quick.py", "grid/schema.py", "grid/registry.py", "grid/places.py"),

@@ -6,6 +6,7 @@ After every fault the numbers are those of a calm run, bit for bit.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import threading
@@ -23,9 +24,9 @@ from grid.run import Driver
 from grid.spec import Grid, Resources
 from grid.stages import Stage
 from grid.work import Ended, execute
-from tests.clusters import Start, finish, note, weights
+from tests.clusters import Start, finish, kill_raylet, note, weights
 from tests.grids import RECIPE, TINY, numbers, records, run_serial, tiny_grid
-from tests.processes import descendants, name_of, wait_for
+from tests.processes import alive, descendants, name_of, wait_for, worker_of
 from tests.stages import Note, Spill
 from victims.recipe import Runtime
 from victims.store import Store
@@ -165,6 +166,31 @@ class Scene:
         attempts = records(self.out, "attempts")
         return Counter(a["outcome"] for a in attempts if a["key"] == self.victim.key)
 
+    def worker(self) -> int:
+        return worker_of(self.log)
+
+    def node_of(self, cluster: Any) -> Any:
+        """The node on which the victim trains."""
+        (node,) = [
+            node
+            for node in cluster.worker_nodes
+            if self.worker() in descendants(node.all_processes["raylet"][0].process.pid)
+        ]
+        return node
+
+    def went_on_elsewhere(self) -> None:
+        """One attempt failed, the next did not begin again, and no number tells."""
+        assert self.tried() == {"ok": 1, "failed_infrastructure": 1}, self.said
+        assert self.log.read_text().count(" epoch 1/") == 1
+        first, second = re.findall(r"process (\d+) of ", self.log.read_text())
+        pids = {
+            a["outcome"]: a["pid"]
+            for a in records(self.out, "attempts")
+            if a["key"] == self.victim.key
+        }
+        assert pids == {"failed_infrastructure": int(first), "ok": int(second)}
+        self.is_what_a_calm_run_gives()
+
 
 @pytest.mark.usefixtures("joined")
 def test_a_train_controller_that_dies(tmp_path: Path) -> None:
@@ -204,17 +230,20 @@ def fragile(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 def test_a_node_that_is_lost(fragile: Any, tmp_path: Path) -> None:
     scene = Scene(tmp_path)
+    scene.run(lambda: fragile.remove_node(scene.node_of(fragile), allow_graceful=False))
+    scene.went_on_elsewhere()
 
-    def lose() -> None:
-        pid = int(scene.log.read_text().split("process ")[-1].split()[0])
-        (node,) = [
-            node
-            for node in fragile.worker_nodes
-            if pid in descendants(node.all_processes["raylet"][0].process.pid)
-        ]
-        fragile.remove_node(node, allow_graceful=False)
 
-    scene.run(lose)
-    assert scene.tried() == {"ok": 1, "failed_infrastructure": 1}, scene.said
-    assert scene.log.read_text().count(" epoch 1/") == 1
-    scene.is_what_a_calm_run_gives()
+def test_a_raylet_that_is_killed(fragile: Any, tmp_path: Path) -> None:
+    """What it had started ends without it, and does not compute on beside the new attempt."""
+    scene, left = Scene(tmp_path), dict[int, str]()
+
+    def kill() -> None:
+        node = scene.node_of(fragile)
+        found = descendants(node.all_processes["raylet"][0].process.pid)
+        kill_raylet(node)
+        left.update({pid: born for pid, born in found.items() if pid in alive(found)})
+
+    scene.run(kill)
+    scene.went_on_elsewhere()
+    wait_for(lambda: not alive(left))

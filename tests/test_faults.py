@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch.distributed as dist
 
 from grid.cluster import _in_worker_group, _leave_a_lost_device
 from grid.gridfile import load_grid
+from grid.logbook import DIED
 from grid.plan import make_plan
 from grid.spec import Resources
 from grid.work import Ended, is_machines
@@ -184,9 +186,15 @@ def test_faults_in_the_middle_change_no_number(tmp_path: Path) -> None:
         assert epochs.count(1) == 1, (key, epochs)
         assert sorted(set(epochs)) == list(range(1, EPOCHS + 1))
         assert not (store / "partial" / key).exists()
-    # The killed worker's attempt is on record, and those that ended well.
-    tried = Counter((a["key"], a["outcome"]) for a in records(out, "attempts"))
-    assert tried[clean, "failed_infrastructure"] == 1
+    # The killed worker's attempt is on record, that of the killed driver, and those that ended
+    # well.
+    attempts = records(out, "attempts")
+    tried = Counter((a["key"], a["outcome"]) for a in attempts)
+    failed = [a for a in attempts if a["outcome"] == "failed_infrastructure"]
+    by_worker, by_driver = sorted(failed, key=lambda a: a["started_at"])
+    assert by_worker["key"] == by_driver["key"] == clean
+    assert (by_worker["pid"], by_worker["host"]) == (victim_of_ours, socket.gethostname())
+    assert by_driver["error"] == DIED
     assert tried[clean, "ok"] == 1 - left_behind
     assert tried[poisoned, "ok"] == 1
     # Nothing that was whole was made twice.

@@ -7,7 +7,7 @@ cache of its own.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ from grid.cluster import Executor, start_executor
 from grid.run import run_grid
 from grid.spec import Execution
 from grid.work import Ended, execute, is_machines
-from tests.buckets import BUCKET, Bucket, serve_bucket
+from tests.buckets import BUCKET, Asked, Bucket, serve_bucket
 from tests.grids import call, numbers, records, run_serial, tiny_grid, write_grid_file
 from tests.stages import Note
 from victims.errors import UsageError
 from victims.keys import content_key
-from victims.patience import Unreachable
+from victims.patience import TRIES, Unreachable
 from victims.recipe import Runtime
 from victims.store import Damaged, Store
 
@@ -30,8 +30,9 @@ KEY = content_key("thing", "one")
 
 
 SECRET = "".join(["wJalr", "XUtn", "FEMI"])
+DRIVER = "AKIATESTING"
 ENVIRONMENT = {
-    "AWS_ACCESS_KEY_ID": "AKIATESTING",
+    "AWS_ACCESS_KEY_ID": DRIVER,
     "AWS_SECRET_ACCESS_KEY": SECRET,
     "AWS_REGION": "us-east-1",
     "AWS_EC2_METADATA_DISABLED": "true",
@@ -292,7 +293,8 @@ def apart_nodes(bucket: Bucket, tmp_path: Path) -> Iterator[dict[str, Path]]:
     made = Cluster(initialize_head=True, head_node_args=head)
     try:
         for home in homes.values():
-            made.add_node(num_cpus=1, num_gpus=0, env_vars={"GRID_HOME": str(home)})
+            variables = {"GRID_HOME": str(home), "AWS_ACCESS_KEY_ID": f"AKIA{home.name.upper()}"}
+            made.add_node(num_cpus=1, num_gpus=0, env_vars=variables)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("RAY_ADDRESS", made.address)
             patch.setenv("GRID_HOME", str(tmp_path / "driver"))
@@ -329,3 +331,50 @@ def test_nodes_that_share_nothing_but_the_bucket(
     again = run_grid(grid, tmp_path / "again", uri, executor="serial", say=said.append)
     assert (again.code, again.stages_run) == (0, 0)
     assert numbers(tmp_path / "again") == numbers(out)
+
+
+class Outage:
+    """Once a certain request has come, its user is refused so many in a row."""
+
+    def __init__(self, user: str, begins: Callable[[Asked], bool], length: int) -> None:
+        self.user, self.begins, self.left = user, begins, length
+        self.has_begun = False
+
+    def __call__(self, number: int, asked: Asked) -> bool:
+        if asked.user != self.user or not self.left:
+            return False
+        self.has_begun = self.has_begun or self.begins(asked)
+        self.left -= self.has_begun
+        return self.has_begun
+
+
+# What one operation of a store asks before it gives up: each of its tries is three of Arrow's.
+GIVES_UP = 3 * TRIES
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("apart_nodes")
+def test_outages_of_a_node_and_of_the_driver_change_no_number(
+    bucket: Bucket, tmp_path: Path
+) -> None:
+    """A node's stage fails and is tried again; the driver gives up, and a second run goes on."""
+    grid, out, uri = tiny_grid(tmp_path), tmp_path / "out", bucket.uri(f"{tmp_path.name}/grid")
+    said: list[str] = []
+    # The second half of the node's outage is waited for.
+    node = Outage("AKIALEFT", lambda asked: asked.method == "PUT", GIVES_UP + GIVES_UP // 2)
+    driver = Outage(DRIVER, lambda asked: "/data/measure-" in asked.path, GIVES_UP)
+    bucket.refuses = lambda number, asked: node(number, asked) or driver(number, asked)
+    with pytest.raises(Unreachable, match="does not answer, after 4 tries"):
+        run_grid(grid, out, uri, say=said.append)
+    assert driver.left == 0
+    report = run_grid(grid, out, uri, say=said.append)
+    assert (report.code, node.left) == (0, 0), said
+    attempts = records(out, "attempts")
+    failed = [a for a in attempts if a["outcome"] != "ok"]
+    assert len(failed) == 1
+    assert failed[0]["outcome"] == "failed_infrastructure"
+    assert "does not answer, after 4 tries" in failed[0]["error"]
+    assert (failed[0]["key"], "ok") in {(a["key"], a["outcome"]) for a in attempts}
+    run_serial(grid, tmp_path / "calm", tmp_path / "store")
+    assert numbers(out) == numbers(tmp_path / "calm")

@@ -17,6 +17,7 @@ from grid.chains import read_chains
 from grid.control import Control, Verb
 from grid.journal import Journal, read_progress
 from grid.lock import is_held, only_driver
+from grid.logbook import Logbook
 from grid.plan import History, Plan, chain, make_plan
 from grid.quick import outcomes_in
 from grid.run import Driver
@@ -87,7 +88,7 @@ class Live:
         self.plan: Plan = make_plan(self.run.grid)
         history = History(None)
         history.rates = {"measure": 10.0, "defended:finetune": 100.0}
-        self.journal = Journal(self.run.out, history)
+        self.journal = Journal(self.run.out, history, Logbook(self.run.out))
         self.journal.lanes = 2
 
     def say(self, **changes: Any) -> None:

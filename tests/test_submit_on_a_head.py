@@ -72,7 +72,7 @@ def test_a_run_is_submitted_followed_stopped_and_goes_on(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    slow = {**TINY["recipes"], "victim": {**TINY["recipes"]["victim"], "epochs": 400}}
+    slow = {**TINY["recipes"], "victim": {**TINY["recipes"]["victim"], "epochs": 8000}}
     file = write_grid_file(tmp_path / "elsewhere", recipes=slow)
     out, store, code = tmp_path / "out", tmp_path / "store", tmp_path / "code"
     code.mkdir()

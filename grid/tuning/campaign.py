@@ -182,6 +182,7 @@ class CampaignDriver:
                 executor="ray",
                 say=self.say,
             )
+            self.prepared.recover()
             self.prepared.journal.state("starting")
             executor = self.prepared.start()
             state, why = "stopped", ""
@@ -197,6 +198,7 @@ class CampaignDriver:
                 raise
             finally:
                 self.prepared.flush(force=True)
+                self.prepared.logbook.close()
                 self.prepared.journal.state(state, why)
                 executor.close()
         return CampaignReport(

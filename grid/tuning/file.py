@@ -83,7 +83,7 @@ def decode_campaign(source: Source) -> Campaign:
     for label, objective in objectives.items():
         if objective.sees is Sees.SIMULATED and simulate is None:
             raise wanted.items()[label].error(
-                "it sees simulated attacks: say which in `simulate`, such as {attacks: [badnet]}"
+                "it sees simulated attacks: say which in `simulate`, as in {attacks: [NAME]}"
             )
         if objective.maximise is not None and file.search.by is By.NSGA2:
             raise wanted.items()[label].error(
