@@ -439,6 +439,7 @@ def test_the_command_takes_a_folder_or_a_name(
 @pytest.mark.parametrize(
     ("extra", "says"),
     [
+        (["--figures", "x"], "give --campaign with it"),
         (["--campaign", "--published"], "leave out --set and --published"),
         (["--campaign", "--set", "shifted"], "leave out --set and --published"),
     ],
