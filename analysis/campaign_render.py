@@ -10,6 +10,7 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from analysis.campaigns import SEES_WORDS, CampaignBoard, SearchResult, Trial
@@ -123,10 +124,11 @@ def _plain(line: CampaignLine) -> dict[str, Any]:
 
 def notes(board: CampaignBoard) -> list[str]:
     """What a reader must know beside the numbers, one sentence each."""
+    held_out = _nearest(board.directory / "held-out.yaml")
     return [
         f"Campaign {board.name}, hash {board.hash or 'unknown'}, grid {board.grid or 'unknown'}.",
         "These are numbers of the tuning split, which the searches have seen: they choose "
-        f"settings and prove nothing. `grid run {board.directory / 'held-out.yaml'}` evaluates the "
+        f"settings and prove nothing. `grid run {held_out}` evaluates the "
         "chosen ones on the held-out attacks and the report split.",
         *_scene_notes(board),
         "Worst ASR: the largest over attacks of the mean over their cells. CA loss, in points: "
@@ -137,6 +139,11 @@ def notes(board: CampaignBoard) -> list[str]:
         *_unended_notes(board),
         *(f"Settings of {words}." for words in chosen_words(board)),
     ]
+
+
+def _nearest(path: Path) -> Path:
+    """From the working directory on, where it lies below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _scene_notes(board: CampaignBoard) -> list[str]:
@@ -348,7 +355,7 @@ def _json(board: CampaignBoard) -> str:
         "notes": notes(board),
         "warnings": board.warnings,
     }
-    return json.dumps(document, indent=1) + "\n"
+    return json.dumps(document, indent=1, allow_nan=False) + "\n"
 
 
 def _trial(trial: Trial) -> dict[str, Any]:

@@ -400,8 +400,13 @@ def _trial(records: Sequence[Mapping[str, Any]], epochs: Sequence[Epoch]) -> Tri
         device_seconds=float(seconds or 0.0),
         squares=[Square(*(cell[name] for name in Square._fields)) for cell in cells],
         epochs=epochs,
-        **{name: end[name] if ends else None for name in names},
+        **{name: _finite(end[name]) if ends else None for name in names},
     )
+
+
+def _finite(value: Any) -> Any:
+    """What is no number, such as the score of a model that broke, is not known."""
+    return value if value is None or math.isfinite(value) else None
 
 
 def _by_attack(found: Sequence[tuple[str, float | None]]) -> dict[str, float]:

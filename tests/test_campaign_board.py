@@ -261,6 +261,21 @@ def test_before_the_end_the_best_so_far_stands_for_the_choice(tmp_path: Path) ->
     assert (line.number, line.chosen_as) == (3, "best so far")
 
 
+def test_a_score_that_is_no_number_is_not_chosen(tmp_path: Path) -> None:
+    board = board_of(tmp_path, [finished(0, score=float("nan")), finished(1, score=0.3)])
+    assert campaign_lines(board)[1].number == 1
+    trials = json.loads(render_campaign(board, "json"))["searches"][0]["trials"]
+    assert [trial["score"] for trial in trials] == [None, 0.3]
+
+
+def test_the_command_of_the_held_out_grid_is_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board = board_of(tmp_path / "runs" / "tune", [finished(0)])
+    monkeypatch.chdir(tmp_path)
+    assert "`grid run runs/tune/held-out.yaml`" in notes(board)[1]
+
+
 def test_nothing_feasible_is_a_line_of_dashes(tmp_path: Path) -> None:
     board = board_of(tmp_path, [finished(0, is_feasible=False)])
     default, tuned = campaign_lines(board)
