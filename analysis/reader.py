@@ -29,7 +29,12 @@ from grid.schema import (
 if TYPE_CHECKING:
     import duckdb
 
-VIEWS = ("newest", "cells", "intervals", "board", "completeness")
+VIEWS = ("newest", "cells", "intervals", "board", "completeness", "trials")
+QUERIED = (
+    *("rows", "newest", "cells", "outcomes", "board", "completeness", "samples", "stages"),
+    *("attempts", "trials", "newest_trials", "curves"),
+)
+"""What a user's SQL may read."""
 SQL_TYPES = {
     "string": "VARCHAR",
     "strings": "VARCHAR[]",
@@ -69,14 +74,18 @@ class GridInfo(NamedTuple):
 
 
 class Results:
-    """A results directory as DuckDB views: rows, newest, cells, board, completeness, ..."""
+    """A results directory as DuckDB views: rows, newest, cells, board, ..., trials, curves."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, of: str = "rows") -> None:
+        """``of`` says what has to be there: a grid's ``rows`` or a campaign's ``trials``."""
         self.directory = directory.resolve()
         self.warnings: list[str] = []
+        self._of = of
         files = {kind: self._files(kind) for kind in KINDS}
         self._read: list[Path] = []
-        if not files["rows"] and not (self.directory / "grid.json").is_file():
+        if of == "trials" and not files["trials"]:
+            raise ResultsError(_no_trials(directory))
+        if of == "rows" and not files["rows"] and not (self.directory / "grid.json").is_file():
             raise ResultsError(_nothing_here(directory))
         self._connection = _connect()
         # Many small files: keep their footers, not their bytes, between queries.
@@ -107,13 +116,12 @@ class Results:
         if tree["error"]:
             raise ResultsError(
                 f"Cannot run this SQL: {tree.get('error_message', 'not understood')}\n"
-                "One SELECT statement over rows, newest, cells, outcomes, board, completeness, "
-                "samples, stages or attempts is allowed."
+                f"One SELECT statement over {', '.join(QUERIED[:-1])} or {QUERIED[-1]} is allowed."
             )
         for refused in _refused(tree["statements"]):
             raise ResultsError(
                 f"This SQL is refused because of {refused}: queries here only read the views "
-                "rows, newest, cells, outcomes, board, completeness, samples, stages, attempts."
+                f"{', '.join(QUERIED)}."
             )
         if len(tree["statements"]) != 1:
             raise ResultsError(f"One SELECT at a time; found {len(tree['statements'])}.")
@@ -218,7 +226,8 @@ class Results:
         self._run(f"CREATE TABLE planned ({fields}, position BIGINT)")
         path = self.directory / "grid.json"
         if not path.is_file():
-            self.warnings.append(f"{path}: not there, so missing cells cannot be told")
+            if self._of == "rows":
+                self.warnings.append(f"{path}: not there, so missing cells cannot be told")
             return GridInfo(None, None, None)
         layout = (
             "{schema_version: 'BIGINT', name: 'VARCHAR', hash: 'VARCHAR', planned: 'BIGINT', "
@@ -297,7 +306,27 @@ def _literal(path: Path) -> str:
 def _nothing_here(directory: Path) -> str:
     if not directory.is_dir():
         return f"No results at {directory}: there is no such directory. Run a grid with --out."
+    if any((directory / "trials").glob("*.parquet")):
+        return (
+            f"No results of a grid in {directory}, but trials of a campaign: "
+            f"`grid leaderboard --campaign {directory}` shows them."
+        )
     return (
         f"No results in {directory}: neither grid.json nor rows/*.parquet. Give the directory that "
         "`grid run` printed, such as runs/demo."
+    )
+
+
+def _no_trials(directory: Path) -> str:
+    if not directory.is_dir():
+        found = "there is no such directory"
+    elif (directory / "campaign.json").is_file():
+        found = "campaign.json is there, but no trials/*.parquet: none has been recorded yet"
+    else:
+        found = "no trials/*.parquet"
+    beside = sorted(path.parent for path in directory.parent.glob("*/trials") if path.is_dir())
+    known = f" Campaigns beside it: {', '.join(path.name for path in beside)}." if beside else ""
+    return (
+        f"No trials of a campaign in {directory}: {found}. Give the directory that `grid tune` "
+        f"printed, or run `grid tune CAMPAIGN.yaml`.{known}"
     )

@@ -112,3 +112,43 @@ def defense_effectiveness(
     removed = max(0.0, asr_none - asr_defended)
     lost = max(0.0, clean_none - clean_defended)
     return (removed - lost + 1) / 2
+
+
+class Point(NamedTuple):
+    """Two numbers of which more is better: of settings, ``ca`` and ``1 - worst ASR``."""
+
+    x: float
+    y: float
+
+
+def pareto_front(points: Sequence[Point]) -> list[int]:
+    """Where in ``points`` those lie that none dominates, by falling ``x``; equals all stay.
+
+    A point dominates another that it equals or beats in both numbers and beats in one.
+    """
+    order = sorted(range(len(points)), key=lambda i: (-points[i].x, -points[i].y))
+    front: list[int] = []
+    for i in order:
+        if not front or points[i].y > points[front[-1]].y or points[i] == points[front[-1]]:
+            front.append(i)
+    return front
+
+
+def hypervolume(points: Sequence[Point], reference: Point, best: Point) -> float:
+    """The share of the box from ``reference`` to ``best`` that the points dominate, 0 to 1.
+
+    Points beyond the box count as far as its edges: below the reference nothing is gained, above
+    the best nothing more.
+    """
+    width, height = best.x - reference.x, best.y - reference.y
+    if not (width > 0 and height > 0):
+        raise ValueError(f"a box needs best above reference, found {best} and {reference}")
+    inside = [
+        Point(min(max(p.x - reference.x, 0.0), width), min(max(p.y - reference.y, 0.0), height))
+        for p in points
+    ]
+    area = floor = 0.0
+    for i in pareto_front(inside):
+        area += inside[i].x * (inside[i].y - floor)
+        floor = inside[i].y
+    return area / (width * height)

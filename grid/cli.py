@@ -270,10 +270,43 @@ def leaderboard(
     published: Annotated[
         bool, typer.Option("--published", help="Add what papers print, in grey.")
     ] = False,
+    campaign: Annotated[
+        bool, typer.Option("--campaign", help="Of a campaign: what its searches chose.")
+    ] = False,
+    figures: Annotated[
+        Path | None, typer.Option("--figures", help="Draw a campaign's figures into this folder.")
+    ] = None,
 ) -> None:
     """Print the board of a results directory, also while a run is still writing it."""
     path = Path(directory)
-    _board(path if path.is_dir() else home() / directory, form.value, eval_set, published)
+    where = path if path.is_dir() else home() / directory
+    if campaign:
+        if published or eval_set != "report":
+            raise UsageError("--campaign shows the tuning split: leave out --set and --published")
+        _campaign(where, form.value, figures)
+    elif figures is not None:
+        raise UsageError("--figures draws a campaign's trials: give --campaign with it")
+    else:
+        _board(where, form.value, eval_set, published)
+
+
+def _campaign(where: Path, form: str, figures: Path | None) -> None:
+    import shutil
+
+    from analysis.campaign_render import render_campaign
+    from analysis.campaigns import load_campaign
+
+    board = load_campaign(where)
+    width = max(100, shutil.get_terminal_size((140, 40)).columns)
+    typer.echo(render_campaign(board, form, width=width, color=sys.stdout.isatty()))
+    if figures is not None:
+        from analysis.campaign_figures import draw_campaign
+
+        drawn = draw_campaign(board, figures)
+        for file in drawn.files:
+            say(str(file))
+        for words in drawn.left_out:
+            say(f"not drawn: {words}")
 
 
 def _board(where: Path, form: str, eval_set: str = "report", published: bool = False) -> None:
