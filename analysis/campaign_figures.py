@@ -399,7 +399,9 @@ def curves_figure(board: CampaignBoard, defense: str) -> Any:
     """
     searches = [s for s in board.defenses[defense] if any(t.epochs for t in s.trials)]
     if not searches:
-        raise NothingToDraw(f"no trial of {defense} recorded an epoch: it fits nothing")
+        raise NothingToDraw(
+            f"no trial of {defense} recorded an epoch: write `curves: true` in the campaign's file"
+        )
     width = COLUMN_INCHES if len(searches) <= 2 else PAGE_INCHES
     figure = _new_figure(width, 3.1)
     axes = figure.subplots(2, len(searches), sharex=True, sharey="row", squeeze=False)

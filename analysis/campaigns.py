@@ -146,16 +146,21 @@ class SearchResult:
         return min(able, key=lambda t: (t.score or 0.0, t.number), default=None)
 
     @property
+    def tried(self) -> list[Trial]:
+        """The trials that the budget was spent on: all but the default settings."""
+        return [trial for trial in self.trials if not trial.is_default]
+
+    @property
     def num_trials(self) -> int:
-        return self._count(len(self.trials), "trials")
+        return self._count(len(self.tried), "trials")
 
     @property
     def num_stopped(self) -> int:
-        return self._count(sum(trial.status == "stopped" for trial in self.trials), "stopped")
+        return self._count(sum(trial.status == "stopped" for trial in self.tried), "stopped")
 
     @property
     def num_failed(self) -> int:
-        return self._count(sum(trial.status == "failed" for trial in self.trials), "failed")
+        return self._count(sum(trial.status == "failed" for trial in self.tried), "failed")
 
     @property
     def num_running(self) -> int:
@@ -163,7 +168,7 @@ class SearchResult:
 
     @property
     def device_seconds(self) -> float:
-        recorded = math.fsum(trial.device_seconds for trial in self.trials)
+        recorded = math.fsum(trial.device_seconds for trial in self.tried)
         return max(recorded, float(self.told.get("device_seconds") or 0.0))
 
     @cached_property
@@ -201,7 +206,8 @@ class SearchResult:
         return [found[i][0] for i in pareto_front([point for _, point in found])]
 
     def hypervolumes(self) -> list[tuple[int, float]]:
-        """Hypervolume of the complete ones among the first 1, 2, ... trials; empty if unknown.
+        """Hypervolume of the complete ones among the default settings and the first 0, 1, 2, ...
+        trials; empty if unknown.
 
         The box spans from 5 points below the undefended victim's clean accuracy and an ASR of
         100 % to that accuracy and an ASR of 0.
@@ -213,7 +219,7 @@ class SearchResult:
         ended = [trial for trial in self.trials if trial.status != "running"]
         found: list[tuple[int, float]] = []
         points: list[Point] = []
-        for place, trial in enumerate(ended, start=1):
+        for place, trial in enumerate(ended, start=0 if self.default in ended else 1):
             points += [trial.point] if trial.point is not None else []
             found.append((place, hypervolume(points, reference, best)))
         return found

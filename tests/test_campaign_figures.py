@@ -185,7 +185,7 @@ def test_what_cannot_be_drawn_is_said_in_words(tmp_path: Path) -> None:
     numbers: dict[str, Any] = {"ca": 0.6, "ca_loss": 0.01, "score": 0.1}
     write_table(tmp_path, "trials", [trial_row(n, **numbers) for n in range(3)])
     board = load_campaign(tmp_path)
-    with pytest.raises(NothingToDraw, match="it fits nothing"):
+    with pytest.raises(NothingToDraw, match="write `curves: true`"):
         figures.curves_figure(board, "cleanclip")
     with pytest.raises(NothingToDraw, match="3 complete trials, 8 needed"):
         figures.importance_figure(board, "cleanclip")

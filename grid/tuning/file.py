@@ -50,6 +50,7 @@ class _File:
     drop: Drop | None = None
     budget: Budget
     simulate: Raw | None = None
+    curves: bool = False
 
 
 def load_campaign(name_or_path: str) -> Campaign:
@@ -104,6 +105,7 @@ def decode_campaign(source: Source) -> Campaign:
         drop=file.drop,
         budget=file.budget,
         simulate=simulate,
+        curves=file.curves,
         source=source.source,
         text=source.text,
     )

@@ -245,7 +245,7 @@ class _Rules(FIFOScheduler):
         record = _told(result)[0]
         if record.get("replayed"):
             return str(TrialScheduler.CONTINUE)
-        if record["record"] == "epoch" and self.on_epochs is not None:
+        if record["record"] == "epoch" and record["cell"] == 0 and self.on_epochs is not None:
             seen = {**result, "epoch": record["epoch"]}
             if self.on_epochs.on_trial_result(tune_controller, trial, seen) == TrialScheduler.STOP:
                 self.reasons[trial.trial_id] = f"behind others at epoch {record['epoch']}"
@@ -315,7 +315,8 @@ class _Listener(tune.Callback):
         self.cells: dict[str, float] = {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.numbers.setdefault(trial.trial_id, len(self.numbers) + 1)
+        # In the order of their making: two may start in another.
+        self.numbers.setdefault(trial.trial_id, trials.index(trial) + 1)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any

@@ -173,7 +173,8 @@ class Searched:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Campaign:
-    """A decoded campaign file. ``plain`` is its grid as plain data, without what is said here."""
+    """A decoded campaign file. ``plain`` is its grid as plain data, without what is said here;
+    ``curves``: to measure every model after every epoch."""
 
     name: str
     description: str = ""
@@ -188,6 +189,7 @@ class Campaign:
     drop: Drop | None
     budget: Budget
     simulate: Simulate | None
+    curves: bool = False
     source: str = ""
     text: str = ""
 

@@ -45,7 +45,8 @@ Tell = Callable[[Record, list[Record]], None]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
     """What all trials of a search share. ``groups`` are the gates whose victims count; ``known``
-    the records of trials that an earlier run brought to an end."""
+    the records of trials that an earlier run brought to an end. The fits of the first
+    ``watched_cells`` are measured after every epoch."""
 
     source: Source
     defense: str
@@ -54,7 +55,7 @@ class Context:
     store: str
     runtime: Runtime
     logs: str
-    watches: bool = False
+    watched_cells: int = 0
     known: Mapping[str, Sequence[Record]] = field(default_factory=dict)
 
 
@@ -113,8 +114,8 @@ class _Trial:
     def _measure(self, place: int, square: Square) -> None:
         began = time.perf_counter()
         watch = None
-        if self.context.watches and place == 0:
-            watch = _Watcher(self, square).look
+        if place < self.context.watched_cells:
+            watch = _Watcher(self, place, square).look
         self._ensure(square.measure, watch)
         meta = self.store.need(square.measure.defended.key).meta
         seconds = float(meta["cost"].get("train_seconds", 0.0))
@@ -208,8 +209,8 @@ class _Trial:
 class _Watcher:
     """Measures a model after every epoch of a cell's fits, as its cell will be at the end."""
 
-    def __init__(self, trial: _Trial, square: Square) -> None:
-        self.trial, self.square = trial, square
+    def __init__(self, trial: _Trial, place: int, square: Square) -> None:
+        self.trial, self.place, self.square = trial, place, square
         self.epochs, self.away = 0, 0.0
         self.began = device_seconds(trial.context.runtime.device)
 
@@ -224,7 +225,7 @@ class _Watcher:
             "epoch",
             [*self.trial.cells, numbers],
             {
-                **self.trial.where(0, self.square),
+                **self.trial.where(self.place, self.square),
                 **shares,
                 "epoch": self.epochs,
                 "device_seconds": now - self.began - self.away,
