@@ -30,7 +30,8 @@ class BoardRow:
     ``status`` is the worst among the line's cells, ``shown_status`` that of the ``num_shown``
     cells behind its numbers. ``success`` is the metric that says how the attack fares: ``asr_top1``
     or, where nothing is stamped, ``psr_top1`` or ``text_hit_top1``, whose value is ``hit_top1``.
-    ``lr`` are the learning rates of the cells; ``found_`` is how a defense that judges rows told
+    ``lr`` are the learning rates of the cells; ``tuned`` is JSON, of the campaign that chose the
+    settings, if one did; ``found_`` is how a defense that judges rows told
     the poisoned ones; ``found_precision_bound`` is the highest precision that so many flagged
     rows can have.
     """
@@ -72,6 +73,7 @@ class BoardRow:
     pair_views: float | None
     lr: list[float] | None
     lr_rule: str | None
+    tuned: str | None
     found_auroc: float | None
     found_recall: float | None
     found_precision: float | None
@@ -162,6 +164,12 @@ class Board:
             notes.append(
                 "lr ?: the learning rate was selected on held-out pairs of the data that the "
                 "defense was given, never by attack success; the search is part of its cost."
+            )
+        if any(row.tuned for row in self.lines):
+            notes.append(
+                "Tuned: trials of the search that chose the settings on the tuning split, and what "
+                "they cost beside one victim; `seen`: it was tuned on this very attack; `oracle`: "
+                "it saw the held-out attacks, as no defender does."
             )
         if any(row.found_recall is not None for row in self.lines):
             notes.append(

@@ -67,6 +67,7 @@ class _Column(NamedTuple):
     is_number: bool = True
     is_of_hits: bool = False
     is_of_findings: bool = False
+    is_of_tuning: bool = False
 
 
 def percent(share: float | None) -> str:
@@ -102,6 +103,18 @@ def _rates(row: BoardRow) -> str:
         return UNKNOWN
     ends = sorted({f"{rate:.0e}".replace("e-0", "e-") for rate in (row.lr[0], row.lr[-1])})
     return "..".join(ends) + (" ?" if row.lr_rule == "select" else "")
+
+
+def _tuned(row: BoardRow) -> str:
+    """The trials behind a line's settings, and their cost over that of its victim."""
+    if row.tuned is None:
+        return UNKNOWN
+    tuned = json.loads(row.tuned)
+    words = [str(tuned["trials"])]
+    if row.relative_cost and row.cost_seconds:
+        words.append(f"{tuned['device_seconds'] * row.relative_cost / row.cost_seconds:.1f}")
+    marks = [mark for mark in ("oracle", "seen") if tuned[mark]]
+    return " ".join([" / ".join(words), *marks])
 
 
 def _found(row: BoardRow) -> str:
@@ -145,6 +158,7 @@ COLUMNS = (
     _Column("Found: AUROC / recall / prec. of bound %", _found, min_width=140, is_of_findings=True),
     _Column("lr", _rates, min_width=126),
     _Column("Cost", _cost, min_width=96),
+    _Column("Tuned: trials / cost", _tuned, min_width=96, is_of_tuning=True),
     _Column("Seeds", lambda row: str(row.num_seeds), min_width=116),
     _Column("Status", _status, is_number=False),
 )
@@ -254,12 +268,14 @@ def _columns(board: Board, width: int) -> list[_Column]:
     """Those that a width has room for. Where some attack stamps nothing, its success joins them."""
     has_hits = any(row.hit_top1 is not None for row in board.lines)
     has_findings = any(row.found_recall is not None for row in board.lines)
+    has_tuning = any(row.tuned is not None for row in board.lines)
     room = width - HITS_WIDTH if has_hits and width > 95 else width
     return [
         column
         for column in COLUMNS
         if (has_hits or not column.is_of_hits)
         and (has_findings or not column.is_of_findings)
+        and (has_tuning or not column.is_of_tuning)
         and column.min_width <= (width if column.is_of_hits else room) <= column.max_width
     ]
 

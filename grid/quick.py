@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grid.nodes import parse
+from grid.nodes import Raw, parse
 from grid.registry import Source, code_digest
 from grid.schema import (
     KIND_KEY,
@@ -106,11 +106,25 @@ def _digest(source: Source) -> str:
 def names_files(source: Source) -> bool:
     """Whether the plan depends on files beside the grid's own."""
     items = parse(source.text, source.source).items()
-    data, guides = items.get("data"), items.get("guides")
+    data, guides, defenses = (items.get(name) for name in ("data", "guides", "defenses"))
     if data is not None and set(data.items()) != {"world"}:
+        return True
+    if defenses is not None and any(_names_its_settings(item) for item in defenses.elements()):
         return True
     made = [guide for guide in (guides.items() if guides else {}).values() if guide.node.data]
     return any({"weights", "of"} & set(guide.items()) for guide in made)
+
+
+def _names_its_settings(entry: Raw) -> bool:
+    """Whether a defense's settings are those of a campaign's file."""
+    if not isinstance(entry.node.data, Mapping):
+        return False
+    given = [item for item in entry.items().values() if isinstance(item.node.data, Mapping)]
+    return any(
+        isinstance(item.items()["tuned"].node.data, str)
+        for item in given
+        if "tuned" in item.items()
+    )
 
 
 def remember(source: Source, out: Path) -> None:

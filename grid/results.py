@@ -206,6 +206,7 @@ class RowMaker:
             "grid_hash": grid.identity_hash,
             "attack_params": _params(cell.attack.method),
             "defense_params": _defense_params(cell.defense),
+            "tuned": _tuned(cell),
             "num_rows": grid.data.suspect,
             "threads": self.runtime.threads,
             "commit": commit(),
@@ -337,6 +338,16 @@ class RowMaker:
     def _train_cost(self, stage: ModelStage) -> Mapping[str, float]:
         cost: Mapping[str, float] = self.store.need(stage.key).meta["cost"]
         return cost
+
+
+def _tuned(cell: Cell) -> str | None:
+    """Who chose a cell's settings, at what cost, and whether its attack was seen by the search."""
+    tuned = cell.defense.tuned
+    if tuned is None:
+        return None
+    about = {name: getattr(tuned, name) for name in ("campaign", "objective", "trials", "oracle")}
+    about |= {"device_seconds": tuned.device_seconds, "seen": cell.attack.label in tuned.attacks}
+    return json.dumps(about)
 
 
 def _params(method: Any) -> str:

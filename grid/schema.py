@@ -173,6 +173,7 @@ ROW = (
     lr              float64   learning rate of the defense's fits; null where it trains nothing
     lr_rule         string    fixed, or select: chosen on held-out pairs
     lr_curve        string    JSON: the choices, each with its rates and their metric
+    tuned           string    JSON: the campaign that chose the settings, its cost, what it saw
     notes           string    JSON: numbers that the defense tells about its run
     peak_memory_bytes int64   of the defense's training
     wall_seconds    float64   of the defense's training

@@ -5,7 +5,7 @@ WITH ended AS (
     SELECT cell, label, track, regime, attack, rate, rate_text, count, defense, needs, phase, fidelity,
            is_control, victim_seed, defense_seed, model, target, status, detail, attempts, reused,
            added_later, relative_cost, cost_seconds, victim_seconds, wall_seconds, pair_views, lr,
-           lr_rule, grid_hash, written_at
+           lr_rule, tuned, grid_hash, written_at
     FROM newest
     WHERE metric = 'cell'
 )
@@ -29,7 +29,7 @@ SELECT COALESCE(ended.cell, planned.cell) AS cell,
        COALESCE(ended.status, 'missing') AS status,
        ended.detail, ended.attempts, ended.reused, ended.added_later, ended.relative_cost,
        ended.cost_seconds, ended.victim_seconds, ended.wall_seconds, ended.pair_views, ended.lr,
-       ended.lr_rule, ended.grid_hash, ended.written_at,
+       ended.lr_rule, ended.tuned, ended.grid_hash, ended.written_at,
        planned.position,
        planned.cell IS NOT NULL OR (SELECT count(*) FROM planned) = 0 AS is_planned
 FROM ended
