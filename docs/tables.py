@@ -111,12 +111,17 @@ def write_board(name: str, results: Path, partial: bool = False) -> Path:
     if not board.completeness.is_complete and not partial:
         raise SystemExit(f"{results}: some cells have no outcome; `grid check {name}` lists them")
     document = json.loads(render(board, "json"))
+    document["rows"] = [row for row in document["rows"] if row["num_shown"] or not _not_run(row)]
     document["made"] = _made(results)
     document["stages"] = _stages(results)
     document["digest"] = digest_of(document)
     path = DOCS / f"{name}-board.json"
     path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
     return path
+
+
+def _not_run(row: dict[str, Any]) -> bool:
+    return bool(row["status"] == "missing")
 
 
 def _made(results: Path) -> dict[str, Any]:
