@@ -19,6 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from docs.campaign_tables import campaign_parts, check_campaign, write_campaign
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 BOARD = DOCS / "demo-board.json"
@@ -267,7 +269,7 @@ def board_hash(path: Path) -> str:
 def board_made(path: Path) -> str:
     """What a board's numbers depend on beside the grid file, and what they were made with."""
     board = read_board(path)
-    made, ended = board.get("made"), board["completeness"]
+    made, ended = board.get("made"), board.get("completeness", {"complete": True})
     what = "It was not recorded what these were made with."
     if made:
         what = (
@@ -444,7 +446,7 @@ def parts() -> dict[str, Callable[[], str]]:
         found[f"{name}-squares"] = partial(squares, path)
         found[f"{name}-findings"] = partial(findings, path)
         found[f"{name}-stages"] = partial(stages, path)
-    return found
+    return found | campaign_parts(board_made)
 
 
 def boards() -> list[Path]:
@@ -471,6 +473,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m docs.tables", description=__doc__)
     parser.add_argument("--check", action="store_true", help="compare, write nothing")
     parser.add_argument("--board", nargs="+", metavar=("NAME", "DIR"), help="write a board")
+    parser.add_argument("--campaign", nargs="+", metavar=("NAME", "DIR"), help="write a campaign")
     parser.add_argument("--partial", action="store_true", help="a board of a grid that still runs")
     given = parser.parse_args(arguments)
     if given.board:
@@ -480,7 +483,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = Path(rest[0] if rest else f"runs/{name}")
         print(f"{write_board(name, where, given.partial)} written")
         return 0
+    if given.campaign:
+        name, *rest = given.campaign
+        print(f"{write_campaign(name, Path(rest[0] if rest else f'runs/{name}'), _made)} written")
+        return 0
     problems = [problem for path in boards() if (problem := check_board(path))]
+    campaigns = sorted(DOCS.glob("*-campaign.json"))
+    problems += [problem for path in campaigns if (problem := check_campaign(path))]
     for picture in (PICTURE, PAPERS_PICTURE):
         if not (stale := check_picture(picture)):
             continue

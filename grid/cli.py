@@ -47,6 +47,7 @@ class Kind(StrEnum):
     ATTACKS = "attacks"
     DEFENSES = "defenses"
     PRESETS = "presets"
+    CAMPAIGNS = "campaigns"
 
 
 class Format(StrEnum):
@@ -345,16 +346,17 @@ def compact(
 
 @app.command()
 def ls(kind: Annotated[Kind, typer.Argument()], as_json: JsonOpt = False) -> None:
-    """List attacks, defenses or presets, with where each is defined."""
-    from grid.registry import describe, presets
+    """List attacks, defenses, presets or campaigns, with where each is defined."""
+    from grid.registry import campaigns, describe, presets
 
-    if kind is Kind.PRESETS:
-        files = {name: _preset_file(name) for name in presets()}
+    if kind in (Kind.PRESETS, Kind.CAMPAIGNS):
+        bundled = presets() if kind is Kind.PRESETS else campaigns()
+        files = {name: _bundled_file(kind.value, name) for name in bundled}
         if as_json:
-            found = {n: {"idea": idea, "file": files[n]} for n, idea in presets().items()}
+            found = {n: {"idea": idea, "file": files[n]} for n, idea in bundled.items()}
             typer.echo(json.dumps(found, indent=1))
             return
-        for name, idea in presets().items():
+        for name, idea in bundled.items():
             typer.echo(f"{name:12} {idea}\n{'':12} {files[name]}")
         return
     methods = describe("attacks" if kind is Kind.ATTACKS else "defenses")
@@ -374,9 +376,9 @@ def ls(kind: Annotated[Kind, typer.Argument()], as_json: JsonOpt = False) -> Non
         typer.echo(f"{'':22}{method.distribution}: {method.origin or method.cls}")
 
 
-def _preset_file(name: str) -> str:
+def _bundled_file(folder: str, name: str) -> str:
     """Where a preset is, relative to the working directory where it lies below it."""
-    path = Path(__file__).parent / "presets" / f"{name}.yaml"
+    path = Path(__file__).parent / folder / f"{name}.yaml"
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
