@@ -21,6 +21,7 @@ from grid.cluster import Executor, start_executor
 from grid.filters import CellFilter, require_match
 from grid.journal import Journal
 from grid.lock import only_driver
+from grid.order import priorities
 from grid.plan import (
     CellPlan,
     Group,
@@ -283,7 +284,7 @@ class Driver:
             self.journal.found = len(self.plan.missing(everything, set())) - len(missing)
         self.planned |= set(missing)
         seconds = {key: self.history.seconds(stage) for key, stage in missing.items()}
-        self.priority |= longest_chain(missing, seconds)
+        self.priority |= priorities(self.plan, missing, seconds)
         gpus = {key: self._gpus(stage) for key, stage in missing.items()}
         self.journal.expect(missing, gpus, self.priority)
         for needed in wanted:
@@ -362,7 +363,7 @@ class Driver:
 
     def _fit_or_wait(self, executor: Executor) -> None:
         """Refuse what no node can hold; on a shared cluster, wait a stated time for such a node."""
-        kinds = {self.plan.stages[key].kind: self.plan.stages[key] for key in self.waits}
+        kinds = {self.plan.stages[key].kind: self.plan.stages[key] for key in self.planned}
         limit = 0.0 if executor.owns_cluster else self.grid.execution.wait_seconds
         started, said = time.monotonic(), -60.0
         while (problem := executor.check(list(kinds.values()))) is not None:
