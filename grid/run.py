@@ -325,7 +325,7 @@ class Driver:
         return wants.gpus * wants.workers
 
     def put_back(self, key: Key) -> None:
-        """A stage that was handed over and taken back before it began."""
+        """A stage that was handed over and taken back before it ended."""
         self.journal.end(key)
         self._ready_if_free(key)
 
