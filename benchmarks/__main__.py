@@ -22,6 +22,7 @@ NAMES = (
     *("scale", "schedule", "compact", "practice", "arithmetic"),
 )
 RESULTS = Path("runs") / "benchmarks.json"
+FIGURES = Path(__file__).parents[1] / "docs" / "figures"
 
 
 def main_of(name: str, quick: bool) -> Callable[[], Figures]:
@@ -44,7 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}")
     parser.add_argument("--quick", action="store_true", help="smaller sizes, rougher figures")
     parser.add_argument("--json", type=Path, default=RESULTS, help=f"default {RESULTS}")
+    parser.add_argument("--record", action="store_true", help="write docs/figures/NAME.json, too")
     given = parser.parse_args(arguments)
+    if given.record and given.quick:
+        parser.error("--record keeps figures for the documents, and those of --quick are none")
     unknown = [name for name in given.names if name not in NAMES]
     if unknown:
         parser.error(f"no benchmark called {unknown[0]!r}; there are {', '.join(NAMES)}")
@@ -60,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("\n".join(lines(title, session.figures[name])), flush=True)
     session.write(given.json)
     print(f"written to {given.json}")
+    for path in session.record(FIGURES) if given.record else ():
+        print(f"written to {path}; `make docs` puts it into the documents")
     return 1 if session.failures else 0
 
 

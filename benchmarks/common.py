@@ -180,6 +180,20 @@ class Session:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(body, indent=1, sort_keys=True) + "\n", "utf-8")
 
+    def record(self, folder: Path) -> list[Path]:
+        """A file for each benchmark, which the documents take their tables from."""
+        from docs.tables import digest_of
+
+        folder.mkdir(parents=True, exist_ok=True)
+        about, written = machine(), []
+        for name, found in self.figures.items():
+            figures = {what: _as_dict(figure) for what, figure in found.items()}
+            body = {"benchmark": name, "made": about, "load": self.load[name], "figures": figures}
+            path = folder / f"{name}.json"
+            path.write_text(json.dumps({**body, "digest": digest_of(body)}, indent=1) + "\n")
+            written.append(path)
+        return written
+
 
 def _as_dict(figure: Figure) -> dict[str, Any]:
     return {"value": figure.value, "unit": figure.unit, "aim": figure.aim, "ok": figure.reached}

@@ -29,7 +29,7 @@ PICTURE, PAPERS_PICTURE = DOCS / "demo.png", DOCS / "papers.png"
 MARK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
+def table(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -49,7 +49,7 @@ def attacks() -> str:
         [m.name, m.idea, m.paper, m.phase, ", ".join(m.variants) or "-", _place(m.origin)]
         for m in describe("attacks")
     ]
-    return _table(["attack", "idea", "paper", "gate", "variants", "file"], rows)
+    return table(["attack", "idea", "paper", "gate", "variants", "file"], rows)
 
 
 def defenses() -> str:
@@ -67,7 +67,7 @@ def defenses() -> str:
         facts = [shown, method.knob, views.get(method.name, ""), method.paper]
         rows.append([method.name, method.phase, *marks, *facts, _place(method.origin)])
     head = ["defense", "phase", "suspect data", "victim", "clean data", "reference", "truth"]
-    return _table([*head, "fidelity", "knob", "pair views", "paper", "file"], rows)
+    return table([*head, "fidelity", "knob", "pair views", "paper", "file"], rows)
 
 
 def pair_views() -> dict[str, str]:
@@ -84,7 +84,7 @@ def pair_views() -> dict[str, str]:
 def presets() -> str:
     from grid import registry
 
-    return _table(["preset", "what it is"], [[n, t] for n, t in registry.presets().items()])
+    return table(["preset", "what it is"], [[n, t] for n, t in registry.presets().items()])
 
 
 # --- boards in the documents
@@ -257,8 +257,8 @@ def _board_rows(path: Path, keep: Callable[[dict[str, Any]], bool]) -> str:
         "cost": lambda r: "" if r["relative_cost"] is None else f"{r['relative_cost']:.2f}",
         "status": lambda row: row["status"],
     }
-    table = _table(list(columns), [[shown(row) for shown in columns.values()] for row in kept])
-    return f"{table}\n{board_hash(path)}"
+    text = table(list(columns), [[shown(row) for shown in columns.values()] for row in kept])
+    return f"{text}\n{board_hash(path)}"
 
 
 def board_hash(path: Path) -> str:
@@ -343,7 +343,7 @@ def attack_columns(path: Path) -> str:
         )
     shown = [f"ASR % {attack}" for attack in attacks]
     head = ["given", "defense", *shown, "CA %", "CA % at rate 0", "cost", "lr"]
-    return _table(head, lines)
+    return table(head, lines)
 
 
 def squares(path: Path) -> str:
@@ -372,7 +372,7 @@ def squares(path: Path) -> str:
         ]
         for one in down
     ]
-    return _table([what, *across], [line for line in lines if any(line[1:])])
+    return table([what, *across], [line for line in lines if any(line[1:])])
 
 
 def findings(path: Path) -> str:
@@ -388,7 +388,7 @@ def findings(path: Path) -> str:
     has_bound = any(
         row.get("found_precision_bound") is not None for row in read_board(path)["rows"]
     )
-    return _table(["defense", *attacks], lines) + (bound if has_bound else "")
+    return table(["defense", *attacks], lines) + (bound if has_bound else "")
 
 
 def stages(path: Path) -> str:
@@ -412,7 +412,7 @@ def stages(path: Path) -> str:
         [defense, stage, *(f"{values[a]:.2f}" if a in values else "" for a in attacks)]
         for (defense, stage), values in found.items()
     ]
-    return _table(["defense", "stage", *attacks], lines)
+    return table(["defense", "stage", *attacks], lines)
 
 
 def _found(row: dict[str, Any]) -> str:
@@ -433,8 +433,11 @@ PARTS: dict[str, Callable[[], str]] = {
 
 
 def parts() -> dict[str, Callable[[], str]]:
-    """All parts by name: NAME-board, NAME-short, NAME-made and more of every board there is."""
-    found = dict(PARTS)
+    """All parts by name: NAME-board, NAME-short, NAME-made and more of every board there is, and
+    NAME-figures of every benchmark that was recorded."""
+    from docs import scale_tables
+
+    found = {**PARTS, **scale_tables.parts()}
     for path in boards():
         name = path.name.removesuffix("-board.json")
         found[f"{name}-board"] = partial(_board_rows, path, lambda row: True)
@@ -483,6 +486,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = Path(rest[0] if rest else f"runs/{name}")
         print(f"{write_board(name, where, given.partial)} written")
         return 0
+    from docs import scale_tables
+
     if given.campaign:
         name, *rest = given.campaign
         print(f"{write_campaign(name, Path(rest[0] if rest else f'runs/{name}'), _made)} written")
@@ -490,6 +495,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     problems = [problem for path in boards() if (problem := check_board(path))]
     campaigns = sorted(DOCS.glob("*-campaign.json"))
     problems += [problem for path in campaigns if (problem := check_campaign(path))]
+    problems += scale_tables.problems()
     for picture in (PICTURE, PAPERS_PICTURE):
         if not (stale := check_picture(picture)):
             continue

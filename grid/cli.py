@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from enum import StrEnum
@@ -183,18 +184,67 @@ def tune(
 
 @app.command()
 def plan(
-    grid: GridArg, out: OutOpt = None, store: StoreOpt = None, as_json: JsonOpt = False
+    grid: GridArg,
+    out: OutOpt = None,
+    store: StoreOpt = None,
+    as_json: JsonOpt = False,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster",
+            help="Say what of it this Ray cluster, HOST:PORT or auto, cannot hold; default"
+            " RAY_ADDRESS.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Show what a run would do: cells, stages, reuse, estimated seconds. Runs nothing."""
     from grid.quick import plan_summary
     from grid.registry import grid_source
 
-    source = grid_source(grid)
+    source, address = grid_source(grid), _cluster(cluster)
     where, uri = places(source.name, out, store)
     found = plan_summary(source, where, uri)
+    kinds = [kind for kind, entry in found["kinds"].items() if entry["to_run"]]
+    if address:
+        found = {**found, "cluster": _offered(grid, kinds, address)}
     if as_json:
         typer.echo(json.dumps(found, indent=1, sort_keys=True))
-        return
+    else:
+        _print_plan(found)
+    if address and found["cluster"]["never"]:
+        raise typer.Exit(1)
+
+
+def _cluster(given: str | None) -> str:
+    """The address of the cluster to ask, or nothing; jobs name another one in the variable."""
+    if given is not None and "://" in given:
+        raise UsageError(
+            f"--cluster {given}: expected HOST:PORT, as in RAY_ADDRESS, or auto. From outside a"
+            " cluster `grid submit` checks its nodes."
+        )
+    named = os.environ.get("RAY_ADDRESS", "")
+    return given or ("" if "://" in named else named)
+
+
+def _offered(grid: str, kinds: Sequence[str], address: str) -> dict[str, Any]:
+    """What a running cluster has for the stages of these kinds."""
+    from grid.cluster import offer
+    from grid.gridfile import load_grid
+
+    found = offer(load_grid(grid).execution, kinds, address)
+    return {
+        "address": address,
+        "nodes": found.num_nodes,
+        "may_grow": found.may_grow,
+        "node_types": found.types,
+        "lacks": {lack.kind: lack.words for lack in found.lacks},
+        "startable": {lack.kind: list(lack.types) for lack in found.lacks if lack.types},
+        "never": [lack.kind for lack in found.never],
+    }
+
+
+def _print_plan(found: dict[str, Any]) -> None:
     typer.echo(f"{found['grid']} ({found['hash']}): {found['cells']} cells")
     shared = found["stages_without_sharing"] - found["stages"]
     typer.echo(
@@ -214,6 +264,21 @@ def plan(
     )
     for words in found["cautions"]:
         typer.echo(f"caution: {words}")
+    if "cluster" in found:
+        _print_offer(found["cluster"])
+
+
+def _print_offer(cluster: dict[str, Any]) -> None:
+    fits = "" if cluster["lacks"] else "; there is a place for every stage"
+    typer.echo(f"cluster {cluster['address']}: {cluster['nodes']} nodes{fits}")
+    for kind, words in cluster["lacks"].items():
+        if kind in cluster["never"]:
+            typer.echo(f"  never: {words}")
+        elif kind in cluster["startable"]:
+            types = ", ".join(cluster["startable"][kind])
+            typer.echo(f"  once it has grown: {words} Its autoscaler can start {types}.")
+        else:
+            typer.echo(f"  perhaps: {words} The cluster may grow; Ray does not know by what.")
 
 
 @app.command()

@@ -22,12 +22,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from grid.machines import autoscales, want
-from grid.needs import Node, asks, bundle, holds, places
+from grid.machines import autoscales, node_types, nodes, want
+from grid.needs import Lack, Node, asks, bundle, lacks, places
 from grid.spec import Execution, Resources
 from grid.stages import Stage
 from grid.work import Ended, Outcome, choose_device, device_fault, execute
-from victims.errors import GridError, UsageError
+from victims.errors import GridError
 from victims.pulse import beats
 from victims.recipe import Runtime
 
@@ -43,10 +43,6 @@ ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-
-
-# Kinds of stages that compute with a model.
-ON_DEVICE = ("model", "gate", "defended", "measure")
 
 
 def _import_everything() -> None:
@@ -351,10 +347,7 @@ class RayExecutor:
     """A bounded window of stages on a Ray cluster."""
 
     def __init__(self, execution: Execution, store: str, runtime: Runtime, logs: str) -> None:
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        import ray
-
+        ray = _ray()
         self._ray: Any = ray
         self.execution = execution
         self._context = (store, runtime, logs)
@@ -417,31 +410,10 @@ class RayExecutor:
 
         An autoscaler knows nothing of stages that wait, so it is asked for such a node.
         """
-        nodes = [Node(n["Resources"], n["Labels"]) for n in self._ray.nodes() if n["Alive"]]
-        for stage in stages:
-            wants = self.execution.resources_for(stage.kind)
-            where = f"execution.resources.{stage.kind}"
-            if self.execution.device == "cuda" and stage.kind in ON_DEVICE and not wants.gpus:
-                raise UsageError(
-                    f"execution.device is cuda, but stages of kind {stage.kind!r} ask for no GPU."
-                    f" Give {where} (or execution.resources.default) gpus: 1, or device: auto."
-                )
-            there = places(wants, nodes)
-            if there >= wants.workers:
-                continue
-
-            def size(node: Node) -> tuple[float, float]:
-                return node.resources.get("GPU", 0), node.resources.get("CPU", 0)
-
-            best = max(nodes, key=size, default=Node({}))
-            lack = "no node has them"
-            if wants.workers > 1:
-                lack = f"the cluster holds {there:g} of them"
-            self._wish([wants] * wants.workers)
-            return (
-                f"stages of kind {stage.kind!r} ask for {asks(wants)}, and {lack}; the largest has"
-                f" {holds(best)}. Change {where} in the grid file, or add such a node."
-            )
+        kinds = [stage.kind for stage in stages]
+        for lack in lacks(self.execution, kinds, nodes()):
+            self._wish([lack.wants] * lack.wants.workers)
+            return lack.words
         self._wish([])
         return None
 
@@ -662,9 +634,46 @@ class RayExecutor:
         self._ray.shutdown()
 
 
+def _ray() -> Any:
+    """Ray, with our defaults in the environment."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    return ray
+
+
+class Offer(NamedTuple):
+    """What a running cluster has for the stages of a grid, and may have."""
+
+    num_nodes: int
+    lacks: list[Lack]
+    types: list[str]
+    may_grow: bool
+
+    @property
+    def never(self) -> list[Lack]:
+        """What nothing can hold: neither a node nor, if Ray knows them, one that may be started."""
+        is_unknown = self.may_grow and not self.types
+        return [] if is_unknown else [lack for lack in self.lacks if not lack.types]
+
+
+def offer(execution: Execution, kinds: Sequence[str], address: str) -> Offer:
+    """What a running cluster has for such stages; nothing runs there."""
+    ray = _ray()
+    _attach(ray, {"address": address, "log_to_driver": False, "logging_level": "error"})
+    try:
+        there, types = nodes(), node_types()
+        found = list(lacks(execution, kinds, there, types))
+        return Offer(len(there), found, [one.name for one in types], bool(types) or autoscales())
+    finally:
+        ray.shutdown()
+
+
 def _attach(ray: Any, options: dict[str, Any]) -> None:
-    """Join the cluster that RAY_ADDRESS names."""
-    host, colon, port = os.environ["RAY_ADDRESS"].rpartition(":")
+    """Join a cluster: the one whose address is among the options, or that RAY_ADDRESS names."""
+    address = options.get("address") or os.environ["RAY_ADDRESS"]
+    host, colon, port = address.rpartition(":")
     try:
         if colon and port.isdigit() and "/" not in host:
             # Ray itself asks for minutes before it gives up.
@@ -672,9 +681,11 @@ def _attach(ray: Any, options: dict[str, Any]) -> None:
         ray.init(**options)
     except (OSError, RuntimeError, ValueError) as error:
         first = str(error).strip().split("\n")[0]
+        named = "RAY_ADDRESS=" if address == os.environ.get("RAY_ADDRESS") else ""
+        without = "unset RAY_ADDRESS to run on this machine alone" if named else "leave it out"
         raise GridError(
-            f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']} ({first}). Start"
-            " it, correct the address, or unset RAY_ADDRESS to run on this machine alone."
+            f"no Ray cluster answers at {named}{address} ({first}). Start it, correct the address,"
+            f" or {without}."
         ) from error
 
 

@@ -20,7 +20,8 @@ from grid.quick import SETTLED, outcomes_in
 from victims.store import Busy, Store
 
 DAY = 86_400.0
-# Object stores have no locks: what lies there without a manifest may be on its way.
+# Object stores have no locks: what lies there without a manifest may be on its way, and a fit that
+# left a checkpoint may go on.
 UPLOAD_SECONDS = DAY
 
 
@@ -132,15 +133,16 @@ def _kept_because(entry: Held, needs: _Needs) -> str:
 
 def _rests(store: Store, entry: Held, needs: _Needs) -> list[Garbage]:
     """What is left of attempts that came to nothing, and checkpoints that nobody resumes from."""
+    if not store.local and time.time() - entry.used <= UPLOAD_SECONDS:
+        return []
     found = []
     attempts = dict(entry.attempts)
     if entry.is_whole:
         published = _published(store, entry) if len(attempts) > 1 else None
         attempts = {a: n for a, n in attempts.items() if published and a != published}
-    if store.local or time.time() - entry.used > UPLOAD_SECONDS:
-        for attempt, size_ in attempts.items():
-            why = "abandoned by a process that died"
-            found.append(Garbage(entry.key, "attempt", why, size_, entry.used, attempt))
+    for attempt, size_ in attempts.items():
+        why = "abandoned by a process that died"
+        found.append(Garbage(entry.key, "attempt", why, size_, entry.used, attempt))
     if entry.partial_bytes and (entry.is_whole or not _kept_because(entry, needs)):
         why = "its artefact is finished" if entry.is_whole else "no known run needs it"
         found.append(Garbage(entry.key, "checkpoint", why, entry.partial_bytes, entry.used))

@@ -216,7 +216,7 @@ def _groups(files: Sequence[Found], schema: pa.Schema, names: list[str]) -> Iter
     gathered, num_rows = list[pa.Table](), 0
     for one in files:
         try:
-            table = pq.ParquetFile(one.path).read()
+            table = pq.ParquetFile(one.path).read(use_threads=False)
         except FileNotFoundError:  # the driver has merged it into a file of its own
             continue
         names.append(one.path.name)

@@ -32,6 +32,7 @@ class Verb(StrEnum):
     """What can be asked of a run."""
 
     PAUSE = "pause"
+    PAUSE_NOW = "pause-now"
     RESUME = "resume"
     CANCEL = "cancel"
     REQUEUE = "requeue"
@@ -131,7 +132,7 @@ class Control:
     def turn(self, request: Request) -> str:
         """Pause or resume, on disk; what was done, in words."""
         mark = self.folder / "paused.json"
-        if request.verb is Verb.PAUSE:
+        if request.verb in (Verb.PAUSE, Verb.PAUSE_NOW):
             write_whole(mark, json.dumps({"since": request.asked_at}))
             return "paused: nothing new starts until `grid resume`"
         mark.unlink(missing_ok=True)

@@ -7,10 +7,13 @@ answered while others use the cluster, and an answer that does not come is an an
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+from grid.needs import Node, NodeType
 
 # What Ray calls the type of a machine that no autoscaler has started.
 NO_TYPE = re.compile(r"node_[0-9a-f]+")
@@ -39,6 +42,23 @@ def machines() -> list[Machine]:
         gpus = float(node["Resources"].get("GPU", 0))
         found.append(Machine(node["NodeID"], f"{host} ({address})", gpus))
     return sorted(found, key=lambda machine: machine.name)
+
+
+def nodes() -> list[Node]:
+    """What every machine that is there has, whoever uses it."""
+    return [Node(node["Resources"], node["Labels"]) for node in _alive()]
+
+
+def node_types() -> list[NodeType]:
+    """The nodes that an autoscaler says it can start; few autoscalers tell Ray."""
+    import ray
+
+    config = ray._private.state.state.get_cluster_config()
+    groups = config.node_group_configs if config else ()
+    return [
+        NodeType(g.name, dict(g.resources), math.inf if g.max_count < 0 else g.max_count)
+        for g in groups
+    ]
 
 
 def ask_each(

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
-from grid.spec import Resources
+from grid.spec import Execution, Resources
+from victims.errors import UsageError
 
 # Ray counts a node's accelerator as one of a resource of its name, and asks for a thousandth of it.
 ACCELERATOR = "accelerator_type:"
 ANY_SHARE = 0.001
+# Kinds of stages that compute with a model.
+ON_DEVICE = ("model", "gate", "defended", "measure")
 
 
 class Node(NamedTuple):
@@ -19,6 +23,23 @@ class Node(NamedTuple):
 
     resources: Mapping[str, float]
     labels: Mapping[str, str] = {}
+
+
+class NodeType(NamedTuple):
+    """Nodes that an autoscaler can start, and the most that it would; labels it does not tell."""
+
+    name: str
+    resources: Mapping[str, float]
+    most: float
+
+
+class Lack(NamedTuple):
+    """What stages of a kind ask for and no node holds; the types of nodes that would, if any."""
+
+    kind: str
+    wants: Resources
+    words: str
+    types: tuple[str, ...] = ()
 
 
 def bundle(wants: Resources) -> dict[str, float]:
@@ -77,3 +98,48 @@ def holds(node: Node) -> str:
         f"{has.get('CPU', 0):g} CPUs, {has.get('GPU', 0):g} GPUs{shown} and"
         f" {has.get('memory', 0) / 2**30:.1f} GiB{told}"
     )
+
+
+def nearest(wants: Resources, nodes: Iterable[Node]) -> Node:
+    """The node that comes closest to a request: by what is shortest there, then the largest."""
+    asked = {name: number for name, number in bundle(wants).items() if number > 0}
+
+    def size(node: Node) -> tuple[float, float, float]:
+        has = node.resources
+        shares = [min(1.0, has.get(name, 0.0) / number) for name, number in asked.items()]
+        return min(shares, default=1.0), has.get("GPU", 0.0), has.get("CPU", 0.0)
+
+    return max(nodes, key=size, default=Node({}))
+
+
+def lacks(
+    execution: Execution,
+    kinds: Iterable[str],
+    nodes: Sequence[Node],
+    types: Sequence[NodeType] = (),
+) -> Iterator[Lack]:
+    """The kinds of stages that the nodes could not run even if they did nothing else."""
+    for kind in kinds:
+        wants, where = execution.resources_for(kind), f"execution.resources.{kind}"
+        if execution.device == "cuda" and kind in ON_DEVICE and not wants.gpus:
+            raise UsageError(
+                f"execution.device is cuda, but stages of kind {kind!r} ask for no GPU."
+                f" Give {where} (or execution.resources.default) gpus: 1, or device: auto."
+            )
+        there = places(wants, nodes)
+        if there >= wants.workers:
+            continue
+        lack = f"the cluster holds {there:g} of them" if wants.workers > 1 else "no node has them"
+        words = (
+            f"stages of kind {kind!r} ask for {asks(wants)}, and {lack}; the largest has"
+            f" {holds(nearest(wants, nodes))}. Change {where} in the grid file, or add such a node."
+        )
+        yield Lack(kind, wants, words, _startable(wants, there, types))
+
+
+def _startable(wants: Resources, there: float, types: Sequence[NodeType]) -> tuple[str, ...]:
+    """The types of nodes that hold a process of a stage, if enough of them can be started."""
+    blind = replace(wants, labels={})
+    each = {one.name: times(blind, Node(one.resources)) * one.most for one in types}
+    found = tuple(name for name, number in each.items() if number > 0)
+    return found if there + sum(each.values()) >= wants.workers else ()

@@ -92,9 +92,16 @@ def _goes_on(found: dict[str, Any]) -> bool:
     return found["state"] in ("starting", "running", "paused")
 
 
-def pause(grid: OneRun, out: OutOpt = None, wait: WaitOpt = 10.0) -> None:
+def pause(
+    grid: OneRun,
+    out: OutOpt = None,
+    wait: WaitOpt = 10.0,
+    now: Annotated[
+        bool, typer.Option("--now", help="Stop what runs; it goes on from its last checkpoint.")
+    ] = False,
+) -> None:
     """Start nothing new in a run, until it is resumed; what runs comes to its end."""
-    _ask("pause", "", grid, out, wait)
+    _ask("pause-now" if now else "pause", "", grid, out, wait)
 
 
 def resume(grid: OneRun, out: OutOpt = None, wait: WaitOpt = 10.0) -> None:
@@ -139,7 +146,7 @@ def _settle(where: Path, control: Control, request: Request) -> str:
     """Carry out a request to a run that no driver works on."""
     from grid.control import Verb
 
-    if request.verb in (Verb.PAUSE, Verb.RESUME):
+    if request.verb in (Verb.PAUSE, Verb.PAUSE_NOW, Verb.RESUME):
         from grid.lock import only_driver
 
         with only_driver(where):

@@ -19,6 +19,7 @@ from grid.chains import write_chains
 from grid.cluster import Executor
 from grid.filters import CellFilter, require_match
 from grid.lock import only_driver
+from grid.order import priorities
 from grid.plan import (
     CellPlan,
     Group,
@@ -217,7 +218,7 @@ class Driver(Scheduler):
             self.journal.found = len(self.plan.missing(everything, set())) - len(missing)
         self.planned |= set(missing)
         seconds = {key: self.history.seconds(stage) for key, stage in missing.items()}
-        self.priority |= longest_chain(missing, seconds)
+        self.priority |= priorities(self.plan, missing, seconds)
         gpus = {key: self._gpus(stage) for key, stage in missing.items()}
         self.journal.expect(missing, gpus, self.priority)
         for needed in wanted:

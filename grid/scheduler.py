@@ -186,13 +186,13 @@ class Scheduler:
         return wants.gpus * wants.workers
 
     def put_back(self, key: Key) -> None:
-        """A stage that was handed over and taken back before it began."""
+        """A stage that was handed over and taken back before it ended."""
         self.journal.end(key)
         self._ready_if_free(key)
 
     def _fit_or_wait(self, executor: Executor) -> None:
         """Refuse what no node can hold; on a shared cluster, wait a stated time for such a node."""
-        kinds = {self.stages[key].kind: self.stages[key] for key in self.waits}
+        kinds = {self.stages[key].kind: self.stages[key] for key in self.planned}
         limit = 0.0 if executor.owns_cluster else self.execution.wait_seconds
         started, said = time.monotonic(), -60.0
         while (problem := executor.check(list(kinds.values()))) is not None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from grid.cluster import Executor
     from grid.run import Driver
+    from victims.keys import Key
 
 FAILED = frozenset({Status.FAILED_METHOD, Status.FAILED_INFRASTRUCTURE})
 
@@ -50,9 +51,14 @@ class Steering:
         self.is_paused = self.control.is_paused
 
     def _do(self, request: Request, executor: Executor | None) -> str:
-        if request.verb in (Verb.PAUSE, Verb.RESUME):
+        if request.verb in (Verb.PAUSE, Verb.PAUSE_NOW, Verb.RESUME):
             did = self.control.turn(request)
-            running = self._recall(executor) if executor and request.verb is Verb.PAUSE else 0
+            if executor is None or request.verb is Verb.RESUME:
+                return did
+            if request.verb is Verb.PAUSE_NOW:
+                stopped = self._take_back(executor, set(self.driver.running))
+                return f"{did}; {_count(stopped, 'stage')} stopped" if stopped else did
+            running = self._recall(executor)
             return f"{did}; {_count(running, 'stage')} running come to an end" if running else did
         try:
             matches = parse_filter(request.only).matches
@@ -65,15 +71,18 @@ class Steering:
 
     def _recall(self, executor: Executor) -> int:
         """Take back what was handed over and has no place yet; how many stages then run."""
-        driver = self.driver
         if not executor.owns_cluster:
             begun = {stage.key for stage in executor.begun}
-            waiting = driver.running - begun
-            executor.stop(waiting)
-            driver.running -= waiting
-            for key in waiting:
-                driver.put_back(key)
-        return len(driver.running)
+            self._take_back(executor, self.driver.running - begun)
+        return len(self.driver.running)
+
+    def _take_back(self, executor: Executor, keys: set[Key]) -> int:
+        """End stages wherever they are, to be begun again from their last checkpoints; how many."""
+        executor.stop(keys)
+        self.driver.running -= keys
+        for key in keys:
+            self.driver.put_back(key)
+        return len(keys)
 
     def _cancel(self, cells: list[CellPlan], executor: Executor | None) -> str:
         driver = self.driver

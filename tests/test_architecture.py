@@ -186,6 +186,14 @@ def test_importing_the_light_modules_imports_nothing_heavy() -> None:
     assert run(f"import sys, {modules}, attacks, defenses, victims\n{LOADED}") == "HEAVY []\n"
 
 
+def test_a_plan_without_a_cluster_imports_no_ray(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom grid.cli import main\n"
+        f"try:\n    main(['plan', 'smoke', '--out', sys.argv[1]])\nfinally:\n    {LOADED}\n"
+    )
+    assert "'ray'" not in run(code, str(tmp_path)).splitlines()[-1]
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["leaderboard", "DIR"], ["ls", "presets"]])
 def test_quick_commands_import_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     write_grid(tmp_path, "demo", "0123456789abcdef", [cell_columns()])

@@ -261,6 +261,36 @@ def test_cancelling_keeps_the_stages_that_others_need(finished: Finished, tmp_pa
     assert json.loads(answered)["did"] == "2 cells cancelled; 1 stage stopped"
 
 
+def test_a_pause_now_takes_back_what_runs(finished: Finished, tmp_path: Path) -> None:
+    driver = Driver(finished.grid, tmp_path / "out", Store(tmp_path / "store"), say=_quiet)
+    (tmp_path / "out").mkdir()
+    driver._open_cells(driver._todo())
+    executor = SerialExecutor(Execution(), str(tmp_path / "store"), Runtime(), "")
+    first = {key for _, _, key in driver.ready}
+    driver.ready.clear()
+    for key in first:
+        driver.running.add(key)
+        executor.submit(driver.plan.stages[key])
+    ask(driver.out, Verb.PAUSE)
+    Steering(driver).heed(executor)
+    assert (driver.running, executor.running) == (first, len(first))
+    ask(driver.out, Verb.PAUSE_NOW)
+    Steering(driver).heed(executor)
+    assert (driver.running, executor.running) == (set(), 0)
+    assert {key for _, _, key in driver.ready} == first
+    said = [json.loads(line)["did"] for line in open_answers(driver.out)]
+    paused = "paused: nothing new starts until `grid resume`"
+    assert said == [
+        f"{paused}; {len(first)} stages running come to an end",
+        f"{paused}; {len(first)} stages stopped",
+    ]
+    assert not driver.attempts
+
+
+def open_answers(out: Path) -> list[str]:
+    return (out / "control" / "answered.jsonl").read_text().splitlines()
+
+
 def test_a_stage_that_is_stopped_leaves_the_others(tmp_path: Path) -> None:
     executor = SerialExecutor(Execution(), str(tmp_path / "store"), Runtime(), "")
     stages = [Note(name, str(tmp_path), needs_ray=False) for name in ("a", "b")]
@@ -278,6 +308,39 @@ LONG: dict[str, Any] = {
     "recipes": {**TINY["recipes"], "repair": {**RECIPE, "epochs": 200}},
     "execution": {**TINY["execution"], "lanes": 2, "checkpoint_seconds": 2},
 }
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(900)
+def test_fits_that_are_paused_now_go_on_from_their_checkpoints(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_grid_file(tmp_path, **LONG)
+    out, store = tmp_path / "out", tmp_path / "store"
+
+    def fits() -> list[str]:
+        """The defenses that train now and have left a checkpoint."""
+        stages = [s for s in status_of(out)["running"] if s["kind"] == "defended"]
+        logs = [out / "logs" / f"{s['key']}.log" for s in stages if s["has_begun"]]
+        saved = list(store.glob("partial/*/fit.safetensors"))
+        return [log.name for log in logs if log.exists()] if len(saved) == 2 else []
+
+    with command(tmp_path / "run.txt", "run", file, "--out", out, "--store", store) as run:
+        wait_for(lambda: (out / "progress.json").exists(), 300)
+        wait_for(lambda: len(fits()) == 2, 300)
+        logs = fits()
+        paused = call(capsys, "pause", out, "--now")
+        assert paused.out.endswith("until `grid resume`; 2 stages stopped\n")
+        wait_for(lambda: status_of(out)["running"] == [])
+        assert status_of(out)["state"] == "paused"
+        call(capsys, "resume", out)
+        assert run.wait(300) == 0, run.said
+        run.leaves_nothing()
+    for log in logs:
+        assert (out / "logs" / log).read_text().count(" epoch 1/") == 1
+    calm = tmp_path / "calm"
+    run_serial(tiny_grid(calm, **LONG), calm / "out", calm / "store")
+    assert numbers(out) == numbers(calm / "out")
 
 
 @pytest.mark.exhaustive

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from docs import tables
+import benchmarks.__main__ as command
+from benchmarks.common import Figure
+from docs import scale_tables, tables
 from docs.tables import ROOT
 from grid.gridfile import load_grid
 from grid.schema import write_grid, write_rows, write_table
@@ -213,3 +215,58 @@ def test_the_picture_keeps_what_it_was_drawn_from(
         with Image.open(path) as image:
             assert image.info["Inputs"] == tables.picture_inputs(path)
         assert tables.check_picture(path) is None
+
+
+# Figures of benchmarks.
+
+
+@pytest.fixture
+def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of a benchmark, as ``--record`` leaves it."""
+    found = {
+        "stages": Figure(value=13036, unit="stages"),
+        "grid plan": Figure(value=21.456, unit="s", at_most=20),
+        "8 lanes: makespan / bound": Figure(value=1.0004, unit="x", at_most=1.05),
+        "32 lanes: makespan / bound": Figure(value=1.25, unit="x", at_most=1.05),
+        "8 lanes: makespan / bound, as listed": Figure(value=1.5, unit="x"),
+        "32 lanes: makespan / bound, as listed": Figure(value=123.456, unit="x"),
+    }
+    monkeypatch.setattr(tables, "DOCS", tmp_path)
+    monkeypatch.setattr(command, "FIGURES", tmp_path / "figures")
+    monkeypatch.setattr(command, "main_of", lambda name, quick: lambda: found)
+    assert command.main(["scale", "--record", "--json", str(tmp_path / "all.json")]) == 0
+    return tmp_path / "figures" / "scale.json"
+
+
+def test_figures_become_tables_that_say_what_they_hold_for(recorded: Path) -> None:
+    (name, part), *_ = scale_tables.parts().items()
+    made = scale_tables.read_figures(recorded)["made"]
+    assert name == "scale-figures"
+    *lines, said = part().splitlines()
+    assert lines == [
+        "| what | figure | aim |",
+        "| --- | --- | --- |",
+        "| stages | 13,036 stages |  |",
+        "| grid plan | 21.46 s | <= 20: **missed** |",
+        "",
+        "| lanes | 8 | 32 | aim |",
+        "| --- | --- | --- | --- |",
+        "| makespan / bound | 1.000 x | 1.250 x | <= 1.05: **missed** |",
+        "| makespan / bound, as listed | 1.500 x | 123.5 x |  |",
+        "",
+    ]
+    assert said.startswith(f"{made['time'][:10]}, commit `{made['commit']}`, {made['processor']}, ")
+    assert scale_tables.problems() == []
+
+
+def test_figures_edited_by_hand_are_noticed(recorded: Path) -> None:
+    recorded.write_text(recorded.read_text().replace("21.456", "11.456"))
+    (problem,) = scale_tables.problems()
+    assert "figures/scale.json was edited" in problem
+    assert "python -m benchmarks scale --record" in problem
+
+
+def test_rough_figures_are_not_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command.main(["scale", "--record", "--quick"])
+    assert "those of --quick are none" in capsys.readouterr().err

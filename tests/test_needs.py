@@ -7,8 +7,19 @@ from typing import Any
 
 import pytest
 
-from grid.needs import Node, asks, bundle, holds, places, selects, times
-from grid.spec import Resources
+from grid.needs import (
+    Node,
+    NodeType,
+    asks,
+    bundle,
+    holds,
+    lacks,
+    nearest,
+    places,
+    selects,
+    times,
+)
+from grid.spec import Execution, Resources
 
 SMALL = Node({"CPU": 4, "memory": 8 * 2**30})
 SPOT = Node({"CPU": 16, "GPU": 4, "accelerator_type:A100": 1}, {"market": "spot", "zone": "a"})
@@ -84,3 +95,41 @@ def test_requests_and_nodes_in_words() -> None:
 def test_what_cannot_be_meant_is_refused(fields: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         Resources(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "node"),
+    [
+        ({"cpus": 20}, SPOT),
+        ({"cpus": 20, "gpus": 3}, SPOT),
+        ({"memory_gb": 100}, SMALL),
+        ({"gpus": 8}, SPOT),
+        ({"gpus": 1, "accelerator": "T4"}, SPOT),
+        ({"gpus": 3, "accelerator": "H100"}, OWNED),
+    ],
+)
+def test_the_nearest_node_lacks_least_of_what_is_shortest(
+    fields: dict[str, Any], node: Node
+) -> None:
+    assert nearest(Resources(**fields), NODES) is node
+    assert nearest(Resources(**fields), NODES[::-1]) is node
+
+
+def test_what_an_autoscaler_could_start_counts_up_to_its_limit() -> None:
+    types = [NodeType("big", {"CPU": 32, "GPU": 8}, 2), NodeType("gone", {"GPU": 99}, 0)]
+
+    def startable(**fields: Any) -> list[tuple[str, ...]]:
+        execution = Execution(resources={"model": Resources(**fields)})
+        return [lack.types for lack in lacks(execution, ["corpus", "model"], NODES, types)]
+
+    assert startable(gpus=4) == []
+    assert startable(gpus=8) == [("big",)]
+    assert startable(gpus=9) == [()]
+    # Which labels its nodes would have it does not tell.
+    assert startable(gpus=1, labels={"market": "rented"}) == [("big",)]
+    # Four groups of two on nodes that are there or come, besides three that are.
+    assert startable(workers=11, gpus=2) == [("big",)]
+    assert startable(workers=12, gpus=2) == [()]
+    unlimited = [NodeType("big", {"CPU": 32, "GPU": 8}, math.inf)]
+    execution = Execution(resources={"model": Resources(workers=999, gpus=8)})
+    assert [lack.types for lack in lacks(execution, ["model"], NODES, unlimited)] == [("big",)]

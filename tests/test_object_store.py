@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from grid.cache import pin_key
 from grid.cluster import Executor, start_executor
+from grid.collect import DAY, collect
 from grid.run import run_grid
 from grid.spec import Execution
 from grid.work import Ended, execute, is_machines
@@ -185,6 +187,48 @@ def test_what_things_cost_in_requests(
         here.save_partial(KEY, "fit", put("one"))
     assert asked == {"PUT": 1}
     assert not [name for name in bucket.names(tmp_path.name) if name.endswith("/")]
+
+
+def test_garbage_in_a_bucket_is_collected_once_no_upload_can_be_under_way(
+    two: tuple[Store, Store], bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = two
+
+    def overtaken(folder: Path) -> dict[str, Any]:
+        there.get_or_make(KEY, make)
+        return make(folder)
+
+    pinned = here.get_or_make(KEY, overtaken)  # and the attempt that lost
+    here.save_partial(KEY, "fit", put("of what is finished"))
+    pin_key(here, KEY)
+    unneeded, lost, stopped = (content_key("thing", n) for n in ("old", "lost", "stopped"))
+    here.get_or_make(unneeded, make)
+    bucket.replace(f"{BUCKET}/{tmp_path.name}/data/{lost}/{'0' * 12}/a.txt", b"half an upload")
+    there.save_partial(stopped, "fit", put("of what no run needs"))
+    before = bucket.names(tmp_path.name)
+
+    def told(**options: Any) -> list[tuple[str, str]]:
+        found = collect(bucket.store(tmp_path.name, tmp_path / "third"), [], **options)
+        return sorted((item["key"], item["what"]) for item in found["garbage"])
+
+    assert told() == [(unneeded, "artefact")], "nobody knows what still goes on"
+    # Its files cannot be made to look a day old.
+    monkeypatch.setattr("grid.collect.UPLOAD_SECONDS", -DAY)
+    rests = [(KEY, "attempt"), (KEY, "checkpoint"), (lost, "attempt"), (stopped, "checkpoint")]
+    every = sorted([(unneeded, "artefact"), *rests])
+    assert told() == every
+    assert bucket.names(tmp_path.name) == before, "a rehearsal"
+    assert told(delete=True) == every
+    left = [name for name in bucket.names(tmp_path.name) if not name.endswith("/")]
+    folder = f"{BUCKET}/{tmp_path.name}"
+    assert left == [
+        *(f"{folder}/data/{KEY}/{pinned.folder.name}/{name}" for name in ("a.txt", "b.bin")),
+        f"{folder}/manifests/thing/{KEY}.json",
+        f"{folder}/pins/{KEY}.json",
+        f"{folder}/store.json",
+    ]
+    assert text_of(bucket.store(tmp_path.name, tmp_path / "fourth")) == "alpha"
+    assert told() == []
 
 
 # --- addresses

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -10,8 +11,11 @@ from hypothesis import strategies as st
 
 from grid.order import Inputs, Turns, chains, lower_bound, priorities, simulate, waits_of
 from grid.plan import History, longest_chain, make_plan, parents
-from tests.grids import records, run_serial, tiny_grid
+from grid.run import Driver
+from tests.finished import Finished
+from tests.grids import numbers, records, run_serial, tiny_grid
 from victims.keys import Key
+from victims.store import Store
 
 
 @st.composite
@@ -112,6 +116,33 @@ def test_gated_cells_wait_for_their_gate_and_nothing_else_does(tmp_path: Path) -
     assert not done & waits_of(plan, done).keys()
 
 
+def test_the_driver_counts_what_waits_for_a_gate(tmp_path: Path) -> None:
+    grid = tiny_grid(tmp_path)
+    driver = Driver(grid, tmp_path, Store(tmp_path / "store"))
+    driver._open_cells(driver.plan.cells)
+    stages = driver.plan.missing(driver.plan.everything(), set())
+    seconds = {key: History(None).seconds(stage) for key, stage in stages.items()}
+    assert driver.priority == priorities(driver.plan, stages, seconds)
+    assert driver.priority != longest_chain(stages, seconds)
+
+
+def test_the_order_of_stages_changes_no_number(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def last_first(*arguments: Any) -> dict[Key, float]:
+        return {key: -seconds for key, seconds in priorities(*arguments).items()}
+
+    monkeypatch.setattr("grid.run.priorities", last_first)
+    run_serial(finished.grid, tmp_path / "out", tmp_path / "store")
+    runs = finished.out, tmp_path / "out"
+    ran, again = (
+        [r["key"] for r in sorted(records(out, "stages"), key=lambda r: r["started_at"])]
+        for out in runs
+    )
+    assert (sorted(ran), ran != again) == (sorted(again), True)
+    assert numbers(finished.out) == numbers(tmp_path / "out")
+
+
 @pytest.mark.exhaustive
 def test_a_real_driver_takes_turns_as_the_simulation_does(tmp_path: Path) -> None:
     """With one lane, whatever began had the longest chain of all that could have begun."""
@@ -120,7 +151,7 @@ def test_a_real_driver_takes_turns_as_the_simulation_does(tmp_path: Path) -> Non
     plan = make_plan(grid)
     stages = plan.missing(plan.everything(), set())
     seconds = {key: History(None).seconds(stage) for key, stage in stages.items()}
-    priority, waits = longest_chain(stages, seconds), waits_of(plan)
+    priority, waits = priorities(plan, stages, seconds), waits_of(plan)
     ran = sorted(records(tmp_path / "out", "stages"), key=lambda record: record["started_at"])
     order = [Key(record["key"]) for record in ran]
     assert set(order) == set(stages)

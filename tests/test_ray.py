@@ -5,7 +5,9 @@ One cluster of three nodes serves the file (tests/clusters.py).
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import signal
 import threading
@@ -13,6 +15,7 @@ import time
 import traceback
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -147,21 +150,114 @@ def test_every_node_is_asked_and_the_one_without_its_gpus_is_named(
     assert not autoscales()
 
 
+# Stages that wait for a gate's verdict ask in time as well: not once hours have gone into it.
+NEVER: list[tuple[str, dict[str, Any], str, str]] = [
+    ("rate=0.1", {"model": {"gpus": 4}}, "1 CPUs and 4 GPUs, and no node has them", "2 GPUs"),
+    (
+        "rate=0.1",
+        {"model": {"workers": 3, "gpus": 1}},
+        "3 workers of 1 CPUs and 1 GPUs each, and the cluster holds 2 of them",
+        "2 GPUs",
+    ),
+    (
+        "rate=0.1 defense=finetune",
+        {"measure": {"cpus": 3}},
+        "3 CPUs and 0 GPUs, and no node has them",
+        "2 CPUs",
+    ),
+]
+
+
 @pytest.mark.usefixtures("joined")
-def test_a_shared_cluster_is_waited_for(tmp_path: Path) -> None:
-    grid = tiny_grid(
-        tmp_path,
-        execution={**TINY["execution"], "wait_seconds": 3, "resources": {"model": {"gpus": 4}}},
-    )
+@pytest.mark.parametrize(
+    ("only", "resources", "asked", "largest"), NEVER, ids=["GPUs", "workers", "gated"]
+)
+def test_a_shared_cluster_is_waited_for(
+    tmp_path: Path, only: str, resources: dict[str, Any], asked: str, largest: str
+) -> None:
+    execution = {**TINY["execution"], "wait_seconds": 3, "resources": resources}
     said: list[str] = []
-    driver = Driver(grid, tmp_path / "out", Store(tmp_path / "store"), say=said.append)
+    options: dict[str, Any] = {"only": parse_filter(only), "say": said.append}
+    grid, out, store = tiny_grid(tmp_path, execution=execution), tmp_path / "out", tmp_path / "s"
     began = time.monotonic()
-    with pytest.raises(GridError, match=r"ask for 1 CPUs and 4 GPUs.*waited \d s of 3"):
-        driver.run()
+    with pytest.raises(GridError, match=rf"ask for {asked}.*waited \d s of 3"):
+        Driver(grid, out, Store(store), **options).run()
     assert 3 <= time.monotonic() - began < 30
-    assert said[0].startswith("waiting for resources: stages of kind 'model' ask for")
+    assert said[0].startswith(f"waiting for resources: stages of kind {next(iter(resources))!r}")
+    assert re.search(rf"the largest has [^;]*{largest}", said[0])
     assert "Giving up after 3 s" in said[0]
-    assert records(tmp_path / "out", "rows") == []
+    assert records(out, "rows") == []
+
+
+ASKED: dict[str, Any] = {
+    "gate": {"gpus": 1, "accelerator": "H100"},
+    "corpus": {"cpus": 3},
+    "defended": {"workers": 3, "gpus": 1},
+    "measure": {"memory_gb": 1e6},
+    "model": {"gpus": 4},
+    "poisoned": {"labels": {"market": "owned"}},
+    "trigger": {"labels": {"market": "spot"}},
+}
+
+
+def planned(capsys: pytest.CaptureFixture[str], file: Path, *words: str) -> tuple[int, Any]:
+    """What `grid plan` says about a cluster, and its exit code."""
+    store = ("--store", file.parent / "store", "--out", file.parent / "out")
+    done = call(capsys, "plan", file, "--json", *store, *words)
+    assert done.err == ""
+    return done.code, json.loads(done.out).get("cluster")
+
+
+@pytest.mark.usefixtures("joined")
+def test_a_plan_says_what_no_node_of_a_cluster_holds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    execution = {**TINY["execution"], "resources": ASKED}
+    file = write_grid_file(tmp_path / "much", execution=execution)
+    code, found = planned(capsys, file)
+    assert (code, found["nodes"], found["may_grow"]) == (1, 3, False)
+    assert set(found["never"]) == set(found["lacks"]) == ASKED.keys() - {"trigger"}
+    assert (
+        "3 CPUs and 0 GPUs, and no node has them; the largest has 2 CPUs"
+        in (found["lacks"]["corpus"])
+    )
+    assert "the cluster holds 2 of them" in found["lacks"]["defended"]
+    shown = call(capsys, "plan", file, "--store", tmp_path / "store")
+    assert shown.code == 1
+    assert "  never: stages of kind 'model' ask for 1 CPUs and 4 GPUs, and no node" in shown.out
+    little = write_grid_file(tmp_path / "little")
+    assert planned(capsys, little)[1]["lacks"] == {}
+    shown = call(capsys, "plan", little, "--store", tmp_path / "store")
+    assert (shown.code, "3 nodes; there is a place for every stage" in shown.out) == (0, True)
+    assert not (tmp_path / "store").exists(), "nothing runs"
+
+
+@pytest.mark.usefixtures("joined")
+def test_nodes_that_an_autoscaler_can_start_are_places(
+    cluster: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.core.generated.autoscaler_pb2 import ClusterConfig  # type: ignore[attr-defined]
+
+    def told(*groups: dict[str, Any]) -> None:
+        """What autoscalers say to Ray, as they say it."""
+        gcs.report_cluster_config(ClusterConfig(node_group_configs=groups).SerializeToString())
+
+    gcs: Any = GcsClient(address=cluster)
+    resources = {"model": {"gpus": 4}, "gate": {"cpus": 64}}
+    execution = {**TINY["execution"], "resources": resources}
+    file = write_grid_file(tmp_path, execution=execution)
+    try:
+        told({"name": "large", "resources": {"CPU": 8, "GPU": 4}, "max_count": 3})
+        code, found = planned(capsys, file)
+        assert (code, found["may_grow"], found["node_types"]) == (1, True, ["large"])
+        assert (found["startable"], found["never"]) == ({"model": ["large"]}, ["gate"])
+        told({"name": "huge", "resources": {"CPU": 64, "GPU": 8}, "max_count": -1})
+        shown = call(capsys, "plan", file, "--store", tmp_path / "store")
+        assert shown.code == 0
+        assert shown.out.count("Its autoscaler can start huge.") == 2
+    finally:
+        told()
 
 
 @pytest.mark.exhaustive
@@ -332,6 +428,22 @@ def test_an_address_without_a_cluster(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(GridError, match=r"no Ray cluster answers at RAY_ADDRESS=127\.0\.0\.1:1"):
         start_executor("ray", Execution(), str(tmp_path), Runtime(), "")
+
+
+@pytest.mark.usefixtures("apart")
+def test_a_plan_asks_the_cluster_that_is_named_and_none_besides(
+    cluster: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    execution = {**TINY["execution"], "resources": {"model": {"gpus": 4}}}
+    file = write_grid_file(tmp_path, execution=execution)
+    assert planned(capsys, file) == (0, None)
+    code, found = planned(capsys, file, "--cluster", cluster)
+    assert (code, found["address"], found["never"]) == (1, cluster, ["model"])
+    nobody = call(capsys, "plan", file, "--cluster", "127.0.0.1:1")
+    assert nobody.code == 1
+    assert nobody.err.startswith("grid: no Ray cluster answers at 127.0.0.1:1 (")
+    wrong = call(capsys, "plan", file, "--cluster", "http://127.0.0.1:8265")
+    assert (wrong.code, "expected HOST:PORT" in wrong.err) == (2, True)
 
 
 # Clusters of our own.

@@ -97,11 +97,7 @@ def test_scale_names_its_aims() -> None:
 
 def test_schedules_are_compared_on_every_number_of_lanes() -> None:
     found = schedule.main(attacks=2, rates=2, seeds=1, lanes=(2, 8))
-    assert aims(found) == {
-        f"{lanes} lanes: makespan / bound{order}"
-        for lanes in (2, 8)
-        for order in ("", ", gates counted")
-    }
+    assert aims(found) == {f"{lanes} lanes: makespan / bound" for lanes in (2, 8)}
     for lanes in (2, 8):
         assert 1 <= found[f"{lanes} lanes: makespan / bound"].value <= 2 - 1 / lanes
 

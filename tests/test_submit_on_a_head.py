@@ -15,7 +15,15 @@ import pytest
 
 from grid.handles import read_handle
 from grid.jobs import DEFAULT_ADDRESS, Jobs
-from tests.grids import TINY, numbers, outcomes, run_serial, tiny_grid, write_grid_file
+from tests.grids import (
+    TINY,
+    grid_command,
+    numbers,
+    outcomes,
+    run_serial,
+    tiny_grid,
+    write_grid_file,
+)
 from tests.heads import ROOT, Head, free_port, started_head
 from tests.processes import wait_for
 from victims.errors import GridError
@@ -228,6 +236,12 @@ def test_a_cluster_without_workers_grows_for_a_grid(
     options = ("--num-cpus=0", f"--autoscaling-config={file}")
     with started_head(*options, gcs_port=port, RAY_FAKE_CLUSTER="1") as head:
         grid = write_grid_file(tmp_path / "code")
+        asked = grid_command("plan", grid, "--cluster", f"{address}:{port}")
+        plan = subprocess.run(
+            asked, capture_output=True, text=True, env=head.variables, cwd=tmp_path, check=False
+        )
+        assert plan.returncode == 0, plan.stdout + plan.stderr
+        assert "perhaps: stages of kind 'corpus' ask for 1 CPUs" in plan.stdout
         words: tuple[object, ...] = (
             "submit",
             grid,
