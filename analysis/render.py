@@ -245,6 +245,10 @@ def _table(board: Board, width: int, color: bool) -> str:
         text.append(_laid_out(headings, columns, sizes, at_bottom=True), "bold")
         for _, group in groupby(section, _block):
             rows = list(group)
+            if _has_not_run(rows):
+                words = f"{_heading(rows[0], told_apart)}: none of {len(rows)} lines has run"
+                text.append(f"{words}\n", "dim")
+                continue
             text.append(f"{_heading(rows[0], told_apart)}\n", "bold cyan")
             # Only equals are compared: what a defense is given heads its lines.
             for needs, equals in groupby(rows, _needs):
@@ -262,6 +266,10 @@ def _table(board: Board, width: int, color: bool) -> str:
     for line in footer(board):
         console.print(Text(line, style="dim"))
     return "\n".join(line.rstrip() for line in output.getvalue().splitlines()) + "\n"
+
+
+def _has_not_run(rows: Sequence[BoardRow]) -> bool:
+    return len(rows) > 1 and all(row.status == Status.MISSING and not row.num_shown for row in rows)
 
 
 def _columns(board: Board, width: int) -> list[_Column]:

@@ -27,7 +27,18 @@ from grid.cluster import assigned_device
 from grid.spec import Resources
 from grid.tuning.file import is_whole, values_of
 from grid.tuning.score import FAILED, signed_rank_p
-from grid.tuning.spec import Budget, By, Campaign, Drop, Search, Searched, Space, Stop, Values
+from grid.tuning.spec import (
+    Budget,
+    By,
+    Campaign,
+    Drop,
+    Search,
+    Searched,
+    Sees,
+    Space,
+    Stop,
+    Values,
+)
 from grid.tuning.trial import Context, Record, run_trial
 from grid.work import LeftOff
 
@@ -83,7 +94,9 @@ def run_search(
     than to go on, where the campaign drops trials.
     """
     wants = campaign.grid.execution.resources_for("defended")
-    rules = _Rules(campaign.stop, campaign.drop, incumbent)
+    # Who sees no attack may not end a trial for what attacks do to it.
+    is_blind = campaign.objectives[context.objective].sees is Sees.CLEAN
+    rules = _Rules(campaign.stop, None if is_blind else campaign.drop, incumbent)
     space = {name: _domain(dimension) for name, dimension in searched.space.items()}
     metric = list(PAIR) if campaign.search.by is By.NSGA2 else SCORE
     searcher, param_space, samples = _searcher(campaign, searched.space, space, metric, earlier)
