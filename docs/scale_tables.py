@@ -67,9 +67,9 @@ def figures(path: Path) -> str:
 
 
 def number(figure: dict[str, Any]) -> str:
-    """A figure with its unit; counts whole, and of the rest three digits."""
+    """A figure with its unit: counts whole, and of the rest at least three digits."""
     value, unit = float(figure["value"]), str(figure["unit"])
-    if value.is_integer() or abs(value) >= 1000:
+    if abs(value) >= 1000 or (value.is_integer() and unit != "x"):
         digits = 0
     else:
         digits = 1 if abs(value) >= 100 else 2 if abs(value) >= 10 else 3
