@@ -528,6 +528,20 @@ def test_a_grid_without_results_yet_has_a_board(tmp_path: Path) -> None:
     assert "INCOMPLETE: 2 planned cells" in render(board)
 
 
+def test_what_has_not_run_is_one_line(tmp_path: Path) -> None:
+    ran = cell_rows(defense="finetune")
+    waits = [cell_columns("blended", defense=name) for name in ("none", "finetune", "cleanclip")]
+    write_rows(tmp_path, ran)
+    names = [column.name for column in schema.CELL]
+    first = {name: ran[0][name] for name in names}
+    write_grid(tmp_path, "demo", "0", [first, cell_columns(defense="none"), *waits])
+    lines = render(load_board(tmp_path)).splitlines()
+    (folded,) = [line for line in lines if "blended" in line]
+    assert folded.endswith(": none of 3 lines has run")
+    # Beside a cell that ran, the one that did not has a line of its own.
+    assert [line.split()[0] for line in lines if line.rstrip().endswith("missing")] == ["none"]
+
+
 # Formats.
 
 
