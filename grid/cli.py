@@ -161,6 +161,9 @@ def tune(
     evaluate: Annotated[
         bool, typer.Option("--evaluate", help="Then run the held-out grid of what was chosen.")
     ] = False,
+    show_plan: Annotated[
+        bool, typer.Option("--plan", help="Say what it would do, and do nothing.")
+    ] = False,
 ) -> None:
     """Search the settings of defenses, on the tuning split alone. The same command goes on."""
     from grid.registry import campaign_source
@@ -169,6 +172,11 @@ def tune(
 
     source = campaign_source(campaign)
     where, uri = places(source.name, out, store)
+    if show_plan:
+        from grid.tuning.preview import preview
+
+        typer.echo("\n".join(preview(decode_campaign(source), uri)))
+        return
     report = run_campaign(decode_campaign(source), where, uri, say=say)
     for line in report.lines():
         say(line)

@@ -1,0 +1,60 @@
+"""What a campaign would do, before it does anything: cells, trials, what is to be made first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from grid.plan import History
+from grid.stages import ModelStage, Stage
+from grid.tuning.scenes import Scenes, inputs
+from grid.tuning.spec import Campaign
+from grid.tuning.tuned import words
+from victims.keys import Key
+from victims.store import Store
+
+
+def preview(campaign: Campaign, store_uri: str) -> list[str]:
+    """Lines for people; the store is asked what it holds, if it exists."""
+    scenes = Scenes(campaign)
+    there = "://" in store_uri or (Path(store_uri) / "store.json").exists()
+    store = Store(store_uri) if there else None
+    history = History(Path(store_uri) / "history.json" if store and store.local else None)
+    first: dict[Key, Stage] = {}
+    searches, total = [], 0.0
+    for label, rule in campaign.objectives.items():
+        scene = scenes.of(rule.sees)
+        for group in scene.groups():
+            for stage in scene.plan.gates[group].stages:
+                inputs(stage, first)
+        for searched in campaign.defenses:
+            squares = scene.squares(searched.entry)
+            for square in squares:
+                inputs(square.measure, first)
+            one = sum(
+                history.seconds(stage) for s in squares for stage in (s.measure.defended, s.measure)
+            )
+            total += one * (campaign.budget.trials or 0)
+            searches.append(
+                f"  {searched.label}, {label}: {campaign.search.by.value} over"
+                f" {', '.join(searched.space)}; {len(squares)} {"cell" if len(squares) == 1 else "cells"} a trial, about {one:.0f} s"
+            )
+    missing = [stage for key, stage in first.items() if store is None or key not in store]
+    fits = sum(isinstance(stage, ModelStage) for stage in missing)
+    before = sum(history.seconds(stage) for stage in missing)
+    budget = ", ".join(
+        f"{value:g} {name.replace('_', ' ')}"
+        for name in ("trials", "device_hours", "wall_minutes")
+        if (value := getattr(campaign.budget, name)) is not None
+    )
+    told = [
+        f"{campaign.name}: {len(searches)} searches, each of {budget}",
+        *(f"{label}: {words(rule)}" for label, rule in campaign.objectives.items()),
+        f"first {len(missing)} stages, {fits} fits among them, about {before:.0f} s of work; then",
+        *searches,
+    ]
+    if total:
+        told.append(
+            f"at most {total:.0f} s of work for trials: equal settings of two searches, and what"
+            " the store holds, are not computed again"
+        )
+    return told
