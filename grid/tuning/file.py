@@ -190,7 +190,7 @@ def _side(raw: Raw, grid: Grid) -> Side:
 
     given = decode(Given, raw)
     attacks = _attacks(given.attacks, grid)
-    require_distinct(given.seeds, [raw.items()["seeds"]] * len(given.seeds))
+    require_distinct(given.seeds, [raw.items().get("seeds", raw)] * len(given.seeds))
     rates = read_rates(given.rates, grid.data.suspect) if given.rates else None
     for entry in grid.attacks:
         missing = set(rates or ()) - set(grid.levels(entry))
