@@ -30,6 +30,7 @@ pytest_plugins = ["tests.clusters"]
 LONG = (
     "test_soak.py",
     "test_ray.py",
+    "test_campaign.py",
     "test_works.py",
     "test_defense_contracts.py",
     "test_training.py",

@@ -16,7 +16,7 @@ from grid.registry import Source, campaigns, grid_source
 from grid.spec import Grid, Tuned
 from grid.tuning.file import decode_campaign, load_campaign, num_settings, values_of
 from grid.tuning.scenes import Scenes
-from grid.tuning.spec import Sees
+from grid.tuning.spec import Sees, Space
 from grid.tuning.tuned import tuned_entry, write_held_out, write_tuned
 from tests.campaigns import GRID, campaign, campaign_text
 from tests.grids import TINY, write_grid_file
@@ -124,7 +124,7 @@ def test_the_values_of_a_grid() -> None:
     assert values_of(Between(low=1, high=3), 5) == [1, 2, 3], "whole numbers, each once"
     assert values_of(Between(low=0.0, high=1.0), 3) == [0.0, 0.5, 1.0]
     assert values_of(Between(low=1e-4, high=1e-2, log=True), 3) == pytest.approx([1e-4, 1e-3, 1e-2])
-    space = {"a": OneOf(values=(1, 2)), "b": Between(low=1, high=3)}
+    space: Space = {"a": OneOf(values=(1, 2)), "b": Between(low=1, high=3)}
     assert num_settings(space, 3) == 6
 
 

@@ -74,17 +74,17 @@ def test_an_objective_without_attacks_does_not_see_their_success() -> None:
         Objective(sees=Sees.CLEAN, minimise="worst_asr")
 
 
-def trial(number: int, score: float, seconds: float = 1.0, **more: Any) -> dict[str, Any]:
-    shared = {"status": "ok", "is_default": False, "device_seconds": seconds}
-    return {**shared, "number": number, "score": score, **more}
+def trial(number: int, score: float, ca: float = 0.5, **more: Any) -> dict[str, Any]:
+    shared = {"status": "ok", "is_default": False, "device_seconds": 10 - number}
+    return {**shared, "number": number, "score": score, "ca": ca, **more}
 
 
-def test_the_best_trial_is_then_the_cheapest_then_the_first() -> None:
+def test_the_best_trial_is_then_the_most_accurate_then_the_first() -> None:
     trials = [
         trial(0, 0.0, is_default=True),
-        trial(1, 0.2, 3.0),
-        trial(2, 0.2, 2.0),
-        trial(3, 0.2, 2.0),
+        trial(1, 0.2, 0.6),
+        trial(2, 0.2, 0.7),
+        trial(3, 0.2, 0.7),
         trial(4, 0.1, status="stopped"),
         trial(5, 0.0, status="failed"),
     ]

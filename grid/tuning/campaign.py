@@ -30,7 +30,15 @@ from grid.stages import Stage
 from grid.tuning.scenes import Scenes, Square, inputs
 from grid.tuning.score import CellNumbers, best, excess, over_cells, score
 from grid.tuning.spec import Campaign, Searched, Sees
-from grid.tuning.trial import Context, Record, numbers_of, read_outcome, settings_of
+from grid.tuning.trial import (
+    OUT_OF_BUDGET,
+    PROCESS_FAILED,
+    Context,
+    Record,
+    numbers_of,
+    read_outcome,
+    settings_of,
+)
 from grid.tuning.tuned import tuned_entry, words, write_held_out, write_tuned
 from victims.errors import GridError
 from victims.keys import Key
@@ -520,7 +528,7 @@ def _known(recorded: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def _to_be_done_again(ended: Record) -> bool:
-    return ended["reason"] in ("the budget is used up", "the process that ran it failed")
+    return ended["reason"] in (OUT_OF_BUDGET, PROCESS_FAILED)
 
 
 def _plain(record: Record) -> Record:

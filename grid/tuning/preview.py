@@ -34,9 +34,10 @@ def preview(campaign: Campaign, store_uri: str) -> list[str]:
                 history.seconds(stage) for s in squares for stage in (s.measure.defended, s.measure)
             )
             total += one * (campaign.budget.trials or 0)
+            noun = "cell" if len(squares) == 1 else "cells"
             searches.append(
                 f"  {searched.label}, {label}: {campaign.search.by.value} over"
-                f" {', '.join(searched.space)}; {len(squares)} {"cell" if len(squares) == 1 else "cells"} a trial, about {one:.0f} s"
+                f" {', '.join(searched.space)}; {len(squares)} {noun} a trial, about {one:.0f} s"
             )
     missing = [stage for key, stage in first.items() if store is None or key not in store]
     fits = sum(isinstance(stage, ModelStage) for stage in missing)

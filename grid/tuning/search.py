@@ -39,7 +39,7 @@ from grid.tuning.spec import (
     Stop,
     Values,
 )
-from grid.tuning.trial import Context, Record, run_trial
+from grid.tuning.trial import OUT_OF_BUDGET, PROCESS_FAILED, Context, Record, run_trial
 from grid.work import LeftOff
 
 # Where a budget names no number of trials, more than any hours allow.
@@ -102,6 +102,7 @@ def run_search(
     searcher, param_space, samples = _searcher(campaign, searched.space, space, metric, earlier)
     scratch = tempfile.mkdtemp(prefix="backdoor-grid-tune-")
     trainable = tune.with_resources(_trainable(context), _request(wants))
+    listener = _Listener(rules, spent, say)
     concurrent = max(1, int(lanes // max(wants.cpus, 1)))
     try:
         tune.Tuner(
@@ -117,12 +118,13 @@ def run_search(
             run_config=tune.RunConfig(
                 name="search",
                 storage_path=scratch,
-                callbacks=[_Listener(rules, spent, say)],
+                callbacks=[listener],
                 stop=_OutOfBudget(spent),
                 failure_config=tune.FailureConfig(max_failures=2),
                 verbose=0,
             ),
         ).fit()
+        listener.finish()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -344,19 +346,24 @@ class _Listener(tune.Callback):
             self._count(name, record["device_seconds"])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._cut_short(trial, self.rules.reasons.get(trial.trial_id, "the budget is used up"))
+        name = trial.trial_id
+        self._cut_short(name, self.rules.reasons.get(name, OUT_OF_BUDGET))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._cut_short(trial, "the process that ran it failed", "failed")
+        self._cut_short(trial.trial_id, PROCESS_FAILED, "failed")
+
+    def finish(self) -> None:
+        """Of trials that were under way when the budget ended nobody is told otherwise."""
+        for name in list(self.last):
+            self._cut_short(name, OUT_OF_BUDGET)
 
     def _count(self, name: str, total: float) -> None:
         """A trial has ended, with what its cells did not say themselves."""
         self.spent.device_seconds += total - self.cells.pop(name, 0.0)
         self.spent.trials += 1
 
-    def _cut_short(self, trial: Any, reason: str, status: str = "stopped") -> None:
+    def _cut_short(self, name: str, reason: str, status: str = "stopped") -> None:
         """The record of a trial that did not tell its end itself."""
-        name = trial.trial_id
         last = self.last.pop(name, None)
         if last is None or last["record"] == "trial":
             return

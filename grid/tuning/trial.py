@@ -37,6 +37,8 @@ from victims.store import Store
 MAX_ATTEMPTS = 3
 BUSY_SECONDS = 0.5
 SUCCESS, CLEAN = "asr_top1", "clean_top1"
+# Reasons for which a trial is run again when there is a budget for it.
+OUT_OF_BUDGET, PROCESS_FAILED = "the budget is used up", "the process that ran it failed"
 
 Record = dict[str, Any]
 Tell = Callable[[Record, list[Record]], None]
