@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,16 +13,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from grid.work import LeftOff
 from tests.conftest import corpus_spec
 from victims.batches import Batch
 from victims.corpora import View, build_corpus, corpus_key
 from victims.errors import Forbidden, GridError
-from victims.lab import DataRef, Lab, Ledger, ModelRef, memo, model_key
+from victims.lab import DataRef, Lab, Ledger, ModelRef, Watch, memo, model_key
 from victims.losses import clip_loss
 from victims.models import Clip, ModelSpec
 from victims.recipe import Clock, OptimizerState, Recipe, Runtime
 from victims.rewrite import EdaMode, eda_text
-from victims.store import Busy, Damaged, Store
+from victims.store import Artefact, Busy, Damaged, Store
 from victims.training import Objective, PlainClipSpec
 
 RECIPE = Recipe(epochs=1, batch_size=64, lr=1e-3, warmup_steps=0)
@@ -398,3 +400,51 @@ def test_memo_asks_once(small_store: Store) -> None:
         memo(small_store, key, make, collective=False, ledger=ledger)
     assert (calls, ledger.made) == ([1], [key])
     small_store.discard(key, "it is no corpus")
+
+
+# --- who watches a fit
+
+
+def fitted(folder: Path, watch: Watch | None) -> Artefact:
+    """A model of two epochs in a store of its own."""
+    store = Store(str(folder))
+    build_corpus(store, corpus_spec("clean"))
+    lab = Lab(store, ModelSpec(), Runtime(), watch=watch)
+    return store.need(lab.train(PlainClipSpec(), CLEAN, replace(RECIPE, epochs=2)).key)
+
+
+def test_a_watched_fit_is_the_same_to_the_bit(tmp_path: Path) -> None:
+    """Whoever looks may run pictures through the model: that is no part of the fit or its cost."""
+    seen: list[float] = []
+
+    def look(model: Clip, key: str, record: Mapping[str, float]) -> None:
+        assert not model.training
+        assert not torch.is_grad_enabled()
+        model.encode_image(torch.full((8, 3, 32, 32), 7, dtype=torch.uint8))
+        torch.rand(3)
+        seen.append(record["epoch"])
+
+    plain, watched = fitted(tmp_path / "plain", None), fitted(tmp_path / "watched", look)
+    assert seen == [0, 1]
+    assert plain.path("weights.safetensors").read_bytes() == (
+        watched.path("weights.safetensors").read_bytes()
+    )
+    assert plain.path("curves.json").read_text() == watched.path("curves.json").read_text()
+    counted = ("images_forward", "images_backward", "texts_forward", "texts_backward", "steps")
+    for name in counted:
+        assert plain.meta["cost"][name] == watched.meta["cost"][name] > 0
+
+
+def test_who_has_seen_enough_ends_a_fit(tmp_path: Path) -> None:
+    """Nothing is published, and nobody finds it claimed: the next one makes it, the same."""
+
+    def enough(model: Clip, key: str, record: Mapping[str, float]) -> None:
+        raise LeftOff
+
+    with pytest.raises(LeftOff):
+        fitted(tmp_path / "store", enough)
+    assert list(Store(str(tmp_path / "store")).keys("model")) == []
+    again, plain = fitted(tmp_path / "store", None), fitted(tmp_path / "plain", None)
+    assert again.path("weights.safetensors").read_bytes() == (
+        plain.path("weights.safetensors").read_bytes()
+    )
