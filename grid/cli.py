@@ -215,7 +215,14 @@ def plan(
     found = plan_summary(source, where, uri)
     kinds = [kind for kind, entry in found["kinds"].items() if entry["to_run"]]
     if address:
-        found = {**found, "cluster": _offered(grid, kinds, address)}
+        try:
+            found = {**found, "cluster": _offered(grid, kinds, address)}
+        except GridError as error:
+            if cluster is not None:
+                raise
+            # Named by the environment, and perhaps long gone: the plan is good without it.
+            found["cautions"] = [*found["cautions"], f"RAY_ADDRESS: {error}"]
+            address = ""
     if as_json:
         typer.echo(json.dumps(found, indent=1, sort_keys=True))
     else:

@@ -403,7 +403,8 @@ class RayExecutor:
 
     @property
     def window(self) -> int:
-        return self.lanes if self.owns_cluster else 2 * self.lanes
+        is_bound = self.owns_cluster or self.execution.lanes is not None
+        return self.lanes if is_bound else 2 * self.lanes
 
     def check(self, stages: Sequence[Stage]) -> str | None:
         """What no node can hold now, in words; None when every stage fits somewhere.

@@ -57,7 +57,9 @@ def times(wants: Resources, node: Node) -> float:
     if not all(selects(rule, node.labels.get(name)) for name, rule in wants.labels.items()):
         return 0
     asked = bundle(wants).items()
-    return min((node.resources.get(k, 0.0) // v for k, v in asked if v > 0), default=math.inf)
+    # A float's floor loses one: five times 0.2 is in 1.
+    shares = (math.floor(node.resources.get(k, 0.0) / v + 1e-6) for k, v in asked if v > 0)
+    return min(shares, default=math.inf)
 
 
 def places(wants: Resources, nodes: Iterable[Node]) -> float:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from grid.places import home, places, run_folder, run_folders
+from grid.places import campaign_folders, home, places, run_folder, run_folders
 from victims.errors import UsageError
 
 if TYPE_CHECKING:
@@ -281,6 +281,12 @@ def gc(
     """Collect what no known run needs and nobody pinned. Tells what it would do; --delete acts."""
     from grid.collect import collect, collection_words
 
+    if campaigns := campaign_folders(home()):
+        raise UsageError(
+            f"{campaigns[0]}: a campaign. What its trials need cannot be told from garbage, so"
+            " nothing is collected while its results lie there: move or delete the folder when you"
+            " are done with it."
+        )
     found = collect(
         _store(store), _folders(out), delete=delete, older_than=older_than, max_bytes=max_bytes
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from grid.registry import grid_source, presets
 from victims.errors import UsageError, near
 
-GRID_FILE = "grid.json"
+GRID_FILE, CAMPAIGN_FILE = "grid.json", "campaign.yaml"
 
 
 def home() -> Path:
@@ -25,10 +25,20 @@ def places(name: str, out: Path | None, store: str | None) -> tuple[Path, str]:
 
 
 def run_folders(folder: Path) -> list[Path]:
-    """The results directories in a folder, by name."""
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if (path / GRID_FILE).is_file())
+    """The results directories in a folder and in its campaigns, by name."""
+    found = [path for path in _below(folder) if (path / GRID_FILE).is_file()]
+    for campaign in campaign_folders(folder):
+        found += [path for path in _below(campaign) if (path / GRID_FILE).is_file()]
+    return sorted(found)
+
+
+def campaign_folders(folder: Path) -> list[Path]:
+    """The results directories of campaigns in a folder."""
+    return [path for path in _below(folder) if (path / CAMPAIGN_FILE).is_file()]
+
+
+def _below(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
 def run_folder(grid: str | None, out: Path | None) -> Path:

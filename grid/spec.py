@@ -268,6 +268,12 @@ class Resources:
     def __post_init__(self) -> None:
         _at_least(self, 0, "cpus", "gpus")
         _at_least(self, 1, "workers")
+        for name in ("cpus", "gpus"):
+            value = getattr(self, name)
+            if value > 1 and value != int(value):
+                raise ValueError(f"{name} above 1 are whole numbers, got {value:g}")
+            if 0 < value < 1e-4:
+                raise ValueError(f"{name} are counted in ten-thousandths, got {value:g}")
         for name in ("memory_gb", "limit_seconds", "stall_seconds"):
             value = getattr(self, name)
             if value is not None and value <= 0:

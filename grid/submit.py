@@ -43,6 +43,11 @@ def check_places(out: str | None, store: str | None) -> None:
             f"--out {out}: give an absolute path on the cluster; a job's working directory is"
             " deleted after it"
         )
+    if store is not None and "@" in store.partition("://")[2].partition("/")[0]:
+        raise UsageError(
+            f"--store {shown(store)}: an address with a user part would stand in the cluster's"
+            " logs. Give the key to the nodes by their environment, and the address without it."
+        )
     if store is not None and not store.startswith("/") and "://" not in store:
         raise UsageError(
             f"--store {store}: give an absolute path that every node sees, or a URI such as"

@@ -14,6 +14,7 @@ import pytest
 from grid.cache import contents, inventory, pin_key, pins, reasons, unpin
 from grid.collect import DAY, collect
 from grid.control import Control, Verb
+from grid.places import run_folders
 from grid.plan import make_plan
 from grid.steering import settle
 from tests.finished import Finished
@@ -269,3 +270,19 @@ def test_an_unreadable_pin_stops_the_collection(run: Finished) -> None:
     (run.store / "pins" / "x.json").write_text("{")
     with pytest.raises(UsageError, match="nothing tells what it keeps"):
         collect(Store(run.store), [run.out], delete=True)
+
+
+def test_nothing_is_collected_beside_a_campaign(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its trials are in no run's plan; its held-out grid is a run one folder below."""
+    monkeypatch.setenv("GRID_HOME", str(tmp_path))
+    held_out = tmp_path / "camp" / "held-out"
+    held_out.mkdir(parents=True)
+    (tmp_path / "camp" / "campaign.yaml").write_text("{}")
+    (held_out / "grid.json").write_text("{}")
+    Store(str(tmp_path / "store"))
+    assert run_folders(tmp_path) == [held_out]
+    answer = call(capsys, "cache", "gc")
+    assert answer.code == 2
+    assert "nothing is collected" in answer.err

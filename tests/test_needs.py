@@ -133,3 +133,22 @@ def test_what_an_autoscaler_could_start_counts_up_to_its_limit() -> None:
     unlimited = [NodeType("big", {"CPU": 32, "GPU": 8}, math.inf)]
     execution = Execution(resources={"model": Resources(workers=999, gpus=8)})
     assert [lack.types for lack in lacks(execution, ["model"], NODES, unlimited)] == [("big",)]
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.2, 5), (0.1, 10), (0.3, 3), (1, 1)])
+def test_a_node_holds_as_many_as_fit(share: float, count: int) -> None:
+    """In floats the floor of 1 / 0.2 is 4."""
+    assert places(Resources(cpus=share), [Node({"CPU": 1.0})]) == count
+
+
+@pytest.mark.parametrize(
+    ("wants", "says"),
+    [
+        ({"gpus": 1.5}, "gpus above 1 are whole numbers"),
+        ({"cpus": 2.5}, "cpus above 1 are whole numbers"),
+        ({"cpus": 1e-9}, "ten-thousandths"),
+    ],
+)
+def test_what_ray_cannot_count_is_refused(wants: dict[str, float], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        Resources(**wants)  # type: ignore[arg-type]

@@ -432,7 +432,10 @@ def test_an_address_without_a_cluster(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.usefixtures("apart")
 def test_a_plan_asks_the_cluster_that_is_named_and_none_besides(
-    cluster: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cluster: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     execution = {**TINY["execution"], "resources": {"model": {"gpus": 4}}}
     file = write_grid_file(tmp_path, execution=execution)
@@ -442,6 +445,11 @@ def test_a_plan_asks_the_cluster_that_is_named_and_none_besides(
     nobody = call(capsys, "plan", file, "--cluster", "127.0.0.1:1")
     assert nobody.code == 1
     assert nobody.err.startswith("grid: no Ray cluster answers at 127.0.0.1:1 (")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    stale = call(capsys, "plan", file)
+    assert stale.code == 0, "of the environment's cluster, which is gone, it only warns"
+    assert "caution: RAY_ADDRESS: no Ray cluster answers" in stale.out
+    monkeypatch.delenv("RAY_ADDRESS")
     wrong = call(capsys, "plan", file, "--cluster", "http://127.0.0.1:8265")
     assert (wrong.code, "expected HOST:PORT" in wrong.err) == (2, True)
 

@@ -331,3 +331,10 @@ def test_the_same_check_without_a_cluster_is_refused(capsys: pytest.CaptureFixtu
     done = call(capsys, "run", "smoke", "--preflight", "--executor", "serial")
     assert done.code == 2
     assert "--executor serial has none" in done.err
+
+
+def test_a_store_s_user_part_would_stand_in_logs() -> None:
+    with pytest.raises(UsageError, match="user part") as told:
+        submit.check_places(None, "s3://ME:SECRET@bucket/store")
+    assert "SECRET" not in str(told.value)
+    submit.check_places(None, "s3://bucket/store@2")
