@@ -356,7 +356,7 @@ def test_nodes_that_share_nothing_but_the_bucket(
     def start(name: str, execution: Execution, store: str, runtime: Runtime, logs: str) -> Executor:
         return start_executor(name, execution, store, runtime, "/nowhere/logs")
 
-    monkeypatch.setattr("grid.run.start_executor", start)
+    monkeypatch.setattr("grid.scheduler.start_executor", start)
     grid, out, uri = tiny_grid(tmp_path), tmp_path / "out", bucket.uri(f"{tmp_path.name}/grid")
     bucket.refuses = lambda number, asked: number % 11 == 0
     said: list[str] = []

@@ -277,7 +277,7 @@ def test_stages_that_others_keep_waiting_are_told_and_given_up(
     for key in (victim.key, *(stage.key for stage in cell.stages)):
         Store(store).discard(key, "to be made again")
     executor = start(store, resources={"model": Resources(gpus=1)})
-    monkeypatch.setattr("grid.run.start_executor", lambda *options: executor)
+    monkeypatch.setattr("grid.scheduler.start_executor", lambda *options: executor)
     sleeper = executor._ray.remote(num_gpus=2, num_cpus=0)(lambda: time.sleep(300))
     held = sleeper.remote()
     wait_for(lambda: executor._ray.available_resources().get("GPU", 0) == 0)
