@@ -21,6 +21,8 @@ from grid.work import Ended
 from victims.keys import Key
 
 DIED = "its driver died before it took the outcome"
+# What a line raises that we did not write: a file that others touched must not stop a run.
+MISSHAPEN = (KeyError, TypeError, AttributeError, ValueError)
 
 
 class Logbook:
@@ -72,14 +74,18 @@ class Logbook:
         """Put into the tables what a driver left that was killed; how many of its stages ran."""
         running: dict[str, dict[str, Any]] = {}
         found: dict[str, list[dict[str, Any]]] = {"attempts": [], "stages": []}
+        lost: list[dict[str, Any]] = []
         for entry in self._read():
-            running.pop(entry.get("ended", ""), None)
-            if "handed_over" in entry:
-                running[entry["handed_over"]] = entry
-            for kind, record in entry.get("records", {}).items():
-                found[kind].append(_from_plain(kind, record))
-                running.pop(record["key"], None)
-        lost = [record for entry in running.values() for record in self._lost(entry)]
+            with contextlib.suppress(*MISSHAPEN):
+                running.pop(entry.get("ended", ""), None)
+                if "handed_over" in entry:
+                    running[entry["handed_over"]] = entry
+                for kind, record in entry.get("records", {}).items():
+                    found[kind].append(_from_plain(kind, record))
+                    running.pop(record["key"], None)
+        for entry in running.values():
+            with contextlib.suppress(*MISSHAPEN):
+                lost += self._lost(entry)
         found["attempts"] += lost
         for kind, records in found.items():
             there = self._there(kind) if records else set()

@@ -101,3 +101,18 @@ def test_the_next_run_reads_it_and_a_run_that_ends_leaves_none(
     run_serial(run.grid, run.out, run.store)
     assert not (run.out / UNWRITTEN).exists()
     assert {k: v for k, v in tried(run.out).items() if k in LEFT} == LEFT
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"records": {"rows": {"key": "a"}}}',
+        '{"records": []}',
+        '{"handed_over": "model-1", "attempt": 1, "at": 1, "log_bytes": 0, "begun_at": "x"}',
+        '{"ended": []}',
+    ],
+)
+def test_a_line_of_another_shape_stops_nothing(line: str, tmp_path: Path) -> None:
+    (tmp_path / "unwritten.jsonl").write_text(line + "\n")
+    assert Logbook(tmp_path).recover() == 0
+    assert not (tmp_path / "unwritten.jsonl").exists()
