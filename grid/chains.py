@@ -1,4 +1,4 @@
-"""What the cells of a run rest on, as a file beside its results: ``chains.json``.
+"""What the cells of a run, or a campaign's trials, rest on: ``chains.json`` beside the results.
 
 The driver writes it from its plan. Whoever asks which stages a cell needs, or which cells need an
 artefact, reads it and plans nothing: planning imports torch. This file imports nothing heavy.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,10 @@ from grid.schema import write_whole
 from victims.errors import GridError
 
 if TYPE_CHECKING:
-    from grid.plan import CellPlan, Plan
+    from grid.plan import Plan
+    from grid.spec import Cell, Grid
+    from grid.stages import Stage
+    from victims.keys import Key
 
 FILE = "chains.json"
 
@@ -109,28 +112,46 @@ def write_chains(out: Path, plan: Plan, store: str) -> None:
     """Keep what a plan's cells rest on."""
     gates = [group for group in plan.gates if plan.gates[group].stages]
     number = {group: i for i, group in enumerate(gates)}
-    execution = plan.grid.execution
+    # Rows tell what the victim cost, whether or not the defense was given it.
+    cells = [
+        listed(c.cell, c.key, [*(s.key for s in c.stages), c.victim.key], number.get(c.group))
+        for c in plan.cells
+    ]
+    keys = [[stage.key for stage in plan.gates[group].stages] for group in gates]
+    write_parts(out, plan.grid, store, plan.stages, keys, cells)
+
+
+def write_parts(
+    out: Path,
+    grid: Grid,
+    store: str,
+    stages: Mapping[Key, Stage],
+    gates: Sequence[Sequence[str]],
+    cells: Sequence[Mapping[str, Any]],
+) -> None:
+    """Keep cells, as `listed` tells of them, and the stages that they rest on."""
+    execution = grid.execution
     body = {
-        "grid": plan.grid.name,
-        "hash": plan.grid.identity_hash,
+        "grid": grid.name,
+        "hash": grid.identity_hash,
         "store": store,
-        "stages": dict(_stages(plan)),
+        "stages": dict(_stages(stages)),
         "gpus": {
             kind: wants.gpus * wants.workers
-            for kind in {stage.kind for stage in plan.stages.values()}
+            for kind in {stage.kind for stage in stages.values()}
             if (wants := execution.resources_for(kind)).gpus
         },
-        "gates": [[stage.key for stage in plan.gates[group].stages] for group in gates],
-        "cells": [_cell(cell, number.get(cell.group)) for cell in plan.cells],
+        "gates": gates,
+        "cells": cells,
     }
     write_whole(out / FILE, json.dumps(body, separators=(",", ":")))
 
 
-def _stages(plan: Plan) -> Iterator[tuple[str, dict[str, Any]]]:
+def _stages(stages: Mapping[Key, Stage]) -> Iterator[tuple[str, dict[str, Any]]]:
     from grid.plan import parents
     from grid.stages import PoisonStage
 
-    for key, stage in plan.stages.items():
+    for key, stage in stages.items():
         body: dict[str, Any] = {"kind": stage.kind, "name": stage.family}
         if above := parents(stage):
             body["inputs"] = [parent.key for parent in above]
@@ -139,19 +160,20 @@ def _stages(plan: Plan) -> Iterator[tuple[str, dict[str, Any]]]:
         yield key, body
 
 
-def _cell(planned: CellPlan, gate: int | None) -> dict[str, Any]:
-    cell = planned.cell
+def listed(
+    cell: Cell, key: str, measures: Sequence[str], gate: int | None, about: str = ""
+) -> dict[str, Any]:
+    """A cell as the file has it; ``gate`` is the number of its gate in the file's list."""
     return {
-        "key": planned.key,
-        "label": cell.label,
+        "key": key,
+        "label": f"{about}{cell.label}",
         "attack": cell.attack.label,
         "defense": cell.defense.label,
         "rate": cell.rate,
         "seed": cell.seed,
         "defense_seed": cell.defense_seed,
         "target": cell.target,
-        # Rows tell what the victim cost, whether or not the defense was given it.
-        "measures": [*(stage.key for stage in planned.stages), planned.victim.key],
+        "measures": measures,
         "gate": gate,
     }
 
@@ -173,22 +195,24 @@ def read_chains(out: Path) -> Chains:
             for key, stage in found["stages"].items()
         }
         gates = [tuple(gate) for gate in found["gates"]]
-        cells = tuple(_listed(cell, gates) for cell in found["cells"])
+        cells = tuple(_read_cell(cell, gates) for cell in found["cells"])
         chains = Chains(str(found["grid"]), str(found["hash"]), str(found["store"]), stages, cells)
         _require_whole(chains)
         return chains
     except OSError as error:
         raise GridError(
-            f"{path}: cannot be read ({error.strerror or error}). It says what the run's cells rest"
-            " on and is written when a run starts: `grid run` on these results writes it."
+            f"{path}: cannot be read ({error.strerror or error}). It says what cells rest on, and"
+            " is written at a start: `grid run` (of a campaign, `grid tune`) on these results"
+            " writes it."
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise GridError(
-            f"{path}: not a list of a run's stages ({error!r}); `grid run` writes it again"
+            f"{path}: not a list of stages ({error!r}); `grid run` (of a campaign, `grid tune`)"
+            " writes it again"
         ) from error
 
 
-def _listed(cell: Mapping[str, Any], gates: list[tuple[str, ...]]) -> ListedCell:
+def _read_cell(cell: Mapping[str, Any], gates: list[tuple[str, ...]]) -> ListedCell:
     plain = {name: cell[name] for name in ("key", "label", "rate", "seed", "defense_seed")}
     return ListedCell(
         **plain,

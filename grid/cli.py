@@ -181,7 +181,7 @@ def tune(
     for line in report.lines():
         say(line)
     if report.held_out is None:
-        raise typer.Exit(report.code)
+        raise GridError("no search chose anything, so there is nothing to evaluate; see above why")
     say(f"{report.name}: {report.wall_seconds:.1f} s; results: {where}    store: {shown(uri)}")
     if evaluate:
         _run(str(report.held_out), where / "held-out", uri, ExecutorName.RAY, None, retry=False)

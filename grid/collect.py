@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from grid.cache import Held, inventory, needed, pins, pointed_at, size, wanted_cells
-from grid.chains import read_chains
+from grid.chains import Chains, read_chains
+from grid.journal import read_progress
+from grid.lock import is_held
+from grid.places import BEGAN_FILE, CAMPAIGN_FILE
 from grid.quick import SETTLED, outcomes_in
 from victims.store import Busy, Store
 
@@ -103,19 +106,27 @@ def _needs(store: Store, held: Mapping[str, Held], folders: Sequence[Path]) -> _
     for folder in folders:
         chains = read_chains(folder)
         found.keys |= needed(chains, wanted_cells(folder, chains), models)
-        status = outcomes_in(folder)
-        cells = wanted_cells(folder, chains)
-        if any(status.get(cell.key, ("",))[0] not in SETTLED for cell in cells):
+        if not _is_finished(folder, chains):
             since = _began(folder)
             if found.unfinished_since is None or since < found.unfinished_since:
                 found.unfinished_since = since
     return found
 
 
+def _is_finished(folder: Path, chains: Chains) -> bool:
+    """Whether a run has its rows, or a campaign came to its end: it tells of trials only then."""
+    if (folder / CAMPAIGN_FILE).exists():
+        return (read_progress(folder) or {}).get("state") == "ended" and not is_held(folder)
+    status = outcomes_in(folder)
+    cells = wanted_cells(folder, chains)
+    return all(status.get(cell.key, ("",))[0] in SETTLED for cell in cells)
+
+
 def _began(folder: Path) -> float:
-    """When a run first planned; before all time where nothing tells."""
+    """When a run first planned, or a campaign first ran; before all time where nothing tells."""
+    first = BEGAN_FILE if (folder / CAMPAIGN_FILE).exists() else "first_cells.json"
     try:
-        return (folder / "first_cells.json").stat().st_mtime
+        return (folder / first).stat().st_mtime
     except OSError:
         return 0.0
 

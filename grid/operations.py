@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from grid.places import campaign_folders, home, places, run_folder, run_folders
+from grid.places import GRID_FILE, folders_with_needs, home, places, run_folder
 from victims.errors import UsageError
 
 if TYPE_CHECKING:
@@ -59,33 +59,37 @@ def status(
         float, typer.Option("--stalled-after", help="Seconds without a log line.")
     ] = 300.0,
 ) -> None:
-    """What a run is doing: cells by state, what runs, time used and to go, reuse, what is stuck."""
+    """What a run is doing: cells by state, what runs, time used and to go, reuse, what is stuck.
+    Of a campaign: what each search's trials came to."""
+    from grid.campaign_status import campaign_status, campaign_status_words
     from grid.status import status_of
     from grid.status_words import status_words
 
-    where = run_folder(grid, out)
+    where = run_folder(grid, out, campaigns=True)
+    is_run = (where / GRID_FILE).is_file()
+    words = status_words if is_run else campaign_status_words
 
     def look() -> dict[str, Any]:
-        return status_of(where, stalled_after=stalled_after)
+        return status_of(where, stalled_after=stalled_after) if is_run else campaign_status(where)
 
     found = look()
     if not watch:
-        _print(found, as_json, status_words)
+        _print(found, as_json, words)
     elif as_json or not sys.stdout.isatty():
-        _print(found, as_json, status_words)
+        _print(found, as_json, words)
         while _goes_on(found):
             time.sleep(every)
             found = look()
-            _print(found, as_json, status_words)
+            _print(found, as_json, words)
     else:
         from rich.live import Live
         from rich.text import Text
 
-        with Live(Text(status_words(found)), auto_refresh=False) as live:
+        with Live(Text(words(found)), auto_refresh=False) as live:
             while _goes_on(found):
                 time.sleep(every)
                 found = look()
-                live.update(Text(status_words(found)), refresh=True)
+                live.update(Text(words(found)), refresh=True)
 
 
 def _goes_on(found: dict[str, Any]) -> bool:
@@ -194,8 +198,9 @@ cache = typer.Typer(
 
 
 def _folders(outs: list[Path] | None) -> list[Path]:
-    """The results directories that are known: those at home, and those given."""
-    return list(dict.fromkeys(path.resolve() for path in [*run_folders(home()), *(outs or [])]))
+    """The results directories that are known: those at home and those given."""
+    found = [*folders_with_needs(home()), *(outs or [])]
+    return list(dict.fromkeys(path.resolve() for path in found))
 
 
 def _store(uri: str | None) -> Any:
@@ -281,12 +286,6 @@ def gc(
     """Collect what no known run needs and nobody pinned. Tells what it would do; --delete acts."""
     from grid.collect import collect, collection_words
 
-    if campaigns := campaign_folders(home()):
-        raise UsageError(
-            f"{campaigns[0]}: a campaign. What its trials need cannot be told from garbage, so"
-            " nothing is collected while its results lie there: move or delete the folder when you"
-            " are done with it."
-        )
     found = collect(
         _store(store), _folders(out), delete=delete, older_than=older_than, max_bytes=max_bytes
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from grid.registry import grid_source, presets
 from victims.errors import UsageError, near
 
-GRID_FILE, CAMPAIGN_FILE = "grid.json", "campaign.yaml"
+GRID_FILE, CAMPAIGN_FILE, BEGAN_FILE = "grid.json", "campaign.yaml", "began.txt"
 
 
 def home() -> Path:
@@ -37,23 +37,30 @@ def campaign_folders(folder: Path) -> list[Path]:
     return [path for path in _below(folder) if (path / CAMPAIGN_FILE).is_file()]
 
 
+def folders_with_needs(folder: Path) -> list[Path]:
+    """The results directories in a folder that say what they rest on: runs and campaigns."""
+    return sorted([*run_folders(folder), *campaign_folders(folder)])
+
+
 def _below(folder: Path) -> list[Path]:
     return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
-def run_folder(grid: str | None, out: Path | None) -> Path:
-    """The results directory that is meant: given, or of a grid, or the one written to last."""
+def run_folder(grid: str | None, out: Path | None, *, campaigns: bool = False) -> Path:
+    """The results directory that is meant: given, or of a grid, or the one written to last; of a
+    campaign where they are asked for too."""
+    known = folders_with_needs(home()) if campaigns else run_folders(home())
     if grid is None and out is None:
-        found = run_folders(home())
-        if not found:
+        if not known:
             raise UsageError(f"no run in {home()}. Name a grid, or its results with --out.")
-        return max(found, key=_written)
+        return max(known, key=_written)
     where = out if out is not None else _named(str(grid))
-    if not (where / GRID_FILE).is_file():
-        known = [path.name for path in run_folders(home())]
-        told = f" Runs in {home()}: {', '.join(known)}." if known else ""
+    marks = (GRID_FILE, CAMPAIGN_FILE) if campaigns else (GRID_FILE,)
+    if not any((where / mark).is_file() for mark in marks):
+        names = [path.name for path in known]
+        told = f" Runs in {home()}: {', '.join(names)}." if names else ""
         raise UsageError(
-            f"{where}: no run of a grid is there (no {GRID_FILE}).{near(where.name, known)}{told}"
+            f"{where}: no run of a grid is there (no {GRID_FILE}).{near(where.name, names)}{told}"
             " `grid run GRID` starts one; --out names results that lie elsewhere."
         )
     return where
@@ -61,7 +68,7 @@ def run_folder(grid: str | None, out: Path | None) -> Path:
 
 def _named(grid: str) -> Path:
     """A word that names a results directory itself, else the run or the grid of that name."""
-    if (Path(grid) / GRID_FILE).is_file():
+    if (Path(grid) / GRID_FILE).is_file() or (Path(grid) / CAMPAIGN_FILE).is_file():
         return Path(grid)
     if grid in presets() or Path(grid).is_file():
         return home() / grid_source(grid).name
@@ -70,5 +77,5 @@ def _named(grid: str) -> Path:
 
 def _written(folder: Path) -> float:
     """When a run last said what it does, or else what it plans."""
-    said = [folder / "progress.json", folder / GRID_FILE]
+    said = [folder / name for name in ("progress.json", GRID_FILE, CAMPAIGN_FILE)]
     return max(path.stat().st_mtime for path in said if path.exists())

@@ -41,7 +41,7 @@ def status_of(out: Path, *, stalled_after: float = 300.0, slowest: int = 5) -> d
         "hash": chains.hash,
         "results": str(out),
         "store": chains.store,
-        **_state(progress, is_alive, now),
+        **driver_state(progress, is_alive),
         "paused": control.is_paused,
         "requests": [{"verb": r.verb.value, "only": r.only} for r in control.pending()],
         "planned": len(chains.cells),
@@ -60,7 +60,7 @@ def _is_open(status: str | None) -> bool:
     return status not in SETTLED and status != Status.CANCELLED
 
 
-def _state(progress: Mapping[str, Any] | None, is_alive: bool, now: float) -> dict[str, Any]:
+def driver_state(progress: Mapping[str, Any] | None, is_alive: bool) -> dict[str, Any]:
     """``running``, ``paused``, ``starting``, ``ended``, ``stopped`` or ``died``, and whose word
     it is. A driver holds its lock as long as it lives, whatever it last wrote."""
     if progress is None:
@@ -73,7 +73,7 @@ def _state(progress: Mapping[str, Any] | None, is_alive: bool, now: float) -> di
         state = "starting"
     names = ("pid", "host", "started_at", "written_at")
     driver = {name: progress.get(name) for name in names}
-    driver["silent_seconds"] = max(0.0, now - float(progress["written_at"]))
+    driver["silent_seconds"] = max(0.0, time.time() - float(progress["written_at"]))
     return {"state": state, "why": progress.get("why", ""), "driver": driver}
 
 

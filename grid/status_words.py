@@ -14,7 +14,7 @@ def status_words(found: Mapping[str, Any]) -> str:
 
 
 def _lines(found: Mapping[str, Any]) -> Iterator[str]:
-    yield f"{found['grid']} ({found['hash']}): {_state(found)}"
+    yield f"{found['grid']} ({found['hash']}): {driver_words(found)}"
     cells = [f"{n} {STATUS_WORDS.get(state, state)}" for state, n in found["cells"].items()]
     yield f"cells: {', '.join(cells)}; {found['planned']} planned"
     stages = found["stages"]
@@ -40,7 +40,8 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"slowest cells: {', '.join(listed)}"
 
 
-def _state(found: Mapping[str, Any]) -> str:
+def driver_words(found: Mapping[str, Any], command: str = "grid run") -> str:
+    """Who works on a results directory, or what became of it; ``command`` goes on with it."""
     driver = found["driver"]
     if driver is None:
         return str(found["state"])
@@ -49,11 +50,13 @@ def _state(found: Mapping[str, Any]) -> str:
     state, why = found["state"], f": {found['why']}" if found["why"] else ""
     if state == "died":
         return (
-            f"{who} died without a word, which it last gave {ago}; `grid run` goes on where it"
+            f"{who} died without a word, which it last gave {ago}; `{command}` goes on where it"
             " stopped"
         )
     if state in ("ended", "stopped"):
-        paused = "; paused: a new run starts nothing until `grid resume`" if found["paused"] else ""
+        paused = ""
+        if found.get("paused"):
+            paused = "; paused: a new run starts nothing until `grid resume`"
         return f"{state} {ago}{why}{paused}"
     paused = "; nothing new starts until `grid resume`" if state == "paused" else ""
     return f"{state}, {who}, {found['lanes']} lanes, heard {ago}{paused}"

@@ -14,7 +14,7 @@ import pytest
 from grid.cache import contents, inventory, pin_key, pins, reasons, unpin
 from grid.collect import DAY, collect
 from grid.control import Control, Verb
-from grid.places import run_folders
+from grid.places import folders_with_needs, run_folders
 from grid.plan import make_plan
 from grid.steering import settle
 from tests.finished import Finished
@@ -123,10 +123,10 @@ def test_what_is_collected_is_made_again(run: Finished) -> None:
 
 def test_a_run_whose_needs_cannot_be_read_stops_the_collection(run: Finished) -> None:
     (run.out / "chains.json").write_text('{"cells": []}')
-    with pytest.raises(GridError, match="not a list of a run's stages"):
+    with pytest.raises(GridError, match="not a list of stages"):
         collect(Store(run.store), [run.out], delete=True)
     (run.out / "chains.json").unlink()
-    with pytest.raises(GridError, match="`grid run` on these results writes it"):
+    with pytest.raises(GridError, match="on these results writes it"):
         collect(Store(run.store), [run.out], delete=True)
 
 
@@ -272,10 +272,10 @@ def test_an_unreadable_pin_stops_the_collection(run: Finished) -> None:
         collect(Store(run.store), [run.out], delete=True)
 
 
-def test_nothing_is_collected_beside_a_campaign(
+def test_a_campaign_that_never_said_what_it_needs_stops_the_collection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its trials are in no run's plan; its held-out grid is a run one folder below."""
+    """Its held-out grid is a run one folder below."""
     monkeypatch.setenv("GRID_HOME", str(tmp_path))
     held_out = tmp_path / "camp" / "held-out"
     held_out.mkdir(parents=True)
@@ -283,6 +283,7 @@ def test_nothing_is_collected_beside_a_campaign(
     (held_out / "grid.json").write_text("{}")
     Store(str(tmp_path / "store"))
     assert run_folders(tmp_path) == [held_out]
+    assert folders_with_needs(tmp_path) == [tmp_path / "camp", held_out]
     answer = call(capsys, "cache", "gc")
-    assert answer.code == 2
-    assert "nothing is collected" in answer.err
+    assert answer.code == 1
+    assert f"{tmp_path / 'camp' / 'chains.json'}: cannot be read" in answer.err

@@ -15,11 +15,15 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from grid.cache import reasons
+from grid.collect import collect
 from grid.gridfile import load_grid
+from grid.operations import status
 from grid.registry import Source
 from grid.run import run_grid
-from grid.tuning.campaign import CampaignReport, run_campaign
+from grid.tuning.campaign import run_campaign
 from grid.tuning.file import decode_campaign
+from grid.tuning.report import CampaignReport
 from grid.tuning.scenes import Scenes
 from grid.tuning.spec import Sees
 from grid.tuning.trial import numbers_of
@@ -27,6 +31,7 @@ from grid.work import Ended, execute
 from tests.campaigns import FILE, campaign, campaign_text, write_campaign_file
 from tests.grids import environment, grid_command
 from tests.processes import wait_for
+from victims.keys import content_key
 from victims.recipe import Runtime
 from victims.store import Store
 
@@ -167,6 +172,43 @@ def test_victims_are_trained_once_and_attempts_are_on_record(ran: Ran) -> None:
     assert kinds["defended"] >= 12
     measured = {r["measure_key"] for r in trials(ran.out) if r["record"] == "cell"}
     assert measured <= set(attempts)
+
+
+def test_what_trials_rest_on_is_no_garbage(ran: Ran) -> None:
+    """Nothing that a campaign made is collected; before its end, nothing that is younger."""
+    everything = set(ran.store.keys("model"))
+    assert everything
+    orphan = content_key("tensor", "orphan")
+    ran.store.get_or_make(orphan, lambda scratch: {})
+    found = collect(ran.store, [ran.out])
+    assert {item["key"] for item in found["garbage"]} == {orphan}
+    chosen = ended(ran.out)["finetune", "tuned", 1]
+    (cell, *_) = [r for r in trials(ran.out) if r["trial"] == chosen["trial"] and r["measure_key"]]
+    (user,) = reasons(ran.store, cell["defended_key"], [ran.out])["needed_by"]
+    assert f"tuned #1 {cell['attack']}" in " ".join(user["cells"])
+    said = ran.out / "progress.json"
+    before = said.read_text()
+    said.write_text(json.dumps({**json.loads(before), "state": "running"}))
+    try:
+        assert collect(ran.store, [ran.out])["garbage"] == []
+    finally:
+        said.write_text(before)
+        ran.store.remove(orphan)
+
+
+def test_status_tells_of_every_search(ran: Ran, capsys: pytest.CaptureFixture[str]) -> None:
+    status(str(ran.out))
+    first, *searches = capsys.readouterr().out.splitlines()
+    assert first.startswith("mini (campaign): ended")
+    assert [line.split(" of 3 trials")[0] for line in searches] == [
+        "finetune, tuned: 3",
+        "finetune, oracle: 3",
+    ]
+    status(str(ran.out), as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    chosen = ran.told()["searches"][0]
+    best = ended(ran.out)["finetune", "tuned", told["searches"][0]["best"]["number"]]
+    assert best["trial"] == chosen["chosen"]
 
 
 @pytest.mark.exhaustive
@@ -336,7 +378,10 @@ def test_every_defense_and_objective_is_searched(tmp_path: Path) -> None:
 # --- a driver that dies
 
 
-def test_a_killed_driver_s_campaign_goes_on(ran: Ran, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "sent", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.exhaustive)]
+)
+def test_a_stopped_driver_s_campaign_goes_on(sent: int, ran: Ran, tmp_path: Path) -> None:
     write_campaign_file(tmp_path, **CHANGES)
     process = subprocess.Popen(
         command(tmp_path),
@@ -347,10 +392,11 @@ def test_a_killed_driver_s_campaign_goes_on(ran: Ran, tmp_path: Path) -> None:
     )
     try:
         wait_for(lambda: process.poll() is not None or _num_trials(tmp_path / "out") >= 2)
-        assert process.poll() is None, "it ended before it could be killed"
+        assert process.poll() is None, "it ended before it could be stopped"
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.send_signal(sent)
+        code = process.wait(timeout=60)
+    assert code == (130 if sent == signal.SIGINT else -sent)
     assert not (tmp_path / "out" / "held-out.yaml").exists()
     again = tune(tmp_path)
     assert sum(one["replayed"] for one in again.told()["searches"]) >= 2

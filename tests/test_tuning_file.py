@@ -103,6 +103,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         "above 0 on a log scale",
     ),
     ({"name": "a/b"}, "cannot name a folder"),
+    (
+        {"grid": {**GRID, "execution": {"resources": {"defended": {"workers": 2}}}}},
+        "a trial runs on one device",
+    ),
 ]
 
 

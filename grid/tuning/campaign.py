@@ -6,45 +6,40 @@ The same command goes on where it was: it replays what is recorded and runs what
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from grid.cluster import Executor
 from grid.lock import only_driver
-from grid.plan import Group, longest_chain
-from grid.progress import Progress
-from grid.quick import files_in
+from grid.places import BEGAN_FILE, CAMPAIGN_FILE
+from grid.plan import Group
 from grid.registry import Source
 from grid.results import judge
-from grid.scheduler import Scheduler, clear_errors
-from grid.schema import SCHEMA_VERSION, TRIAL, Status, write_whole
+from grid.scheduler import clear_errors
+from grid.schema import Status, write_whole
 from grid.spec import Gate, Tuned
 from grid.stages import Stage
+from grid.tuning.preparation import Preparation
+from grid.tuning.records import known_of, recorded_in, row, settings_of
+from grid.tuning.report import CampaignReport, SearchReport, write_report
+from grid.tuning.rests import Rests
 from grid.tuning.scenes import Scenes, Square, inputs
 from grid.tuning.score import CellNumbers, best, excess, over_cells, score
-from grid.tuning.spec import Campaign, Searched, Sees
-from grid.tuning.trial import (
-    OUT_OF_BUDGET,
-    PROCESS_FAILED,
-    Context,
-    Record,
-    numbers_of,
-    read_outcome,
-    settings_of,
-)
-from grid.tuning.tuned import tuned_entry, words, write_held_out, write_tuned
-from victims.errors import GridError
+from grid.tuning.spec import Campaign, Objective, Searched, Sees
+from grid.tuning.trial import Context, Record, numbers_of, read_outcome, where_of
+from grid.tuning.tuned import tuned_entry, write_held_out, write_tuned
+from victims.errors import GridError, UsageError
 from victims.keys import Key
 from victims.store import Store
 
-FILE, GRID = "campaign.json", "campaign.yaml"
 # Keeps Tune's own records few, and Ctrl-C ours; read when Ray is imported.
 ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -52,113 +47,8 @@ ENVIRONMENT = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
 }
-COLUMNS = frozenset(column.name for column in TRIAL)
 SAY_SECONDS = 60.0
 MANY = 1_000_000
-
-
-@dataclass(slots=True)
-class SearchReport:
-    """What one search did and chose."""
-
-    defense: str
-    objective: str
-    oracle: bool
-    search: str
-    by: str
-    trials: int = 0
-    stopped: int = 0
-    failed: int = 0
-    replayed: int = 0
-    device_seconds: float = 0.0
-    wall_seconds: float = 0.0
-    chosen: str | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    feasible: bool | None = None
-    named: str | None = None
-    file: str | None = None
-
-
-@dataclass(slots=True)
-class CampaignReport:
-    """What a campaign did; also written as ``campaign.json``."""
-
-    name: str
-    searches: list[SearchReport]
-    held_out: Path | None
-    wall_seconds: float
-    problem: str = ""
-
-    @property
-    def code(self) -> int:
-        """0 done, 1 stopped by an error, 4 where no victim passed its gate."""
-        return 1 if self.problem else 0
-
-    def lines(self) -> list[str]:
-        """What every search used of its budget, which is the same for all, and what it chose."""
-        found = []
-        for one in self.searches:
-            counts = [f"{one.trials} trials"]
-            counts += [f"{one.stopped} stopped"] if one.stopped else []
-            counts += [f"{one.failed} failed"] if one.failed else []
-            counts += [f"{one.replayed} known before"] if one.replayed else []
-            mark = " (oracle)" if one.oracle else ""
-            found.append(
-                f"{one.defense}, {one.objective}{mark}: {', '.join(counts)},"
-                f" {one.device_seconds:.0f} device seconds -> {one.named or 'nothing'}"
-                f" {json.dumps(dict(one.settings)) if one.named else ''}".rstrip()
-            )
-        return found
-
-
-class Preparation(Scheduler):
-    """The victims, their gates and all else that trials read, and the default settings' cells."""
-
-    def __init__(self, campaign: Campaign, stages: Mapping[Key, Stage], **options: Any) -> None:
-        super().__init__(stages, campaign.grid.execution, **options)
-        self.wanted: set[Key] = set()
-
-    @property
-    def is_over(self) -> bool:
-        return all(key in self.done or key in self.blocked for key in self.wanted)
-
-    def add(self, wanted: Iterable[Stage]) -> None:
-        """Want some stages more."""
-        missing: dict[Key, Stage] = {}
-        found = list(wanted)
-        for stage in found:
-            missing |= {k: s for k, s in inputs(stage).items() if k not in self.store}
-            self.done |= {key for key in inputs(stage) if key not in missing}
-        seconds = {key: self.history.seconds(stage) for key, stage in missing.items()}
-        self.priority |= longest_chain(missing, seconds)
-        self.planned |= set(missing)
-        self.journal.expect(missing, {}, self.priority)
-        for stage in found:
-            self.wanted.add(stage.key)
-            self.want(stage)
-
-    def note(self, executor: Executor) -> None:
-        self.journal.lanes = executor.lanes
-        self.journal.update(
-            "running",
-            cells_open=len(self.wanted - self.done),
-            cells_asked=len(self.wanted),
-            planned=self.planned,
-            done=self.done | set(self.blocked),
-            running={key: self.stages[key] for key in self.running},
-            begun=executor.begun,
-            waiting=len(self.later),
-        )
-
-    def tell(self, executor: Executor, progress: Progress) -> None:
-        progress.update(
-            cells_left=len(self.wanted - self.done),
-            stages_done=len(self.planned & self.done),
-            stages_planned=len(self.planned),
-            running=[stage.family for stage in executor.begun],
-            waiting=len(self.later),
-            seconds_left=self.journal.eta_seconds,
-        )
 
 
 class CampaignDriver:
@@ -170,10 +60,11 @@ class CampaignDriver:
         self.campaign, self.out, self.store, self.say = campaign, out, store, say
         self.scenes = Scenes(campaign)
         self.source = Source(campaign.name, campaign.source, campaign.text)
-        self.records = _recorded(out)
+        self.records = recorded_in(out)
         self.groups: dict[Sees, tuple[Group, ...]] = {}
         self.reports: list[SearchReport] = []
         self.tuned: list[Tuned] = []
+        self.rests = Rests(out, campaign.grid, store.shown)
         self.said = 0.0
 
     def run(self) -> CampaignReport:
@@ -181,7 +72,7 @@ class CampaignDriver:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         with only_driver(self.out), clear_errors(self.out):
-            write_whole(self.out / GRID, self.campaign.text)
+            self._say_what()
             sees = dict.fromkeys(self.scenes.of(o.sees).sees for o in self._objectives)
             self.prepared = Preparation(
                 self.campaign,
@@ -214,6 +105,12 @@ class CampaignDriver:
             self.campaign.name, self.reports, held_out, time.perf_counter() - started
         )
 
+    def _say_what(self) -> None:
+        """Keep the campaign's text, and since when there has been one."""
+        write_whole(self.out / CAMPAIGN_FILE, self.campaign.text)
+        if not (self.out / BEGAN_FILE).exists():
+            write_whole(self.out / BEGAN_FILE, datetime.now(UTC).isoformat(timespec="seconds"))
+
     @property
     def _objectives(self) -> list[Any]:
         return list(self.campaign.objectives.values())
@@ -240,6 +137,13 @@ class CampaignDriver:
             one: {g: self.scenes.of(one).plan.gates[g] for g in self.scenes.of(one).groups()}
             for one in chosen
         }
+        for one in chosen:
+            plan = self.scenes.of(one).plan
+            for planned in plan.cells:
+                if planned.group in gates[one]:
+                    stages = (*planned.stages, *plan.gates[planned.group].stages)
+                    self.rests.add("victim ", planned.cell, stages)
+        self.rests.write()
         prepared.add(
             stage for each in gates.values() for gate in each.values() for stage in gate.stages
         )
@@ -267,12 +171,13 @@ class CampaignDriver:
                     " nothing can be tuned on them. `grid run` of the campaign's grid shows why."
                 )
             self.groups[one] = tuple(passed)
-        prepared.add(
-            square.measure
-            for one in chosen
-            for searched in self.campaign.defenses
-            for square in self._squares(searched, one)
-        )
+        for one in chosen:
+            for searched in self.campaign.defenses:
+                squares = self._squares(searched, one)
+                for square in squares:
+                    self.rests.add("default ", square.cell, (square.measure, square.victim))
+                prepared.add(square.measure for square in squares)
+        self.rests.write()
         self._work(executor)
 
     def _gate(self, sees: Sees) -> Gate:
@@ -299,8 +204,18 @@ class CampaignDriver:
         groups = self.groups[self.scenes.of(rule.sees).sees]
         key = self.scenes.search_key(searched, objective, groups)
         recorded = [record for record in self.records if record["search"] == key]
-        default = self._default(searched, objective, key)
-        known = _known(recorded)
+        mine = partial(
+            row,
+            campaign=campaign.name,
+            search=key,
+            defense=searched.label,
+            objective=objective,
+        )
+        default, told = self._default(searched, rule)
+        if not any(record["trial"] == told[-1]["trial"] for record in recorded):
+            records = [mine(record, 0, is_default=True) for record in told]
+            self.prepared.buffer["trials"].extend(records)
+        known = known_of(recorded)
         report = SearchReport(
             searched.label, objective, rule.is_oracle, key, campaign.search.by.value
         )
@@ -322,15 +237,17 @@ class CampaignDriver:
         trials: list[Record] = []
 
         def hear(told: Any) -> None:
-            row = self._row(told.record, told.number, searched.label, objective, key)
+            found = mine(told.record, told.number)
             if not told.record.get("replayed"):
-                self.prepared.buffer["trials"].append(row)
+                self.prepared.buffer["trials"].append(found)
             for one in told.outcomes:
                 self.prepared.record(one, *read_outcome(one))
-            if row["record"] == "trial":
-                trials.append(row)
+            if found["record"] == "trial":
+                trials.append(found)
                 report.replayed += bool(told.record.get("replayed"))
                 self._progress(report, trials, spent.trials)
+            if self.prepared.is_due:
+                self.prepared.journal.state("running")
             self.prepared.flush()
 
         run_search(
@@ -351,11 +268,15 @@ class CampaignDriver:
         report.device_seconds = spent.device_seconds
         self._choose(report, searched, objective, trials)
         self.reports.append(report)
-        self._write(report)
+        self._rest(searched, objective, trials)
+        tuning = self.groups.get(Sees.ATTACKS)
+        cells = self._squares(campaign.defenses[0], Sees.ATTACKS) if tuning else []
+        write_report(self.out, campaign, self.reports, len(cells))
 
-    def _default(self, searched: Searched, objective: str, key: str) -> dict[int, float]:
-        """Record what the settings that the defense has show; its ASR by cell."""
-        rule = self.campaign.objectives[objective]
+    def _default(
+        self, searched: Searched, rule: Objective
+    ) -> tuple[dict[int, float], list[Record]]:
+        """What the settings that the defense has show: its ASR by cell, and the records."""
         squares = self._squares(searched, rule.sees)
         trial, cells, rows = self.scenes.trial_key(squares), list[CellNumbers](), list[Record]()
         common = {"trial": trial, "settings": "{}", "status": "ok", "started_at": time.time()}
@@ -369,50 +290,27 @@ class CampaignDriver:
             meta = self.store.need(square.measure.defended.key).meta
             seconds = float(meta["cost"].get("train_seconds", 0.0))
             total += seconds
-            where = {"cell": place, "attack": square.cell.attack.label}
-            where |= {"rate_text": square.cell.rate, "seed": square.cell.seed}
             so_far = {"device_seconds": seconds, **_sums(cells, rule)}
-            keys = {
-                "defended_key": square.measure.defended.key,
-                "measure_key": square.measure.key,
-            }
-            rows.append({**common, "record": "cell", **where, **keys, **so_far, **columns})
+            rows.append(
+                {**common, "record": "cell", **where_of(place, square), **so_far, **columns}
+            )
         ended: Record = {**common, "record": "trial", "device_seconds": total}
         if cells:
             ended |= _sums(cells, rule)
         if failed is not None:
             ended |= {"status": "failed", "reason": failed, "is_feasible": False}
-        seen = {record["trial"] for record in self.records if record["search"] == key}
-        if trial not in seen:
-            for row in (*rows, ended):
-                self.prepared.buffer["trials"].append(
-                    self._row(row, 0, searched.label, objective, key, is_default=True)
-                )
-        return {place: cell.asr for place, cell in enumerate(cells)}
+        return {place: cell.asr for place, cell in enumerate(cells)}, [*rows, ended]
 
-    def _row(
-        self,
-        record: Record,
-        number: int,
-        defense: str,
-        objective: str,
-        key: str,
-        is_default: bool = False,
-    ) -> Record:
-        """A record with the columns that say whose it is."""
-        row = {name: value for name, value in record.items() if name in COLUMNS}
-        started = row.get("started_at")
-        if isinstance(started, int | float):
-            row["started_at"] = datetime.fromtimestamp(started, UTC)
-        return {
-            **row,
-            "campaign": self.campaign.name,
-            "search": key,
-            "defense": defense,
-            "objective": objective,
-            "number": number,
-            "is_default": is_default,
-        }
+    def _rest(self, searched: Searched, objective: str, trials: Sequence[Record]) -> None:
+        """Tell what trials rest on."""
+        scene = self.scenes.of(self.campaign.objectives[objective].sees)
+        for trial in trials:
+            with contextlib.suppress(UsageError):  # settings that cannot be left nothing
+                entry = self.scenes.entry(searched, json.loads(str(trial["settings"])))
+                about = f"{objective} #{trial['number']} "
+                for square in scene.squares(entry, self.groups[scene.sees]):
+                    self.rests.add(about, square.cell, (square.measure, square.victim))
+        self.rests.write()
 
     def _progress(self, report: SearchReport, trials: Sequence[Record], ended: int) -> None:
         now = time.monotonic()
@@ -445,41 +343,6 @@ class CampaignDriver:
                 f"{tuned.name}: no settings keep to the objective's limit; these miss it by least"
             )
 
-    def _write(self, report: SearchReport) -> None:
-        """``campaign.json``: what was asked, and what every search so far has come to."""
-        campaign = self.campaign
-        found = [asdict(one) for one in self.reports]
-        body = {
-            "schema_version": SCHEMA_VERSION,
-            "name": campaign.name,
-            "hash": campaign.grid.identity_hash,
-            "grid": campaign.grid.name,
-            "tuning": {
-                "attacks": list(campaign.tuning.attacks),
-                "seeds": list(campaign.tuning.seeds),
-                "cells": len(self._squares(campaign.defenses[0], Sees.ATTACKS))
-                if Sees.ATTACKS in self.groups
-                else 0,
-            },
-            "held_out": {
-                "attacks": list(campaign.held_out.attacks),
-                "seeds": list(campaign.held_out.seeds),
-            },
-            "objectives": {
-                label: {
-                    "sees": rule.sees.value,
-                    "minimise": rule.minimise,
-                    "maximise": rule.maximise,
-                    "ca_loss": None if rule.ca_loss is None else rule.ca_loss / 100,
-                    "rule": words(rule),
-                }
-                for label, rule in campaign.objectives.items()
-            },
-            "budget": asdict(campaign.budget),
-            "searches": found,
-        }
-        write_whole(self.out / FILE, json.dumps(body, indent=1))
-
 
 def _sums(cells: Sequence[CellNumbers], rule: Any) -> Record:
     numbers = over_cells(cells)
@@ -496,46 +359,6 @@ def _shown(trial: Mapping[str, Any]) -> str:
         f"worst ASR {100 * trial['worst_asr']:.1f} %,"
         f" {100 * trial['ca_loss']:.1f} points of accuracy lost{limit}"
     )
-
-
-def _recorded(out: Path) -> list[Record]:
-    """The newest of every record in ``trials/``."""
-    newest: dict[tuple[Any, ...], Record] = {}
-    for file in files_in(out, "trials"):
-        for record in file.read().to_pylist():
-            names = ("search", "trial", "record", "cell", "epoch")
-            key = tuple(record[name] for name in names)
-            if key not in newest or record["written_at"] >= newest[key]["written_at"]:
-                newest[key] = record
-    return list(newest.values())
-
-
-def _known(recorded: Sequence[Record]) -> dict[str, list[Record]]:
-    """Per trial that came to an end, what it told, in order; those that failed are tried again
-    where it was not their settings' fault."""
-    by_trial: dict[str, list[Record]] = defaultdict(list)
-    for record in recorded:
-        by_trial[record["trial"]].append(record)
-    found = {}
-    for trial, records in by_trial.items():
-        ended = [r for r in records if r["record"] == "trial"]
-        if not ended or ended[0]["is_default"] or _to_be_done_again(ended[0]):
-            continue
-        order = {"epoch": 0, "cell": 1, "trial": 2}
-        records.sort(key=lambda r: (order[r["record"]] == 2, r["cell"] or 0, r["epoch"] or 1e9))
-        found[trial] = [_plain(record) for record in records]
-    return found
-
-
-def _to_be_done_again(ended: Record) -> bool:
-    return ended["reason"] in (OUT_OF_BUDGET, PROCESS_FAILED)
-
-
-def _plain(record: Record) -> Record:
-    """A record as a trial tells it."""
-    apart = {"schema_version", "written_at", "campaign", "search", "defense", "objective"}
-    found = {n: v for n, v in record.items() if n not in apart | {"number", "is_default"}}
-    return {**found, "started_at": record["started_at"].timestamp()}
 
 
 def run_campaign(

@@ -69,6 +69,11 @@ def decode_campaign(source: Source) -> Campaign:
         )
     grid_raw, grid_at = _grid(file.grid, source)
     grid = grid_of(grid_raw, grid_at)
+    if (workers := grid.execution.resources_for("defended").workers) > 1:
+        raise file.grid.error(
+            f"execution.resources.defended.workers is {workers}, and a trial runs on one device."
+            " Give 1 here; a grid that uses what was chosen may have more."
+        )
     tuning = _side(file.tuning, grid)
     held_out = _side(file.held_out, grid)
     if both := set(tuning.attacks) & set(held_out.attacks):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -128,24 +128,13 @@ class _Trial:
             "cell",
             self.cells,
             {
-                **self.where(place, square),
+                **where_of(place, square),
                 **columns,
                 "epoch": None,
                 "device_seconds": seconds,
                 "spent_seconds": time.perf_counter() - began,
             },
         )
-
-    def where(self, place: int, square: Square) -> Record:
-        cell = square.cell
-        return {
-            "cell": place,
-            "attack": cell.attack.label,
-            "rate_text": cell.rate,
-            "seed": cell.seed,
-            "defended_key": square.measure.defended.key,
-            "measure_key": square.measure.key,
-        }
 
     def tell(self, record: str, cells: Sequence[CellNumbers], more: Record) -> None:
         told, self.outcomes = self.outcomes, []
@@ -227,12 +216,25 @@ class _Watcher:
             "epoch",
             [*self.trial.cells, numbers],
             {
-                **self.trial.where(self.place, self.square),
+                **where_of(self.place, self.square),
                 **shares,
                 "epoch": self.epochs,
                 "device_seconds": now - self.began - self.away,
             },
         )
+
+
+def where_of(place: int, square: Square) -> Record:
+    """Which cell of a trial a record is of."""
+    cell = square.cell
+    return {
+        "cell": place,
+        "attack": cell.attack.label,
+        "rate_text": cell.rate,
+        "seed": cell.seed,
+        "defended_key": square.measure.defended.key,
+        "measure_key": square.measure.key,
+    }
 
 
 def look_at(
@@ -318,10 +320,3 @@ def read_outcome(told: Record) -> tuple[Key, Outcome]:
     found = dict(told["outcome"])
     found |= {"ended": Ended(found["ended"]), "made": tuple(found["made"])}
     return Key(told["key"]), Outcome(**found)
-
-
-def settings_of(records: Sequence[Record]) -> Iterator[Values]:
-    """The settings of trial records, in the order of their numbers, without the defaults."""
-    for record in sorted(records, key=lambda r: int(r["number"])):
-        if record["record"] == "trial" and not record["is_default"]:
-            yield json.loads(record["settings"])
