@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import benchmarks.__main__ as command
-from benchmarks import board, choices, objectives, overhead, plan, stamps, training
+from benchmarks import board, campaign, choices, objectives, overhead, plan, stamps, training
 from benchmarks.common import (
     Figure,
     Figures,
@@ -188,6 +188,20 @@ def test_open_clip_train_reads_the_same_pairs() -> None:
         for row in (0, 63):
             image_HWC = np.asarray(Image.open(rows[1 + row][0]))
             assert np.array_equal(image_HWC.transpose(2, 0, 1), place.corpus.images_NCHW[row])
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(300)
+def test_a_campaign_s_figures_have_their_aims() -> None:
+    found = campaign.main(quick=True)
+    assert with_aims(found) == {
+        "all found in the store",
+        "the same command again",
+        "growth per 1,000 trials",
+    }
+    assert found["trials"].value == 6
+    # No stage runs twice: what is left are the driver's own start and its searches' processes.
+    assert found["all found in the store"].value < found["from nothing"].value
 
 
 def test_overhead_names_its_ratio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
