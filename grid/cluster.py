@@ -16,6 +16,7 @@ import socket
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -24,6 +25,7 @@ from typing import Any, NamedTuple, cast
 
 from grid.machines import autoscales, node_types, nodes, want
 from grid.needs import Lack, Node, asks, bundle, lacks, places
+from grid.room import Room, on_lanes
 from grid.spec import Execution, Resources
 from grid.stages import Stage
 from grid.work import Ended, Outcome, choose_device, device_fault, execute
@@ -181,6 +183,8 @@ def _in_worker_group(
 
     on_gpu = wants.gpus > 0
     held = {"CPU": wants.cpus, **({"GPU": wants.gpus} if on_gpu else {})}
+    if wants.memory_gb:
+        held["memory"] = int(wants.memory_gb * 2**30)
     scratch = _train_scratch(store) / f"{stage.key}-{uuid.uuid4().hex[:8]}"
     # Typed for the older generation of Train, which the installed one replaces at import.
     trainer: Any = cast("Any", TorchTrainer)(
@@ -329,7 +333,7 @@ class _Call:
     name: str
     stage: Stage
     submitted: float
-    is_placed: bool = False
+    placed: float | None = None
     begun: float | None = None
     pulse: bytes = b""
     beaten: float = 0.0
@@ -338,6 +342,8 @@ class _Call:
 # Seconds within which a stage that was given a free place notes so, on a busy machine: a task's
 # process has to start, and a worker group says nothing before its ranks have imported everything.
 START_SECONDS, GROUP_START_SECONDS = 30.0, 60.0
+# Within which a stage that has its place begins: imports over a slow network take a minute.
+BEGIN_SECONDS = 600.0
 # Where no place was free, it is certain after a moment that this is no start.
 MOMENT = 5.0
 LOOK_SECONDS = 0.5
@@ -375,6 +381,8 @@ class RayExecutor:
         self._starved: float | None = None
         self._had_room = False
         self._lanes = 1
+        self._room: Room | None = None
+        self._stale = 0.0
         # Whether an autoscaler was asked for a machine that holds what no node does.
         self._wishes = False
         noset = {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}
@@ -402,9 +410,20 @@ class RayExecutor:
         return self._lanes
 
     @property
-    def window(self) -> int:
-        is_bound = self.owns_cluster or self.execution.lanes is not None
-        return self.lanes if is_bound else 2 * self.lanes
+    def room(self) -> Room:
+        """What the nodes hold that are there now, as of half a second ago."""
+        now = time.monotonic()
+        if self._room is None or self._room.execution is not self.execution or now > self._stale:
+            is_bound = self.owns_cluster or self.execution.lanes is not None
+            there = nodes() if self._ray.is_initialized() else ()
+            lanes = self.execution.lanes
+            self._room = Room(self.execution, there, lanes, ahead=1 if is_bound else 2)
+            self._stale = now + LOOK_SECONDS
+        return self._room
+
+    def admits(self, kind: str) -> bool:
+        """Whether one more stage of a kind may be submitted now."""
+        return self.room.admits(kind, Counter(c.stage.kind for c in self._pending.values()))
 
     def check(self, stages: Sequence[Stage]) -> str | None:
         """What no node can hold now, in words; None when every stage fits somewhere.
@@ -467,6 +486,8 @@ class RayExecutor:
             return None
         waited = time.monotonic() - self._starved
         kinds = {call.stage.kind for call in self._pending.values()}
+        for lack in lacks(self.execution, sorted(kinds), self.room.nodes):
+            return Starved(waited, lack.words)  # a node that held it was lost
         asked = {kind: self.execution.resources_for(kind) for kind in sorted(kinds)}
         is_group = any(wants.workers > 1 for wants in asked.values())
         grace = GROUP_START_SECONDS if is_group else START_SECONDS
@@ -496,7 +517,7 @@ class RayExecutor:
         return any(places(w, free) >= w.workers for w in wants)
 
     def _count_places(self) -> None:
-        if any(call.is_placed for call in self._pending.values()):
+        if any(call.placed is not None for call in self._pending.values()):
             self._starved = None
         elif self._pending:
             if self._starved is None:
@@ -513,12 +534,12 @@ class RayExecutor:
             has_begun = f"{call.name}/{BEGUN}" in notes
             if has_begun and call.begun is None:
                 call.begun = call.beaten = time.time()
-            watched = self.execution.resources_for(call.stage.kind).stall_seconds is not None
-            if watched and f"{call.name}/{PULSE}" in notes:
+            if f"{call.name}/{PULSE}" in notes:
                 pulse = _internal_kv_get(f"{call.name}/{PULSE}") or b""
                 if pulse != call.pulse:
                     call.pulse, call.beaten = pulse, time.time()
-            call.is_placed |= has_begun or f"{call.name}/{PLACED}" in notes
+            if call.placed is None and (has_begun or f"{call.name}/{PLACED}" in notes):
+                call.placed = time.time()
         self._count_places()
 
     def poll(self, seconds: float) -> list[Outcome]:
@@ -571,20 +592,23 @@ class RayExecutor:
 
     def _overdue(self) -> list[Outcome]:
         """Stages past their limit, counted from when they began, not from their submission; and
-        those that have shown no sign of work for too long, which are tried again."""
+        those that did not begin, or have shown no sign of work for too long, to be tried again."""
         ended, now = [], time.time()
         for ref, call in list(self._pending.items()):
             wants = self.execution.resources_for(call.stage.kind)
             where = f"execution.resources.{call.stage.kind}"
             if call.begun is None:
-                continue
-            if wants.limit_seconds is not None and now - call.begun > wants.limit_seconds:
+                if call.placed is None or now - call.placed <= BEGIN_SECONDS:
+                    continue
+                fate = Ended.INFRASTRUCTURE
+                message = f"stopped: given a place, it did not begin in {now - call.placed:.0f} s"
+            elif wants.limit_seconds is not None and now - call.begun > wants.limit_seconds:
                 fate = Ended.METHOD
                 message = (
                     f"stopped after its limit of {wants.limit_seconds:g} s; if it was not stuck,"
                     f" raise {where}.limit_seconds (or default) and run `grid retry GRID`"
                 )
-            elif wants.stall_seconds is not None and now - call.beaten > wants.stall_seconds:
+            elif now - call.beaten > wants.stall_seconds:
                 fate = Ended.INFRASTRUCTURE
                 message = (
                     f"stopped: no batch was read for {now - call.beaten:.0f} s; if it was not"
@@ -598,8 +622,8 @@ class RayExecutor:
                 Outcome(
                     key=call.stage.key,
                     ended=fate,
-                    started=call.begun,
-                    seconds=now - call.begun,
+                    started=call.begun or call.submitted,
+                    seconds=now - (call.begun or call.submitted),
                     message=message,
                     **self._place(call),
                 )
@@ -708,10 +732,10 @@ class SerialExecutor:
     owns_cluster = True
     start_seconds = 0.0
     lanes = 1
-    window = 1
 
     def __init__(self, execution: Execution, store: str, runtime: Runtime, logs: str) -> None:
         device = choose_device(runtime.device, 1.0)
+        self.room = on_lanes(execution, 1)
         self._context = (store, replace(runtime, device=device), logs)
         self._next: list[Stage] = []
 
@@ -731,6 +755,9 @@ class SerialExecutor:
 
     def starved(self) -> None:
         """Nobody else has its place."""
+
+    def admits(self, kind: str) -> bool:
+        return not self._next
 
     def submit(self, stage: Stage) -> None:
         self._next.append(stage)

@@ -20,6 +20,7 @@ from grid.schema import write_whole
 if TYPE_CHECKING:
     from grid.logbook import Logbook
     from grid.plan import History
+    from grid.room import Room
     from grid.stages import Stage
     from victims.keys import Key
 
@@ -41,12 +42,13 @@ class Journal:
         self.logbook = logbook
         self.started = time.time()
         self.lanes, self.found, self.made = 1, 0, 0
+        self.room: Room | None = None
         self.submitted: dict[Key, float] = {}
         self.begun: dict[Key, float] = {}
         self._written = 0.0
         self._last: dict[str, Any] = {}
         self._shown: tuple[Any, ...] = ()
-        self._stages: dict[Key, tuple[str, float, float]] = {}
+        self._stages: dict[Key, tuple[str, str, float, float]] = {}
         self._chain: dict[Key, float] = {}
 
     def expect(
@@ -55,7 +57,7 @@ class Journal:
         """What is to be made: the GPUs that each stage asks for, and the seconds from each to the
         end of the longest chain that waits for it."""
         for key, stage in stages.items():
-            self._stages[key] = (stage.family, stage.work, gpus.get(key, 0.0))
+            self._stages[key] = (stage.kind, stage.family, stage.work, gpus.get(key, 0.0))
         self._chain.update(chain)
 
     @property
@@ -131,10 +133,11 @@ class Journal:
     def _estimate(self, left: Sequence[Key]) -> dict[str, float]:
         """Seconds of work to go by what stages of each family have taken, and until the end."""
         rates: dict[str, float] = {}
-        total = gpu = spent = longest = 0.0
+        kinds: dict[str, float] = {}
+        gpu = spent = longest = 0.0
         now = time.time()
         for key in left:
-            family, work, gpus = self._stages.get(key, ("", 0.0, 0.0))
+            kind, family, work, gpus = self._stages.get(key, ("", "", 0.0, 0.0))
             if family not in rates:
                 rates[family] = self.history.rate(family)
             seconds = rates[family] * work
@@ -144,13 +147,19 @@ class Journal:
                 longest = max(longest, self._chain.get(key, 0.0) - spent)
             else:
                 longest = max(longest, self._chain.get(key, 0.0))
-            total += seconds
+            kinds[kind] = kinds.get(kind, 0.0) + seconds
             gpu += gpus * seconds
         return {
-            "seconds_left": total,
+            "seconds_left": sum(kinds.values()),
             "gpu_seconds_left": gpu,
-            "eta_seconds": max(longest, total / max(1, self.lanes)),
+            "eta_seconds": max(longest, self._at_best(kinds)),
         }
+
+    def _at_best(self, work: Mapping[str, float]) -> float:
+        """Seconds until work by kind is done, if no place is ever empty."""
+        from grid.room import busiest  # whoever reads the file needs none of it
+
+        return busiest(work, self.room) if self.room else sum(work.values())
 
     def _write(self, state: str, why: str) -> None:
         ends = state in ("ended", "stopped")

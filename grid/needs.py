@@ -43,9 +43,9 @@ class Lack(NamedTuple):
 
 
 def bundle(wants: Resources) -> dict[str, float]:
-    """What one process of a stage holds; worker groups reserve no memory."""
+    """What one process of a stage holds."""
     found = {"CPU": wants.cpus, "GPU": wants.gpus}
-    if wants.memory_gb and wants.workers == 1:
+    if wants.memory_gb:
         found["memory"] = wants.memory_gb * 2**30
     if wants.accelerator:
         found[ACCELERATOR + wants.accelerator] = ANY_SHARE

@@ -20,6 +20,7 @@ from typing import Any
 from attacks.base import Aim, Goal, Track
 from defenses.base import Need, Recipes, Regime, fidelity_in, resolved_needs
 from defenses.controls import CleanModel, NoDefense
+from grid.room import Room, busiest
 from grid.spec import AttackEntry, Cell, DefenseEntry, Gate, Grid, Guide, WorldData
 from grid.stages import (
     CorpusStage,
@@ -452,13 +453,12 @@ class History:
 
 
 def summary(
-    plan: Plan, done: set[Key], history: History, lanes: int, settled: Collection[str] = ()
+    plan: Plan, done: set[Key], history: History, room: Room, settled: Collection[str] = ()
 ) -> dict[str, Any]:
     """What `grid plan` prints; ``settled`` cells have their rows."""
     todo = plan.missing(plan.everything(settled), done)
     seconds = {key: history.seconds(stage) for key, stage in todo.items()}
     longest = longest_chain(todo, seconds)
-    total = sum(seconds.values())
     by_kind: dict[str, dict[str, float]] = {}
     for key, stage in plan.stages.items():
         entry = by_kind.setdefault(stage.kind, {"stages": 0, "to_run": 0, "seconds": 0.0})
@@ -480,10 +480,13 @@ def summary(
         "victims_to_train": sum(1 for key in {c.victim.key for c in plan.cells} if key in todo),
         "kinds": by_kind,
         "cautions": plan.cautions(),
-        "seconds_of_work": total,
+        "seconds_of_work": sum(seconds.values()),
         "longest_chain_seconds": max(longest.values(), default=0.0),
-        "lanes": lanes,
-        "estimated_seconds": max(max(longest.values(), default=0.0), total / max(1, lanes)),
+        "lanes": room.lanes,
+        "estimated_seconds": max(
+            max(longest.values(), default=0.0),
+            busiest({kind: entry["seconds"] for kind, entry in by_kind.items()}, room),
+        ),
     }
 
 

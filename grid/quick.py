@@ -176,6 +176,7 @@ def plan_summary(source: Source, out: Path, store_uri: str) -> dict[str, Any]:
         return found
     from grid.gridfile import load_grid
     from grid.plan import History, finished, make_plan, summary
+    from grid.room import on_lanes
     from victims.store import Store
 
     grid = load_grid(source.source.removeprefix("preset "))
@@ -188,8 +189,8 @@ def plan_summary(source: Source, out: Path, store_uri: str) -> dict[str, Any]:
         history = History(Path(store.root, "history.json") if store.local else None)
     final = SETTLED | {Status.CANCELLED}
     settled = {cell for cell, (status, _) in outcomes_in(out).items() if status in final}
-    lanes = grid.execution.lanes or os.cpu_count() or 1
-    found = summary(made, done, history, lanes, settled)
+    room = on_lanes(grid.execution, grid.execution.lanes or os.cpu_count() or 1)
+    found = summary(made, done, history, room, settled)
     if plan is not None and is_finished:
         with contextlib.suppress(OSError):
             body = {**plan, "summary": found, "store": shown(store_uri)}

@@ -32,6 +32,7 @@ from grid.preflight import preflight
 from grid.progress import Progress
 from grid.quick import SETTLED, exit_code, outcomes_in
 from grid.results import RowMaker, Verdict, judge, planned_cells
+from grid.room import busiest
 from grid.scheduler import MAX_ATTEMPTS, Scheduler, clear_errors
 from grid.schema import Status, write_columns, write_grid, write_whole
 from grid.spec import Grid
@@ -291,7 +292,8 @@ class Driver(Scheduler):
         )
 
     def _note_progress(self, executor: Executor | None, *, at_once: bool = False) -> None:
-        self.journal.lanes = executor.lanes if executor else 1
+        if executor:
+            self.journal.lanes, self.journal.room = executor.lanes, executor.room
         self.journal.update(
             "paused" if self.is_paused else "running",
             cells_open=len(self.open),
@@ -427,7 +429,10 @@ class Driver(Scheduler):
         there = self.done or finished(self.store, self.plan)
         ran = {k: self.plan.stages[k] for k in self.seconds}
         chains = longest_chain(_ordered(self.plan, ran), self.seconds) if ran else {}
-        lanes = executor.lanes if executor else 1
+        work: dict[str, float] = defaultdict(float)
+        for key, seconds in self.seconds.items():
+            work[self.stages[key].kind] += seconds
+        at_best = busiest(work, executor.room) if executor else 0.0
         report = RunReport(
             grid=self.grid.name,
             cells=len(wanted) + len(self.plan.refused),
@@ -439,10 +444,8 @@ class Driver(Scheduler):
             victims_missing=len([k for k in victims if not self.made[k] and k not in there]),
             wall_seconds=time.perf_counter() - started,
             ray_start_seconds=executor.start_seconds if executor else 0.0,
-            lower_bound_seconds=max(
-                max(chains.values(), default=0.0), sum(self.seconds.values()) / lanes
-            ),
-            lanes=lanes,
+            lower_bound_seconds=max(max(chains.values(), default=0.0), at_best),
+            lanes=executor.lanes if executor else 1,
             attempts=sum(self.attempts.values()),
             trained={k: n for k, n in sorted(self.made.items()) if k.startswith("model-")},
             remaining=[c.cell.label for c in wanted if self.status.get(c.key) not in SETTLED],

@@ -81,7 +81,8 @@ class Scheduler:
         self.blocked: dict[Key, tuple[Ended, str]] = {}
         self.waits: dict[Key, set[Key]] = {}
         self.children: dict[Key, set[Key]] = defaultdict(set)
-        self.ready: list[tuple[float, int, Key]] = []
+        # By kind: those of one kind do not wait for a place that another asks for.
+        self.ready: dict[str, list[tuple[float, int, Key]]] = defaultdict(list)
         self.later: list[tuple[float, Key]] = []
         self.running: set[Key] = set()
         self.attempts: Counter[Key] = Counter()
@@ -179,7 +180,8 @@ class Scheduler:
     def _ready_if_free(self, key: Key) -> None:
         if key in self.waits and not self.waits[key] and key not in self.running:
             self.sequence += 1
-            heapq.heappush(self.ready, (-self.priority.get(key, 0.0), self.sequence, key))
+            turn = (-self.priority.get(key, 0.0), self.sequence, key)
+            heapq.heappush(self.ready[self.stages[key].kind], turn)
 
     def _gpus(self, stage: Stage) -> float:
         wants = self.execution.resources_for(stage.kind)
@@ -233,14 +235,12 @@ class Scheduler:
             while self.later and self.later[0][0] <= now:
                 _, key = heapq.heappop(self.later)
                 self._ready_if_free(key)
-            while self.ready and executor.running < executor.window and not self.is_paused:
-                _, _, key = heapq.heappop(self.ready)
-                if key in self.done or key in self.running or key not in self.waits:
-                    continue
+            while not self.is_paused and (chosen := self._next(executor)) is not None:
+                key = chosen
                 self.running.add(key)
                 self.journal.submit(key, self.attempts[key] + 1)
                 executor.submit(self.stages[key])
-            if not executor.running and not self.ready and not self.later:
+            if not executor.running and not any(self.ready.values()) and not self.later:
                 break
             self.note(executor)
             if self.is_paused and not executor.running:
@@ -252,6 +252,22 @@ class Scheduler:
             self.flush()
         if self.problem:
             self.say(self.problem)
+
+    def _next(self, executor: Executor) -> Key | None:
+        """The stage with the longest chain behind it, of the kinds that there is room for."""
+        heads = []
+        for kind, heap in self.ready.items():
+            while heap and not self._is_open(heap[0][2]):
+                heapq.heappop(heap)
+            if heap and executor.admits(kind):
+                heads.append((heap[0], kind))
+        if not heads:
+            return None
+        _, kind = min(heads)
+        return heapq.heappop(self.ready[kind])[2]
+
+    def _is_open(self, key: Key) -> bool:
+        return key in self.waits and key not in self.done and key not in self.running
 
     def _take(self, outcome: Outcome) -> None:
         """One attempt ended."""

@@ -36,6 +36,8 @@ STAGE_KINDS = (
     "defended",
     "measure",
 )
+# Of these all fits are shared among workers; what else a stage does, the first does alone.
+TRAINING_KINDS = ("model", "defended")
 
 
 # How Ray selects nodes by a label.
@@ -249,7 +251,7 @@ class Evaluate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
-    """What one stage asks of the cluster; None is no limit.
+    """What one stage asks of the cluster; None is no limit. Each of ``workers`` holds the rest.
 
     ``accelerator`` is the type of GPU by Ray's name, such as A100; ``labels`` select nodes by
     theirs: ``{market: spot}``, ``{zone: "in(a, b)"}``, ``{market: "!spot"}``. A stage that shows
@@ -263,7 +265,7 @@ class Resources:
     accelerator: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     limit_seconds: float | None = None
-    stall_seconds: float | None = None
+    stall_seconds: float = 3600
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "cpus", "gpus")
@@ -311,9 +313,19 @@ class Execution:
         for kind in self.resources:
             if kind not in (*STAGE_KINDS, "default"):
                 raise unknown("stage kind", kind, (*STAGE_KINDS, "default"), "resources")
+            if kind not in (*TRAINING_KINDS, "default") and self.resources[kind].workers > 1:
+                raise ValueError(
+                    f"resources: {kind}: workers: {self.resources[kind].workers}: nothing of it is"
+                    f" shared among workers. Kinds that train: {', '.join(TRAINING_KINDS)}."
+                )
 
     def resources_for(self, kind: str) -> Resources:
-        return self.resources.get(kind) or self.resources.get("default") or Resources()
+        """What stages of a kind ask for; `default` stands for those that are not named, of which
+        only those that train take several workers."""
+        if kind in self.resources:
+            return self.resources[kind]
+        found = self.resources.get("default") or Resources()
+        return found if kind in TRAINING_KINDS else replace(found, workers=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

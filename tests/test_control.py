@@ -266,7 +266,7 @@ def test_a_pause_now_takes_back_what_runs(finished: Finished, tmp_path: Path) ->
     (tmp_path / "out").mkdir()
     driver._open_cells(driver._todo())
     executor = SerialExecutor(Execution(), str(tmp_path / "store"), Runtime(), "")
-    first = {key for _, _, key in driver.ready}
+    first = {key for heap in driver.ready.values() for _, _, key in heap}
     driver.ready.clear()
     for key in first:
         driver.running.add(key)
@@ -277,7 +277,7 @@ def test_a_pause_now_takes_back_what_runs(finished: Finished, tmp_path: Path) ->
     ask(driver.out, Verb.PAUSE_NOW)
     Steering(driver).heed(executor)
     assert (driver.running, executor.running) == (set(), 0)
-    assert {key for _, _, key in driver.ready} == first
+    assert {key for heap in driver.ready.values() for _, _, key in heap} == first
     said = [json.loads(line)["did"] for line in open_answers(driver.out)]
     paused = "paused: nothing new starts until `grid resume`"
     assert said == [

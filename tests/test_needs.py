@@ -72,9 +72,9 @@ def test_labels_select(rule: str, value: str | None, passes: bool) -> None:
     assert selects(rule, value) is passes
 
 
-def test_worker_groups_reserve_no_memory() -> None:
-    assert "memory" in bundle(Resources(memory_gb=1))
-    assert "memory" not in bundle(Resources(memory_gb=1, workers=2))
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_worker_reserves_its_memory(workers: int) -> None:
+    assert bundle(Resources(memory_gb=1, workers=workers))["memory"] == 2**30
 
 
 def test_requests_and_nodes_in_words() -> None:

@@ -17,6 +17,7 @@ from grid.filters import FIELDS, NUMERIC, CellFilter, parse_filter
 from grid.plan import History, Plan, chain, finished, longest_chain, make_plan, parents, summary
 from grid.quick import plan_summary
 from grid.registry import grid_source
+from grid.room import on_lanes
 from grid.run import run_grid
 from grid.spec import Cell, Execution, Resources
 from tests.grids import RECIPE, TINY, call, tiny_grid, write_grid_file
@@ -176,7 +177,7 @@ def test_the_longest_chain_counts_from_each_stage_to_the_last_that_waits(tmp_pat
 
 def test_a_summary_counts_stages_victims_and_reuse(tmp_path: Path) -> None:
     plan = plan_of(tmp_path)
-    found = summary(plan, set(), History(None), lanes=2)
+    found = summary(plan, set(), History(None), on_lanes(Execution(), 2))
     assert (found["cells"], found["not_applicable"]) == (4, 0)
     assert found["stages"] == found["stages_to_run"] == len(plan.stages)
     assert (found["victims"], found["victims_to_train"]) == (2, 2)
@@ -189,13 +190,15 @@ def test_a_summary_counts_stages_victims_and_reuse(tmp_path: Path) -> None:
         max(found["longest_chain_seconds"], found["seconds_of_work"] / 2)
     )
     settled = {c.key for c in plan.cells}
-    assert summary(plan, set(), History(None), 2, settled)["stages_to_run"] == 0
+    assert (
+        summary(plan, set(), History(None), on_lanes(Execution(), 2), settled)["stages_to_run"] == 0
+    )
 
 
 def test_what_a_defense_warns_of_is_said_once_and_of_its_rate_alone(tmp_path: Path) -> None:
     outliers = {"local_outlier": {"k": 4, "reference_rows": 48}}
     plan = plan_of(tmp_path, defenses=["none", outliers], seeds=[0, 1])
-    (words,) = summary(plan, set(), History(None), lanes=2)["cautions"]
+    (words,) = summary(plan, set(), History(None), on_lanes(Execution(), 2))["cautions"]
     # 6 of 64 rows are poisoned: 4.5 of 48.
     assert words.startswith("local_outlier at 0.1: 0.09375 of 48 reference rows are 4.5 expected")
     said = list[str]()
@@ -209,7 +212,7 @@ def test_what_a_defense_warns_of_is_said_once_and_of_its_rate_alone(tmp_path: Pa
 def test_a_grid_of_one_cell_shares_nothing(tmp_path: Path) -> None:
     """Sharing was once counted without the gate, which made it negative here."""
     plan = plan_of(tmp_path, rates=[0.1], defenses=["none"])
-    found = summary(plan, set(), History(None), lanes=1)
+    found = summary(plan, set(), History(None), on_lanes(Execution(), 1))
     assert found["stages_without_sharing"] == found["stages"]
 
 
@@ -245,7 +248,9 @@ def test_a_plan_of_ten_thousand_cells(tmp_path: Path) -> None:
     assert len(plan.cells) == 5 * 4 * 50 * 10
     assert plan.num_victims() == 50 + 5 * 3 * 50
     assert len({c.key for c in plan.cells}) == len(plan.cells)
-    assert summary(plan, set(), History(None), 2)["stages_to_run"] == len(plan.stages)
+    assert summary(plan, set(), History(None), on_lanes(Execution(), 2))["stages_to_run"] == len(
+        plan.stages
+    )
 
 
 # The history of seconds.

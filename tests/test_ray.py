@@ -125,7 +125,7 @@ def test_what_no_node_holds_is_said_at_once(start: Start, tmp_path: Path) -> Non
         assert said is not None
         assert says in said
         assert "execution.resources.model" in said
-        executor.execution = Execution(resources={"gate": wants})
+        executor.execution = Execution(resources={"defended": wants})
         assert executor.check([stage]) is None
     executor.execution = Execution(resources={"model": Resources(workers=3)})
     assert executor.check([stage]) is None

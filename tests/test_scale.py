@@ -14,6 +14,7 @@ from benchmarks import practice, scale, schedule
 from benchmarks.common import Figures
 from grid.gridfile import load_grid
 from grid.plan import History, make_plan, summary
+from grid.room import on_lanes
 from tests.grids import write_grid_file
 from tests.test_benchmarks import in_process, with_aims
 from victims import keys
@@ -50,7 +51,7 @@ def test_digests_of_a_plan_grow_with_its_stages_and_not_with_its_cells(
     recipes = [value for value in written if isinstance(value, Recipe)]
     assert len(recipes) < 1000, "one of a defense and seed, not one of a cell"
     again = len(digests)
-    summary(plan, set(), History(None), 2)
+    summary(plan, set(), History(None), on_lanes(plan.grid.execution, 2))
     assert len(digests) == again + 1, "the grid's own hash"
 
 

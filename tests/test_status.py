@@ -20,8 +20,10 @@ from grid.lock import is_held, only_driver
 from grid.logbook import Logbook
 from grid.plan import History, Plan, chain, make_plan
 from grid.quick import outcomes_in
+from grid.room import on_lanes
 from grid.run import Driver
 from grid.schema import write_rows
+from grid.spec import Execution
 from grid.status import status_of
 from grid.status_words import status_words
 from tests.finished import Finished
@@ -89,7 +91,7 @@ class Live:
         history = History(None)
         history.rates = {"measure": 10.0, "defended:finetune": 100.0}
         self.journal = Journal(self.run.out, history, Logbook(self.run.out))
-        self.journal.lanes = 2
+        self.journal.lanes, self.journal.room = 2, on_lanes(Execution(), 2)
 
     def say(self, **changes: Any) -> None:
         stages = self.plan.stages

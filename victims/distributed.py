@@ -9,6 +9,7 @@ exactly the gradient that one process would have computed.
 from __future__ import annotations
 
 import inspect
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -24,23 +25,34 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
+# Rank 0 works alone for hours where nothing is trained; a rank that dies ends the group anyway.
+PATIENCE = timedelta(days=30)
+_patient: list[tuple[dist.ProcessGroup, dist.ProcessGroup]] = []
+
+
+def _patient_group() -> dist.ProcessGroup:
+    """All ranks on the CPU, where one waits for another as long as it takes; made once."""
+    world = dist.distributed_c10d._get_default_group()
+    if not _patient or _patient[0][0] is not world:
+        made = dist.new_group(backend="gloo", timeout=PATIENCE)
+        assert isinstance(made, dist.ProcessGroup), "every rank is a member"
+        _patient[:] = [(world, made)]
+    return _patient[0][1]
+
+
 def barrier() -> None:
+    """Wait until every rank is here."""
     if world_size() > 1:
-        dist.barrier()
+        dist.barrier(_patient_group())
 
 
 def agreed(value: int) -> int:
     """Rank 0's answer, on every rank."""
     if world_size() == 1:
         return value
-    flag = torch.tensor([value], device=_collective_device())
-    dist.broadcast(flag, src=0)
+    flag = torch.tensor([value])
+    dist.broadcast(flag, src=0, group=_patient_group())
     return int(flag.item())
-
-
-def _collective_device() -> torch.device:
-    on_gpu = dist.get_backend() == "nccl"
-    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
 
 
 class _Gather(torch.autograd.Function):

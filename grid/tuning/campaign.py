@@ -258,7 +258,7 @@ class CampaignDriver:
             list(settings_of(recorded)),
             default,
             hear,
-            executor.lanes,
+            max(1, executor.room.most("defended")),
         )
         self.prepared.flush(force=True)
         report.wall_seconds = time.perf_counter() - began

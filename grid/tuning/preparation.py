@@ -42,7 +42,7 @@ class Preparation(Scheduler):
             self.want(stage)
 
     def note(self, executor: Executor) -> None:
-        self.journal.lanes = executor.lanes
+        self.journal.lanes, self.journal.room = executor.lanes, executor.room
         self.journal.update(
             "running",
             cells_open=len(self.wanted - self.done),

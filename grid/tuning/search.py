@@ -85,7 +85,7 @@ def run_search(
     earlier: Sequence[Values],
     incumbent: Mapping[int, float] | None,
     say: Callable[[Told], None],
-    lanes: int,
+    at_once: int,
 ) -> None:
     """Run trials until the budget is used up.
 
@@ -103,7 +103,6 @@ def run_search(
     scratch = tempfile.mkdtemp(prefix="backdoor-grid-tune-")
     trainable = tune.with_resources(_trainable(context), _request(wants))
     listener = _Listener(rules, spent, say)
-    concurrent = max(1, int(lanes // max(wants.cpus, 1)))
     try:
         tune.Tuner(
             trainable,
@@ -112,7 +111,7 @@ def run_search(
                 search_alg=searcher,
                 scheduler=rules,
                 num_samples=samples,
-                max_concurrent_trials=concurrent,
+                max_concurrent_trials=at_once,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
