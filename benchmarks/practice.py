@@ -23,9 +23,9 @@ from typing import ClassVar
 from benchmarks.common import Figure, Figures, child, grid
 from benchmarks.overhead import FINE
 from grid.cluster import Executor, RayExecutor, SerialExecutor
+from grid.execution import Execution
 from grid.gridfile import load_grid
 from grid.plan import CellPlan, Plan, finished, make_plan
-from grid.spec import Execution
 from grid.stages import Bench, Stage
 from grid.work import Ended, execute
 from victims.keys import Key, content_key

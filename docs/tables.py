@@ -425,7 +425,22 @@ def _found(row: dict[str, Any]) -> str:
     return f"{area}{_percent(row['found_recall'])} / {_percent(row['found_precision'])}{most}"
 
 
+def resource_presets() -> str:
+    """What stages of each kind ask for on each preset, those that ask alike together."""
+    from grid.execution import PRESETS, STAGE_KINDS, Execution
+    from grid.needs import asks
+
+    lines = []
+    for name in PRESETS:
+        by_words: dict[str, list[str]] = {}
+        for kind in STAGE_KINDS:
+            by_words.setdefault(asks(Execution(preset=name).resources_for(kind)), []).append(kind)
+        lines += [[f"`{name}`", ", ".join(kinds), words] for words, kinds in by_words.items()]
+    return table(["preset", "stages", "each asks for"], lines)
+
+
 PARTS: dict[str, Callable[[], str]] = {
+    "resource-presets": resource_presets,
     "attacks": attacks,
     "defenses": defenses,
     "presets": presets,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +19,7 @@ from victims.places import shown
 
 if TYPE_CHECKING:
     from grid.run import RunReport
+    from grid.spec import Grid
 
 app = typer.Typer(
     name="grid",
@@ -58,6 +59,14 @@ class Format(StrEnum):
     JSON = "json"
 
 
+OnOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--on",
+        help="What stages ask for, in place of the file's execution: gpu, shared-gpu, four-gpus,"
+        " cpu.",
+    ),
+]
 ExecutorOpt = Annotated[
     ExecutorName, typer.Option("--executor", help="serial runs in this process, without Ray.")
 ]
@@ -75,6 +84,7 @@ def _run(
     only: str | None,
     retry: bool,
     preflight: bool = False,
+    on: str | None = None,
 ) -> None:
     from grid.quick import exit_code, finished_run, remember
     from grid.registry import grid_source
@@ -92,7 +102,7 @@ def _run(
 
         chosen = parse_filter(only) if only is not None else None
         report = run_grid(
-            load_grid(name),
+            load_grid(name, on=on),
             where,
             uri,
             executor=executor.value,
@@ -132,13 +142,14 @@ def run(
     preflight: Annotated[
         bool, typer.Option("--preflight", help="First check every node of the cluster.")
     ] = False,
+    on: OnOpt = None,
 ) -> None:
     """Run what is missing of a grid, then print its board. The same command resumes."""
     if preflight and executor is ExecutorName.SERIAL:
         raise UsageError(
             "--preflight checks the nodes of a Ray cluster; --executor serial has none"
         )
-    _run(grid, out, store, executor, only, retry=False, preflight=preflight)
+    _run(grid, out, store, executor, only, retry=False, preflight=preflight, on=on)
 
 
 @app.command()
@@ -148,9 +159,10 @@ def retry(
     store: StoreOpt = None,
     executor: ExecutorOpt = ExecutorName.RAY,
     only: OnlyOpt = None,
+    on: OnOpt = None,
 ) -> None:
     """Run again the cells whose method failed, after its code was mended."""
-    _run(grid, out, store, executor, only, retry=True)
+    _run(grid, out, store, executor, only, retry=True, on=on)
 
 
 @app.command()
@@ -205,6 +217,7 @@ def plan(
             show_default=False,
         ),
     ] = None,
+    on: OnOpt = None,
 ) -> None:
     """Show what a run would do: cells, stages, reuse, estimated seconds. Runs nothing."""
     from grid.quick import plan_summary
@@ -212,11 +225,12 @@ def plan(
 
     source, address = grid_source(grid), _cluster(cluster)
     where, uri = places(source.name, out, store)
-    found = plan_summary(source, where, uri)
-    kinds = [kind for kind, entry in found["kinds"].items() if entry["to_run"]]
+    found = plan_summary(source, where, uri, on=on)
     if address:
+        from grid.gridfile import load_grid
+
         try:
-            found = {**found, "cluster": _offered(grid, kinds, address)}
+            found = {**found, "cluster": _offered(load_grid(grid, on=on), found, address)}
         except GridError as error:
             if cluster is not None:
                 raise
@@ -238,19 +252,27 @@ def _cluster(given: str | None) -> str:
             f"--cluster {given}: expected HOST:PORT, as in RAY_ADDRESS, or auto. From outside a"
             " cluster `grid submit` checks its nodes."
         )
+    if given == "local":
+        raise UsageError(
+            "--cluster local: that starts a cluster here, and a plan asks one that runs. Leave it"
+            " out, or give HOST:PORT or auto."
+        )
     named = os.environ.get("RAY_ADDRESS", "")
     return given or ("" if "://" in named else named)
 
 
-def _offered(grid: str, kinds: Sequence[str], address: str) -> dict[str, Any]:
-    """What a running cluster has for the stages of these kinds."""
+def _offered(grid: Grid, plan: Mapping[str, Any], address: str) -> dict[str, Any]:
+    """What a running cluster has for the stages of a plan, and how long it takes at best."""
     from grid.cluster import offer
-    from grid.gridfile import load_grid
+    from grid.room import Room, busiest
 
-    found = offer(load_grid(grid).execution, kinds, address)
+    work = {kind: e["seconds"] for kind, e in plan["kinds"].items() if e["to_run"]}
+    found = offer(grid.execution, list(work), address)
+    room = Room(grid.execution, found.nodes, grid.execution.lanes)
     return {
+        "estimated_seconds": max(plan["longest_chain_seconds"], busiest(work, room)),
         "address": address,
-        "nodes": found.num_nodes,
+        "nodes": len(found.nodes),
         "may_grow": found.may_grow,
         "node_types": found.types,
         "lacks": {lack.kind: lack.words for lack in found.lacks},
@@ -285,7 +307,10 @@ def _print_plan(found: dict[str, Any]) -> None:
 
 def _print_offer(cluster: dict[str, Any]) -> None:
     fits = "" if cluster["lacks"] else "; there is a place for every stage"
-    typer.echo(f"cluster {cluster['address']}: {cluster['nodes']} nodes{fits}")
+    typer.echo(
+        f"cluster {cluster['address']}: {cluster['nodes']} nodes{fits}; about"
+        f" {cluster['estimated_seconds']:.0f} s there"
+    )
     for kind, words in cluster["lacks"].items():
         if kind in cluster["never"]:
             typer.echo(f"  never: {words}")

@@ -23,10 +23,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+from grid.execution import Execution, Resources
 from grid.machines import autoscales, node_types, nodes, want
 from grid.needs import Lack, Node, asks, bundle, lacks, places
 from grid.room import Room, on_lanes
-from grid.spec import Execution, Resources
 from grid.stages import Stage
 from grid.work import Ended, Outcome, choose_device, device_fault, execute
 from victims.errors import GridError
@@ -671,7 +671,7 @@ def _ray() -> Any:
 class Offer(NamedTuple):
     """What a running cluster has for the stages of a grid, and may have."""
 
-    num_nodes: int
+    nodes: list[Node]
     lacks: list[Lack]
     types: list[str]
     may_grow: bool
@@ -690,7 +690,7 @@ def offer(execution: Execution, kinds: Sequence[str], address: str) -> Offer:
     try:
         there, types = nodes(), node_types()
         found = list(lacks(execution, kinds, there, types))
-        return Offer(len(there), found, [one.name for one in types], bool(types) or autoscales())
+        return Offer(there, found, [one.name for one in types], bool(types) or autoscales())
     finally:
         ray.shutdown()
 

@@ -25,20 +25,11 @@ from grid.entries import (
     require_distinct,
     require_seed,
 )
+from grid.execution import Execution
 from grid.guides import read_guides
 from grid.nodes import Raw, Where, parse
 from grid.registry import Source, grid_source
-from grid.spec import (
-    Data,
-    Evaluate,
-    Execution,
-    FilesData,
-    Gate,
-    Grid,
-    Guide,
-    LabelledWorldData,
-    WorldData,
-)
+from grid.spec import Data, Evaluate, FilesData, Gate, Grid, Guide, LabelledWorldData, WorldData
 from victims.classifiers import CLASSIFIERS, ClassifierSpec
 from victims.errors import UsageError, near, unknown
 from victims.label_readers import DATASETS
@@ -49,9 +40,10 @@ from victims.recipe import Recipe
 from victims.world import World
 
 
-def load_grid(name_or_path: str) -> Grid:
-    """A grid file by its path, or a preset by its name."""
-    return decode_grid(grid_source(name_or_path))
+def load_grid(name_or_path: str, *, on: str | None = None) -> Grid:
+    """A grid file by its path, or a preset by its name; ``on`` other machines than it says."""
+    grid = decode_grid(grid_source(name_or_path))
+    return grid if on is None else replace(grid, execution=grid.execution.moved(on))
 
 
 def decode_grid(source: Source) -> Grid:

@@ -49,6 +49,9 @@ def submit(
         Path, typer.Option("--working-dir", help="What travels with the job: code, grid files.")
     ] = Path(),
     insecure: InsecureOpt = False,
+    on: Annotated[
+        str | None, typer.Option("--on", help="What stages ask for: gpu, shared-gpu, four-gpus.")
+    ] = None,
 ) -> None:
     """Run a grid as a job of a Ray cluster; returns when its nodes were found fit."""
     from grid import submit as submitting
@@ -57,7 +60,7 @@ def submit(
     submitting.check_places(out, store)
     jobs = Jobs(choose_address(address, insecure), insecure)
     handle, path = submitting.submit(
-        grid, jobs=jobs, folder=folder, home=home(), out=out, store=store, only=only
+        grid, jobs=jobs, folder=folder, home=home(), out=out, store=store, only=only, on=on
     )
     typer.echo(handle.job)
     say(f"submitted to {handle.address}; handle: {path}")

@@ -15,12 +15,12 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from grid.room import Room, busiest
 from grid.schema import write_whole
 
 if TYPE_CHECKING:
     from grid.logbook import Logbook
     from grid.plan import History
-    from grid.room import Room
     from grid.stages import Stage
     from victims.keys import Key
 
@@ -157,8 +157,6 @@ class Journal:
 
     def _at_best(self, work: Mapping[str, float]) -> float:
         """Seconds until work by kind is done, if no place is ever empty."""
-        from grid.room import busiest  # whoever reads the file needs none of it
-
         return busiest(work, self.room) if self.room else sum(work.values())
 
     def _write(self, state: str, why: str) -> None:

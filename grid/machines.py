@@ -20,11 +20,13 @@ NO_TYPE = re.compile(r"node_[0-9a-f]+")
 
 
 class Machine(NamedTuple):
-    """A node of the cluster: its id in Ray, what people call it, the GPUs that it advertises."""
+    """A node of the cluster: its id in Ray, what people call it, the GPUs that it advertises, and
+    whether it has CPUs for stages."""
 
     id: str
     name: str
     gpus: float
+    runs_stages: bool = True
 
 
 def _alive() -> list[dict[str, Any]]:
@@ -39,8 +41,8 @@ def machines() -> list[Machine]:
     found = []
     for node in _alive():
         host, address = node["NodeManagerHostname"], node["NodeManagerAddress"]
-        gpus = float(node["Resources"].get("GPU", 0))
-        found.append(Machine(node["NodeID"], f"{host} ({address})", gpus))
+        gpus, cpus = (float(node["Resources"].get(unit, 0)) for unit in ("GPU", "CPU"))
+        found.append(Machine(node["NodeID"], f"{host} ({address})", gpus, cpus > 0))
     return sorted(found, key=lambda machine: machine.name)
 
 

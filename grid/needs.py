@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from grid.spec import Execution, Resources
+from grid.execution import Execution, Resources
 from victims.errors import UsageError
 
 # Ray counts a node's accelerator as one of a resource of its name, and asks for a thousandth of it.

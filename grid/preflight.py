@@ -6,19 +6,22 @@ job itself: they run beside the driver, on the environment that the stages will 
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from grid.machines import Machine, ask_each, autoscales, machines
 from grid.registry import code_digest
+from grid.stages import CorpusStage, FileModelStage, Stage
 from victims.errors import GridError
+from victims.labelled_files import LabelledFiles
 from victims.places import shown
 from victims.store import Store
 
@@ -56,9 +59,11 @@ def facts() -> Facts:
     return found
 
 
-def look_around(store: str, name: str, gpus: float) -> dict[str, Any]:
-    """What a machine says of itself: versions, whether it can write to the store, its GPUs."""
-    found: dict[str, Any] = {"facts": facts(), "store": "", "cuda": ""}
+def look_around(store: str, name: str, gpus: float, data: Sequence[str] = ()) -> dict[str, Any]:
+    """What a machine says of itself: versions, whether it can write to the store, its GPUs, and
+    which places of ``data`` it cannot read."""
+    absent = [place for place in data if not os.access(place, os.R_OK)]
+    found: dict[str, Any] = {"facts": facts(), "store": "", "cuda": "", "absent": absent}
     try:
         Store(store).write_note(name, name.encode())
     except (OSError, GridError) as error:
@@ -134,6 +139,11 @@ def own_faults(machine: Machine, answer: Any, reference: Facts, store: str) -> l
             f"node {machine.name}: cannot write to the store {shown(store)} ({answer['store']})."
             " Mount it there for the user that runs Ray, or give another --store."
         )
+    faults += [
+        f"node {machine.name}: cannot read {place}, which the grid takes data from. Put the data"
+        " where every node sees them at the same path."
+        for place in answer["absent"]
+    ]
     if answer["cuda"]:
         faults.append(
             f"node {machine.name}: advertises {machine.gpus:g} GPUs, and {answer['cuda']}. Repair"
@@ -163,11 +173,26 @@ def store_faults(asked: list[Machine], said: Mapping[str, Any], store: str, run:
     return faults
 
 
-def check_machines(store: str, say: Callable[[str], None]) -> list[str]:
-    """What is wrong with the machines of the cluster that this process has joined."""
+def data_places(stages: Iterable[Stage], store: Store) -> list[str]:
+    """Files and folders that stages read, apart from the store and unless it holds what they
+    make of them."""
+    found = {}
+    for stage in stages:
+        if isinstance(stage, CorpusStage) and isinstance(stage.spec, LabelledFiles):
+            found[stage.key] = stage.spec.root
+        elif isinstance(stage, FileModelStage):
+            found[stage.key] = stage.path
+    return sorted({place for key, place in found.items() if key not in store})
+
+
+def check_machines(store: str, say: Callable[[str], None], data: Sequence[str] = ()) -> list[str]:
+    """What is wrong with the machines of the cluster that this process has joined; ``data`` are
+    places that those which run stages must be able to read."""
     asked, reference = machines(), facts()
     run = f"preflight-{uuid.uuid4().hex[:12]}"
-    arguments = {m.id: (store, f"{run}/{m.id}", m.gpus) for m in asked}
+    arguments = {
+        m.id: (store, f"{run}/{m.id}", m.gpus, data if m.runs_stages else ()) for m in asked
+    }
     said = ask_each(asked, look_around, arguments, ANSWER_SECONDS)
     faults = [f for m in asked for f in own_faults(m, said[m.id], reference, store)]
     faults += store_faults(asked, said, store, run)
@@ -195,7 +220,7 @@ def preflight(executor: Executor, plan: Plan, store: str, say: Callable[[str], N
     """
     began = time.monotonic()
     stages = {stage.kind: stage for stage in plan.stages.values()}
-    faults = check_machines(store, say)
+    faults = check_machines(store, say, data_places(plan.stages.values(), Store(store)))
     lacking = executor.check(list(stages.values()))
     if lacking and not autoscales():
         faults.append(lacking)

@@ -162,7 +162,9 @@ def exit_code(counts: Mapping[str, int]) -> int:
     return 4 if counts.get(Status.INVALID_VICTIM.value) else 0
 
 
-def plan_summary(source: Source, out: Path, store_uri: str) -> dict[str, Any]:
+def plan_summary(
+    source: Source, out: Path, store_uri: str, *, on: str | None = None
+) -> dict[str, Any]:
     """What a run would do. Of a finished grid, without planning."""
     plan = _remembered(source, out)
     is_finished = plan is not None and finished_run(source, out) is not None
@@ -179,7 +181,7 @@ def plan_summary(source: Source, out: Path, store_uri: str) -> dict[str, Any]:
     from grid.room import on_lanes
     from victims.store import Store
 
-    grid = load_grid(source.source.removeprefix("preset "))
+    grid = load_grid(source.source.removeprefix("preset "), on=on)
     made = make_plan(grid)
     history, done = History(None), set()
     root = Path(store_uri)

@@ -10,8 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from grid.execution import Execution
 from grid.needs import Node, bundle, places
-from grid.spec import Execution
 
 # A stage that asks for nothing runs everywhere; somebody has to say how often.
 MOST = 64

@@ -365,9 +365,7 @@ class Driver(Scheduler):
             self._close(cell, self._outcome_row(cell, status, message), status)
         elif all(key in self.done for key in (*(s.key for s in cell.stages), *self._mends(cell))):
             try:
-                rows = self.rows.measured(
-                    cell, verdict, self.attempts[cell.measure.key], self._reused(cell)
-                )
+                rows = self.rows.measured(cell, verdict, self._tried(cell), self._reused(cell))
             except Damaged as error:
                 self._mend(cell, error.key)
                 return
@@ -386,8 +384,13 @@ class Driver(Scheduler):
         return self.attempts[cell.measure.key] == 0
 
     def _outcome_row(self, cell: CellPlan, status: Status, detail: str) -> list[dict[str, Any]]:
-        attempts = max((self.attempts[s.key] for s in cell.stages), default=0)
-        return [self.rows.outcome(cell, status, detail, attempts, self._reused(cell))]
+        return [self.rows.outcome(cell, status, detail, self._tried(cell), self._reused(cell))]
+
+    def _tried(self, cell: CellPlan) -> int:
+        """The most attempts that this run made at the victim, its defense or a measurement."""
+        defended = cell.measure.defended
+        own = [cell.victim.key, defended.key, defended.victim.key, *(s.key for s in cell.stages)]
+        return max(self.attempts[key] for key in own)
 
     def _close(self, cell: CellPlan, rows: list[dict[str, Any]], status: Status) -> None:
         del self.open[cell.key]

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from grid.cluster import Executor, start_executor
+from grid.execution import Execution
 from grid.journal import Journal
 from grid.logbook import Logbook
 from grid.plan import History, parents
 from grid.progress import Progress
 from grid.results import commit, versions
 from grid.schema import write_rows, write_table
-from grid.spec import Execution
 from grid.stages import PoisonStage, Stage
 from grid.work import Ended, Outcome
 from victims.errors import GridError

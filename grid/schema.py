@@ -159,7 +159,7 @@ ROW = (
     init_model      float64   the same on the weights the recipe starts from
     status          string!   see Status
     detail          string    why, in one line
-    attempts        int32     attempts until this outcome
+    attempts        int32     the most at the victim, its defense or a measurement
     reused          bool      nothing had to be computed
     victim_key      string    store key
     data_key        string    store key

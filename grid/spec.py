@@ -6,17 +6,16 @@ These are the types that a grid file is decoded to (`grid.gridfile` reads one) a
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from attacks.base import GateGroup, poison_count
 from defenses.base import Regime
+from grid.execution import Execution, at_least
 from victims.classifiers import LABEL_TEMPLATES, ClassifierSpec
 from victims.corpora import CorpusSpec
 from victims.embedded import WorldCorpus
-from victims.errors import unknown
 from victims.keys import digest
 from victims.labelled import LabelledWorld
 from victims.labelled_files import LabelledFiles
@@ -26,29 +25,6 @@ from victims.tracks import Track
 from victims.world import CLASSES, TEMPLATES, World
 
 UNDEFENDED = "none"
-STAGE_KINDS = (
-    "corpus",
-    "reference",
-    "trigger",
-    "poisoned",
-    "model",
-    "gate",
-    "defended",
-    "measure",
-)
-# Of these all fits are shared among workers; what else a stage does, the first does alone.
-TRAINING_KINDS = ("model", "defended")
-
-
-# How Ray selects nodes by a label.
-_VALUE = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
-LABEL = re.compile(rf"!?{_VALUE}|!?in\({_VALUE}(?:, ?{_VALUE})*\)")
-
-
-def _at_least(spec: Any, low: float, *names: str) -> None:
-    for name in names:
-        if getattr(spec, name) < low:
-            raise ValueError(f"{name} must be at least {low:g}, got {getattr(spec, name)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +49,7 @@ class WorldData:
     shifted: int = 2_000
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "public", "suspect", "tuning", "report", "shifted")
+        at_least(self, 1, "public", "suspect", "tuning", "report", "shifted")
         if isinstance(self.clean, CleanPool) and self.clean.pool == "disjoint":
             object.__setattr__(self, "clean", self.clean.rows)  # as it is written otherwise
         num_clean, overlaps = self._clean()
@@ -247,85 +223,6 @@ class Evaluate:
         _distinct("ks", self.ks)
         if min(self.ks) < 1 or 1 not in self.ks:
             raise ValueError(f"ks are positive and hold 1, which the gate reads; got {self.ks}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resources:
-    """What one stage asks of the cluster; None is no limit. Each of ``workers`` holds the rest.
-
-    ``accelerator`` is the type of GPU by Ray's name, such as A100; ``labels`` select nodes by
-    theirs: ``{market: spot}``, ``{zone: "in(a, b)"}``, ``{market: "!spot"}``. A stage that shows
-    no sign of work for ``stall_seconds`` is taken for hung and tried again.
-    """
-
-    cpus: float = 1
-    gpus: float = 0
-    workers: int = 1
-    memory_gb: float | None = None
-    accelerator: str | None = None
-    labels: Mapping[str, str] = field(default_factory=dict)
-    limit_seconds: float | None = None
-    stall_seconds: float = 3600
-
-    def __post_init__(self) -> None:
-        _at_least(self, 0, "cpus", "gpus")
-        _at_least(self, 1, "workers")
-        for name in ("cpus", "gpus"):
-            value = getattr(self, name)
-            if value > 1 and value != int(value):
-                raise ValueError(f"{name} above 1 are whole numbers, got {value:g}")
-            if 0 < value < 1e-4:
-                raise ValueError(f"{name} are counted in ten-thousandths, got {value:g}")
-        for name in ("memory_gb", "limit_seconds", "stall_seconds"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} must be positive, got {value}")
-        if self.accelerator is not None and not self.gpus:
-            raise ValueError(f"accelerator: {self.accelerator} needs gpus above 0")
-        for name, rule in self.labels.items():
-            if not LABEL.fullmatch(rule):
-                raise ValueError(
-                    f"labels: {name}: {rule!r} selects nothing. Write a value, !value, in(a, b)"
-                    " or !in(a, b)."
-                )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Execution:
-    """How a grid is run. Nothing here changes a result or a key.
-
-    ``wait_seconds``: how long to wait for resources that no node has now.
-    """
-
-    lanes: int | None = None
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    threads: int = 1
-    checkpoint_seconds: float = 30
-    keep_optimizer: bool = False
-    wait_seconds: float = 300
-    resources: Mapping[str, Resources] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.lanes is not None:
-            _at_least(self, 1, "lanes")
-        _at_least(self, 1, "threads")
-        _at_least(self, 0, "checkpoint_seconds", "wait_seconds")
-        for kind in self.resources:
-            if kind not in (*STAGE_KINDS, "default"):
-                raise unknown("stage kind", kind, (*STAGE_KINDS, "default"), "resources")
-            if kind not in (*TRAINING_KINDS, "default") and self.resources[kind].workers > 1:
-                raise ValueError(
-                    f"resources: {kind}: workers: {self.resources[kind].workers}: nothing of it is"
-                    f" shared among workers. Kinds that train: {', '.join(TRAINING_KINDS)}."
-                )
-
-    def resources_for(self, kind: str) -> Resources:
-        """What stages of a kind ask for; `default` stands for those that are not named, of which
-        only those that train take several workers."""
-        if kind in self.resources:
-            return self.resources[kind]
-        found = self.resources.get("default") or Resources()
-        return found if kind in TRAINING_KINDS else replace(found, workers=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

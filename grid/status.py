@@ -50,7 +50,7 @@ def status_of(out: Path, *, stalled_after: float = 300.0, slowest: int = 5) -> d
         "running": sorted(running, key=lambda stage: -(stage["seconds"] or 0)),
         "stalled_after_seconds": stalled_after,
         "stages": _hits((progress or {}).get("stages", {})),
-        "seconds": _seconds(chains, records, progress),
+        "seconds": _seconds(chains, records, _lost(out), progress),
         "slowest": _slowest(chains, records, slowest),
     }
 
@@ -145,21 +145,35 @@ def _records(out: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
+def _lost(out: Path) -> dict[str, float]:
+    """Stage -> the seconds of its attempts that came to nothing."""
+    found: dict[str, float] = {}
+    for file in files_in(out, "attempts"):
+        for attempt in file.read(columns=["key", "outcome", "seconds"]).to_pylist():
+            if attempt["outcome"] != "ok":
+                found[attempt["key"]] = found.get(attempt["key"], 0.0) + attempt["seconds"]
+    return found
+
+
 def _seconds(
     chains: Chains,
     records: Mapping[str, Mapping[str, Any]],
+    lost: Mapping[str, float],
     progress: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Seconds of stages that this directory's runs made, and what is left by recorded times.
 
-    ``gpu`` multiplies by the GPUs that a stage asks for; ``training`` is the part spent in fits.
+    ``gpu`` multiplies by the GPUs that a stage asks for; ``training`` is the part spent in fits,
+    ``lost`` that of attempts that failed.
     """
     gpus = {key: stage.gpus for key, stage in chains.stages.items()}
     said = progress or {}
     return {
-        "used": sum(record["seconds"] for record in records.values()),
+        "used": sum(record["seconds"] for record in records.values()) + sum(lost.values()),
+        "lost": sum(lost.values()),
         "training": sum(record["device_seconds"] or 0.0 for record in records.values()),
-        "gpu_used": sum(r["seconds"] * gpus.get(key, 0.0) for key, r in records.items()),
+        "gpu_used": sum(r["seconds"] * gpus.get(key, 0.0) for key, r in records.items())
+        + sum(seconds * gpus.get(key, 0.0) for key, seconds in lost.items()),
         "left": said.get("seconds_left"),
         "gpu_left": said.get("gpu_seconds_left"),
         "eta": said.get("eta_seconds"),

@@ -65,7 +65,8 @@ def driver_words(found: Mapping[str, Any], command: str = "grid run") -> str:
 def _time(found: Mapping[str, Any]) -> Iterator[str]:
     seconds = found["seconds"]
     parts = [f"{_hours(seconds['used'])} of stages so far ({_hours(seconds['training'])} training"]
-    parts[0] += f", {_hours(seconds['gpu_used'])} on GPUs)"
+    lost = f", {_hours(seconds['lost'])} of attempts that failed" if seconds["lost"] else ""
+    parts[0] += f", {_hours(seconds['gpu_used'])} on GPUs{lost})"
     if seconds["left"]:
         parts.append(f"{_hours(seconds['left'])} to go ({_hours(seconds['gpu_left'])} on GPUs)")
         if found["state"] == "running":

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from grid.execution import Execution
 from grid.handles import Handle
 from grid.jobs import Jobs, JobState
 from grid.preflight import PASSED
@@ -80,10 +81,13 @@ def baggage(named: str, folder: Path) -> Iterator[tuple[str, str]]:
             yield scratch, f"{TRAVELS}/{path.name}"
 
 
-def job_command(grid: str, out: str | None, store: str | None, only: str | None) -> str:
+def job_command(
+    grid: str, out: str | None, store: str | None, only: str | None, on: str | None = None
+) -> str:
     """What runs on the head."""
     words = ["grid", "run", grid, "--preflight"]
-    for option, value in (("--out", out), ("--store", store), ("--only", only)):
+    given = (("--out", out), ("--store", store), ("--only", only), ("--on", on))
+    for option, value in given:
         words += [option, value] if value is not None else []
     return shlex.join(words)
 
@@ -130,6 +134,7 @@ def submit(
     out: str | None,
     store: str | None,
     only: str | None,
+    on: str | None = None,
 ) -> tuple[Handle, Path]:
     """Send a grid to the cluster; its handle, and where that was written."""
     check_places(out, store)
@@ -138,10 +143,12 @@ def submit(
         from grid.filters import parse_filter
 
         parse_filter(only)
+    if on is not None:
+        Execution().moved(on)
     digest = grid_hash(source)
     with baggage(named, folder) as (sent, grid):
         job = next_job(job_prefix(source.name, out), jobs.states())
-        jobs.submit(job, job_command(grid, out, store, only), sent, VARIABLES)
+        jobs.submit(job, job_command(grid, out, store, only, on), sent, VARIABLES)
     handle = Handle(
         job=job,
         address=jobs.address,

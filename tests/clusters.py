@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from grid.cluster import RayExecutor, _attach
-from grid.spec import Execution
+from grid.execution import Execution
 from grid.stages import Stage
 from grid.work import Outcome
 from victims.recipe import Runtime

@@ -6,10 +6,10 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
-from grid.stages import Bench
+from grid.stages import Bench, DefendStage
 from victims.keys import Key, content_key
 from victims.pulse import beat
 
@@ -57,6 +57,29 @@ class Note:
         note.write_text(json.dumps({**where, "ended": time.time()}))
         if self.error:
             raise ValueError(self.error)
+
+
+class Spilling(DefendStage):
+    """A defense that asks for more memory than there is, at every attempt."""
+
+    def run(self, bench: Bench) -> None:
+        bytearray(1 << 60)
+
+
+class Hanging(DefendStage):
+    """A defense that shows no sign of work at its first attempt, and works at the second."""
+
+    def run(self, bench: Bench) -> None:
+        first = Path(bench.store.root, "hung")
+        if not first.exists():
+            first.touch()
+            time.sleep(300)
+        super().run(bench)
+
+
+def turned(stage: DefendStage, into: type[DefendStage]) -> DefendStage:
+    """The same defense, to the same key, that does something else besides."""
+    return into(**{f.name: getattr(stage, f.name) for f in fields(stage)})
 
 
 @dataclass(frozen=True)

@@ -18,16 +18,17 @@ from typing import Any
 import pytest
 import torch
 
+from grid.execution import Resources
 from grid.filters import parse_filter
 from grid.plan import Plan, make_plan, parents
 from grid.run import Driver
-from grid.spec import Grid, Resources
-from grid.stages import Stage
+from grid.spec import Grid
+from grid.stages import DefendStage, Stage
 from grid.work import Ended, execute
 from tests.clusters import Start, finish, kill_raylet, note, weights
-from tests.grids import RECIPE, TINY, numbers, records, run_serial, tiny_grid
+from tests.grids import RECIPE, TINY, numbers, outcomes, records, run_serial, tiny_grid
 from tests.processes import alive, descendants, name_of, wait_for, worker_of
-from tests.stages import Note, Spill
+from tests.stages import Hanging, Note, Spill, Spilling, turned
 from victims.recipe import Runtime
 from victims.store import Store
 
@@ -95,6 +96,57 @@ def test_a_stage_without_memory_fails_alone(start: Start, tmp_path: Path) -> Non
     assert out_of_memory.ended is Ended.INFRASTRUCTURE
     assert out_of_memory.message.startswith("MemoryError")
     assert fine.ended is Ended.OK
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished serial run of the tiny grid."""
+    folder = tmp_path_factory.mktemp("calm")
+    run_serial(tiny_grid(folder), folder / "out", folder / "store")
+    return folder
+
+
+REPAIRED = "badnet/0.1/finetune/s0"
+
+
+def run_with(into: type[DefendStage], folder: Path, calm: Path, **resources: Any) -> None:
+    """The tiny grid from a store without its repairs, where one of the repairs is trouble."""
+    shutil.copytree(calm / "store", folder / "store")
+    asked = {**TINY["execution"], "resources": {"defended": resources}}
+    plan = make_plan(tiny_grid(folder, execution=asked))
+    for cell in plan.cells:
+        defended = cell.measure.defended
+        if defended.defense.name == "finetune":
+            for stage in (defended, cell.measure):
+                Store(folder / "store").discard(stage.key, "to be made again")
+        if cell.cell.label == REPAIRED:
+            plan.stages[defended.key] = turned(defended, into)
+    store = Store(folder / "store")
+    Driver(plan.grid, folder / "out", store, plan=plan, say=lambda line: None).run()
+
+
+@pytest.mark.usefixtures("joined")
+def test_out_of_memory_is_the_outcome_of_its_cell_alone(tmp_path: Path, calm: Path) -> None:
+    run_with(Spilling, tmp_path, calm)
+    found = outcomes(tmp_path / "out")
+    assert found[REPAIRED]["status"] == "failed_infrastructure"
+    assert "MemoryError" in found[REPAIRED]["detail"]
+    assert found[REPAIRED]["attempts"] == 3
+    assert {row["status"] for name, row in found.items() if name != REPAIRED} == {"ok"}
+    mine = numbers(tmp_path / "out")
+    others = {k: v for k, v in numbers(calm / "out").items() if k[0] != found[REPAIRED]["cell"]}
+    assert {k: v for k, v in mine.items() if k[0] != found[REPAIRED]["cell"]} == others
+
+
+@pytest.mark.usefixtures("joined")
+def test_a_cell_whose_defense_hangs_once_has_the_numbers_of_a_calm_run(
+    tmp_path: Path, calm: Path
+) -> None:
+    run_with(Hanging, tmp_path, calm, stall_seconds=6)
+    assert outcomes(tmp_path / "out")[REPAIRED]["attempts"] == 2
+    assert numbers(tmp_path / "out") == numbers(calm / "out")
+    (hung,) = [a for a in records(tmp_path / "out", "attempts") if a["outcome"] != "ok"]
+    assert "no batch was read for" in hung["error"]
 
 
 # --- faults in the middle of a fit
@@ -194,7 +246,7 @@ class Scene:
 
 @pytest.mark.usefixtures("joined")
 def test_a_train_controller_that_dies(tmp_path: Path) -> None:
-    """Ranks of several places train the model that ranks of one place do: compared with those."""
+    """What the next controller goes on from gives the weights of a group that nobody disturbed."""
     scene = Scene(tmp_path, workers=2, cpus=0.5)
 
     def kill() -> None:
@@ -207,6 +259,12 @@ def test_a_train_controller_that_dies(tmp_path: Path) -> None:
     scene.run(kill)
     assert scene.tried() == {"ok": 1, "failed_infrastructure": 1}, scene.said
     assert scene.log.read_text().count(" epoch 1/") == 2  # one of each rank: it did not begin again
+    # A group rounds otherwise than one process: the calm run is one of a group as well.
+    options: dict[str, Any] = {"plan": scene.plan, "only": ONLY, "say": lambda line: None}
+    Driver(scene.grid, tmp_path / "calm", Store(scene.calm), **options).run()
+    key = scene.victim.key
+    assert torch.equal(weights(scene.store, key), weights(scene.calm, key))
+    assert numbers(scene.out) == numbers(tmp_path / "calm")
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ import pytest
 
 from grid.cluster import SerialExecutor
 from grid.control import Control, Request, Verb
+from grid.execution import Execution
 from grid.plan import make_plan
 from grid.quick import outcomes_in
 from grid.run import Driver
-from grid.spec import Execution
 from grid.status import status_of
 from grid.steering import Steering, settle
 from tests.finished import Finished

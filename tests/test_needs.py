@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from grid.execution import Execution, Resources
 from grid.needs import (
     Node,
     NodeType,
@@ -19,7 +20,6 @@ from grid.needs import (
     selects,
     times,
 )
-from grid.spec import Execution, Resources
 
 SMALL = Node({"CPU": 4, "memory": 8 * 2**30})
 SPOT = Node({"CPU": 16, "GPU": 4, "accelerator_type:A100": 1}, {"market": "spot", "zone": "a"})

@@ -16,8 +16,8 @@ import pytest
 from grid.cache import pin_key
 from grid.cluster import Executor, start_executor
 from grid.collect import DAY, collect
+from grid.execution import Execution
 from grid.run import run_grid
-from grid.spec import Execution
 from grid.work import Ended, execute, is_machines
 from tests.buckets import BUCKET, Asked, Bucket, serve_bucket
 from tests.grids import call, numbers, records, run_serial, tiny_grid, write_grid_file

@@ -13,13 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from grid.execution import Execution, Resources
 from grid.filters import FIELDS, NUMERIC, CellFilter, parse_filter
 from grid.plan import History, Plan, chain, finished, longest_chain, make_plan, parents, summary
 from grid.quick import plan_summary
 from grid.registry import grid_source
 from grid.room import on_lanes
 from grid.run import run_grid
-from grid.spec import Cell, Execution, Resources
+from grid.spec import Cell
 from tests.grids import RECIPE, TINY, call, tiny_grid, write_grid_file
 from victims.corpora import build_corpus
 from victims.errors import UsageError

@@ -17,16 +17,17 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from grid.cluster import _judged, _rank, _RankEnded, start_executor
+from grid.execution import Execution, Resources
 from grid.filters import parse_filter
 from grid.machines import autoscales, machines
 from grid.plan import make_plan, parents
 from grid.preflight import check_machines
 from grid.run import Driver
-from grid.spec import Execution, Resources
 from grid.work import Ended, Outcome, execute
 from tests.clusters import Start, finish, note, weights
 from tests.grids import RECIPE, TINY, call, numbers, records, run_serial, tiny_grid, write_grid_file
@@ -225,6 +226,10 @@ def test_a_plan_says_what_no_node_of_a_cluster_holds(
     shown = call(capsys, "plan", file, "--store", tmp_path / "store")
     assert shown.code == 1
     assert "  never: stages of kind 'model' ask for 1 CPUs and 4 GPUs, and no node" in shown.out
+    # Four stages at a time on two GPUs; a GPU per stage would be there, four CPUs are not.
+    code, shared = planned(capsys, file, "--on", "shared-gpu")
+    assert (code, shared["lacks"]) == (0, {})
+    assert set(planned(capsys, file, "--on", "gpu")[1]["never"]) >= {"model", "defended"}
     little = write_grid_file(tmp_path / "little")
     assert planned(capsys, little)[1]["lacks"] == {}
     shown = call(capsys, "plan", little, "--store", tmp_path / "store")
@@ -313,21 +318,63 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def losses(store: Path, key: str) -> dict[str, list[float]]:
+    """The curves of a fit by their names, epoch by epoch."""
+    text = Store(store).need(key).path("curves.json").read_text()
+    epochs: list[dict[str, float]] = json.loads(text)
+    return {name: [epoch[name] for epoch in epochs] for name in epochs[0]}
+
+
 @pytest.mark.exhaustive
-def test_two_workers_train_the_model_that_one_trains(start: Start, calm: Path) -> None:
-    grid = tiny_grid(calm)
-    cell = next(c for c in make_plan(grid).cells if c.cell.rate == "0.1")
-    victim = cell.measure.defended.victim
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("workers", [2, 4])
+def test_workers_train_the_models_that_one_trains(
+    workers: int, start: Start, calm: Path, tmp_path: Path
+) -> None:
+    """The victim and its repair: equal keys, equal rows, curves and weights to rounding."""
+    grid, store = tiny_grid(tmp_path), tmp_path / "store"
+    shutil.copytree(calm / "store", store)
+    label = "badnet/0.1/finetune/s0"
+    (cell,) = [c for c in make_plan(grid).cells if c.cell.label == label]
+    defended, victim = cell.measure.defended, cell.measure.defended.victim
+    repaired = defended_model(store, defended.key)
     assert victim.init is not None
-    start_weights, alone = (weights(calm / "store", key) for key in (victim.init.key, victim.key))
-    Store(calm / "store").discard(victim.key, "to be trained again")
-    executor = start(calm / "store", resources={"model": Resources(workers=2)})
-    (outcome,) = finish(executor, [victim])
-    assert (outcome.ended, outcome.made) == (Ended.OK, (victim.key,)), outcome.message
-    together = weights(calm / "store", victim.key)
-    # Relative to how far the fit went. Single weights may differ: where the gradient is zero but
-    # for rounding, AdamW makes a step of its sign.
-    assert (together - alone).norm() < 0.02 * (alone - start_weights).norm()
+    begun = {victim.key: victim.init.key, repaired: victim.key}
+    for key in (cell.measure.key, defended.key, repaired, victim.key):
+        Store(store).discard(key, "to be made again")
+    group = Resources(workers=workers, cpus=0.5)
+    executor = start(store, resources={"model": group, "defended": group})
+    for stage in (victim, defended, cell.measure):
+        (outcome,) = finish(executor, [stage])
+        assert outcome.ended is Ended.OK, outcome.message
+    assert defended_model(store, defended.key) == repaired
+    for key, before in begun.items():
+        alone, together = (losses(where, key) for where in (calm / "store", store))
+        assert alone.keys() == together.keys() >= {"clip", "steps"}
+        for name, curve in alone.items():
+            assert together[name] == pytest.approx(curve, rel=1e-4), name
+        here, there, first = (
+            weights(calm / "store", key),
+            weights(store, key),
+            weights(calm / "store", before),
+        )
+        # Relative to how far the fit went. Single weights may differ: where the gradient is zero
+        # but for rounding, AdamW makes a step of its sign.
+        assert (there - here).norm() < 0.02 * (here - first).norm()
+    plan = make_plan(grid)
+    assert plan.cells[0].key == make_plan(tiny_grid(calm)).cells[0].key, "workers are in no key"
+    mine, calm_ones = (
+        pq.read_table(_samples(where, cell.measure.key)) for where in (store, calm / "store")
+    )
+    assert mine.num_rows == calm_ones.num_rows
+
+
+def _samples(store: Path, key: str) -> Path:
+    return Store(store).need(key).path("samples.parquet")
+
+
+def defended_model(store: Path, key: str) -> str:
+    return str(Store(store).need(key).meta["model_key"])
 
 
 def test_what_a_failing_rank_said_arrives(tmp_path: Path) -> None:
@@ -452,6 +499,8 @@ def test_a_plan_asks_the_cluster_that_is_named_and_none_besides(
     monkeypatch.delenv("RAY_ADDRESS")
     wrong = call(capsys, "plan", file, "--cluster", "http://127.0.0.1:8265")
     assert (wrong.code, "expected HOST:PORT" in wrong.err) == (2, True)
+    new = call(capsys, "plan", file, "--cluster", "local")
+    assert (new.code, "that starts a cluster here" in new.err) == (2, True)
 
 
 # Clusters of our own.

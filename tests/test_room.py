@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from grid.execution import Execution, Resources
 from grid.needs import Node
 from grid.room import Room, busiest, on_lanes
-from grid.spec import Execution, Resources
+from victims.errors import UsageError
 
 CPU_NODE = Node({"CPU": 8.0, "memory": 32.0 * 2**30})
 GPU_NODE = Node({"CPU": 8.0, "GPU": 4.0, "memory": 64.0 * 2**30})
@@ -93,6 +94,23 @@ def test_the_time_that_is_left_is_that_of_what_is_used_most() -> None:
     assert busiest({"defended": 40.0, "measure": 1600.0}, place) == pytest.approx(1640 / 16)
     assert busiest({"measure": 90.0}, on_lanes(Execution(), 3)) == pytest.approx(30)
     assert busiest({}, place) == 0
+
+
+def test_presets_stand_behind_what_a_file_says() -> None:
+    there = Execution(preset="shared-gpu", resources={"gate": Resources(cpus=2)})
+    assert there.resources_for("gate") == Resources(cpus=2)
+    assert there.resources_for("defended") == Resources(gpus=0.25)
+    assert there.resources_for("corpus") == Resources()
+    four = Execution(preset="four-gpus")
+    assert (four.resources_for("model").workers, four.resources_for("measure").workers) == (4, 1)
+    written = Execution(device="cpu", lanes=2, threads=3, resources={"model": Resources(cpus=9)})
+    moved = written.moved("gpu")
+    assert (moved.device, moved.lanes, moved.threads) == ("auto", None, 3)
+    assert moved.resources_for("model") == Resources(gpus=1, cpus=4)
+    with pytest.raises(
+        UsageError, match=r"no preset of resources called 'gpus'. Did you mean 'gpu'"
+    ):
+        written.moved("gpus")
 
 
 def test_several_workers_are_for_stages_that_train() -> None:

@@ -19,10 +19,11 @@ from attacks.base import GateGroup, Track
 from defenses.base import Regime
 from defenses.cleanclip import CleanClip
 from grid.decode import decode
+from grid.execution import Execution, Resources
 from grid.gridfile import decode_grid, load_grid
 from grid.nodes import Where, parse
 from grid.registry import Source
-from grid.spec import Execution, Gate, Grid, Resources
+from grid.spec import Gate, Grid
 from victims.errors import GridError, UsageError
 from victims.patches import Pattern
 from victims.recipe import Recipe, Select

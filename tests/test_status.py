@@ -15,6 +15,7 @@ import pytest
 
 from grid.chains import read_chains
 from grid.control import Control, Verb
+from grid.execution import Execution
 from grid.journal import Journal, read_progress
 from grid.lock import is_held, only_driver
 from grid.logbook import Logbook
@@ -23,7 +24,6 @@ from grid.quick import outcomes_in
 from grid.room import on_lanes
 from grid.run import Driver
 from grid.schema import write_rows
-from grid.spec import Execution
 from grid.status import status_of
 from grid.status_words import status_words
 from tests.finished import Finished

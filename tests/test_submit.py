@@ -287,7 +287,7 @@ def test_progress_in_a_log_is_one_line_a_minute(monkeypatch: pytest.MonkeyPatch)
 
 NODE = Machine("id", "farm-7 (10.0.0.7)", 2.0)
 SAME = {"Python": "3.11.7", "ray": "2.60.0", "ray[default]": "installed"}
-FINE: dict[str, Any] = {"facts": SAME, "store": "", "cuda": ""}
+FINE: dict[str, Any] = {"facts": SAME, "store": "", "cuda": "", "absent": []}
 
 
 @pytest.mark.parametrize(
@@ -299,6 +299,7 @@ FINE: dict[str, Any] = {"facts": SAME, "store": "", "cuda": ""}
         ),
         ({**FINE, "store": "OSError: read-only"}, "cannot write to the store /s (OSError: read"),
         ({**FINE, "cuda": "torch finds no CUDA device"}, "advertises 2 GPUs, and torch finds no"),
+        ({**FINE, "absent": ["/data"]}, "cannot read /data, which the grid takes data from"),
         (ModuleNotFoundError("No module named 'grid'"), "this tool cannot be imported there"),
         (TimeoutError("no answer in 180 s"), "does not run a task (TimeoutError: no answer in"),
     ],
@@ -315,7 +316,9 @@ def test_a_store_is_written_read_elsewhere_and_left_as_it_was(
     monkeypatch.setattr(preflight, "SHOW_SECONDS", 0.0)
     store = Store(tmp_path / "store")
     before = sorted(tmp_path.rglob("*"))
-    said = preflight.look_around(store.uri, "preflight-x/a", 0)
+    data = [str(tmp_path), str(tmp_path / "data")]
+    said = preflight.look_around(store.uri, "preflight-x/a", 0, data)
+    assert said["absent"] == data[1:]
     assert (said["store"], said["cuda"]) == ("", "")
     assert said["facts"] == preflight.facts()
     assert preflight.read_back(store.uri, "preflight-x/a") == ""

@@ -24,7 +24,7 @@ from ray.tune.search import BasicVariantGenerator, Searcher
 
 from defenses.base import Between, OneOf
 from grid.cluster import assigned_device
-from grid.spec import Resources
+from grid.execution import Resources
 from grid.tuning.file import is_whole, values_of
 from grid.tuning.score import FAILED, signed_rank_p
 from grid.tuning.spec import (
