@@ -1,4 +1,4 @@
-"""On a machine that has GPUs: the tiny grid on them, shared and in groups, against the CPU's numbers."""
+"""On a machine that has GPUs: the tiny grid on them, shared and in groups, against the CPU."""
 
 from __future__ import annotations
 
