@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from analysis.reader import FilesChanged, GridInfo, Results
+from analysis.reader import FilesChanged, GridInfo, Tables
 from analysis.stats import defense_effectiveness, normalised_asr, seeds_label
 from grid.schema import ResultsError, Status, is_complete
 
@@ -194,14 +194,14 @@ def load_board(directory: Path, eval_set: str = "report") -> Board:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         try:
-            with closing(Results(directory)) as results:
+            with closing(Tables(directory)) as results:
                 return read_board(results, eval_set)
         except FilesChanged:
             continue
     raise ResultsError(f"{directory}: files keep changing while they are read; try again.")
 
 
-def read_board(results: Results, eval_set: str = "report") -> Board:
+def read_board(results: Tables, eval_set: str = "report") -> Board:
     """The board of open results."""
     known = [name for (name,) in results.query("FROM eval_sets ORDER BY 1").rows]
     if eval_set not in known:
@@ -253,7 +253,7 @@ def needs_tier(needs: list[str]) -> tuple[int, ...]:
     return ("truth" in needs, len(order), *order)
 
 
-def unfinished(results: Results) -> list[Unfinished]:
+def unfinished(results: Tables) -> list[Unfinished]:
     """The planned cells that stand between the grid and completeness, in file order."""
     answer = results.query(
         "SELECT cell, label, attack, rate_text, defense, victim_seed, status, detail, attempts "
@@ -270,7 +270,7 @@ def _is_invalid(row: BoardRow) -> bool:
     return row.shown_status == Status.INVALID_VICTIM
 
 
-def _grid_info(results: Results) -> GridInfo:
+def _grid_info(results: Tables) -> GridInfo:
     """grid.json where there is one, else what the newest row says."""
     if results.grid.name is not None:
         return results.grid
@@ -280,7 +280,7 @@ def _grid_info(results: Results) -> GridInfo:
     return GridInfo(rows[0][0], rows[0][1], None) if rows else results.grid
 
 
-def _completeness(results: Results) -> Completeness:
+def _completeness(results: Tables) -> Completeness:
     ended: dict[str, int] = dict(results.query("FROM completeness").rows)
     unplanned = ended.pop("unplanned", 0)
     known = sum(ended.values())
@@ -292,7 +292,7 @@ def _completeness(results: Results) -> Completeness:
     return Completeness(planned=planned, failed=failed, unplanned=unplanned, **count)
 
 
-def _places(results: Results) -> dict[str, dict[str, int]]:
+def _places(results: Tables) -> dict[str, dict[str, int]]:
     """Where the grid file first mentions each attack and each defense."""
     return {
         column: dict(

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from analysis.board import PATIENCE_SECONDS
-from analysis.reader import FilesChanged, Results
+from analysis.reader import FilesChanged, Tables
 from analysis.stats import Point, hypervolume, pareto_front
 from grid.schema import SCHEMA_VERSION, ResultsError, SchemaError
 
@@ -267,14 +267,14 @@ def load_campaign(directory: Path) -> CampaignBoard:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         try:
-            with closing(Results(directory, of="trials")) as results:
+            with closing(Tables(directory, of="trials")) as results:
                 return read_campaign(results)
         except FilesChanged:
             continue
     raise ResultsError(f"{directory}: files keep changing while they are read; try again.")
 
 
-def read_campaign(results: Results) -> CampaignBoard:
+def read_campaign(results: Tables) -> CampaignBoard:
     """The board of open results."""
     file = _campaign_file(results.directory / "campaign.json", results.warnings)
     records = _records(results, "FROM newest_trials ORDER BY number, cell, epoch")
@@ -326,7 +326,7 @@ def _campaign_file(path: Path, warnings: list[str]) -> Mapping[str, Any]:
     return found
 
 
-def _records(results: Results, sql: str) -> list[dict[str, Any]]:
+def _records(results: Tables, sql: str) -> list[dict[str, Any]]:
     """A query's rows by the names of their columns."""
     answer = results.query(sql)
     return [dict(zip(answer.columns, row, strict=True)) for row in answer.rows]

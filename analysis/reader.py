@@ -1,7 +1,7 @@
 """Opens a results directory as SQL: an in-memory DuckDB over its Parquet files, locked down.
 
 Reads while a grid is still writing: the files present at the moment of opening are the data.
-A file that cannot be read, or is not ours, is skipped and named in ``Results.warnings``.
+A file that cannot be read, or is not ours, is skipped and named in ``Tables.warnings``.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class GridInfo(NamedTuple):
     planned: int | None
 
 
-class Results:
+class Tables:
     """A results directory as DuckDB views: rows, newest, cells, board, ..., trials, curves."""
 
     def __init__(self, directory: Path, of: str = "rows") -> None:

@@ -131,10 +131,10 @@ def _made(results: Path) -> dict[str, Any]:
     import socket
     from contextlib import closing
 
-    from analysis.reader import Results
+    from analysis.reader import Tables
     from benchmarks.common import machine
 
-    with closing(Results(results)) as opened:
+    with closing(Tables(results)) as opened:
 
         def distinct(what: str, source: str) -> list[str]:
             rows = opened.query(f"SELECT DISTINCT {what} FROM {source} ORDER BY 1").rows  # noqa: S608
@@ -157,7 +157,7 @@ def _stages(results: Path) -> list[dict[str, Any]]:
     """What the stages of defenses found, beside their final judgement: means over the seeds."""
     from contextlib import closing
 
-    from analysis.reader import Results
+    from analysis.reader import Tables
 
     what = """
         SELECT defense, regexp_replace(metric, '^found_|_auroc$', '', 'g'), attack, avg(value)
@@ -166,7 +166,7 @@ def _stages(results: Path) -> list[dict[str, Any]]:
         AND NOT starts_with(metric, 'found_with_cover')
         GROUP BY ALL ORDER BY ALL
     """
-    with closing(Results(results)) as opened:
+    with closing(Tables(results)) as opened:
         rows = opened.query(what).rows
     names = ("defense", "stage", "attack", "value")
     return [dict(zip(names, row, strict=True)) for row in rows]

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis.board import Board, BoardRow, load_board, unfinished
-from analysis.reader import Results
+from analysis.reader import Tables
 from analysis.render import render
 from analysis.stats import defense_effectiveness, normalised_asr, over_seeds
 from grid import schema
@@ -99,7 +99,7 @@ def test_what_does_not_apply_is_null_and_not_zero(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rate", [None, "0"])
 def test_a_targeted_attack_has_rate_0_or_none(tmp_path: Path, rate: str | None) -> None:
     write_rows(tmp_path, cell_rows(rate=rate, hit="psr_top1", asr=0.4))
-    metrics = Results(tmp_path).query("SELECT metric, value, status FROM newest ORDER BY ALL").rows
+    metrics = Tables(tmp_path).query("SELECT metric, value, status FROM newest ORDER BY ALL").rows
     assert ("psr_top1", 0.4, "ok") in metrics
     assert ("asr_top1", None, "not_applicable") in metrics
 
@@ -150,7 +150,7 @@ def test_every_kind_is_written_with_its_schema_version(tmp_path: Path) -> None:
     schema.write_columns(tmp_path, "samples", columns, 100)
     write_table(tmp_path, "trials", [trial_row()])
     write_rows(tmp_path, cell_rows())
-    results = Results(tmp_path)
+    results = Tables(tmp_path)
     for kind, columns_of_kind in schema.KINDS.items():
         answer = results.query(f"FROM {kind}")
         assert answer.columns == [column.name for column in columns_of_kind]
@@ -261,7 +261,7 @@ def test_every_outcome_has_its_line(tmp_path: Path) -> None:
         ("invalid_victim", 0.4),
         ("skipped", None),
     ]
-    results = Results(tmp_path)
+    results = Tables(tmp_path)
     assert [(cell.label, cell.status, cell.detail) for cell in unfinished(results)] == [
         ("badnet/0.01/cleanclip/s0", "failed_infrastructure", "worker died"),
         ("badnet/0.01/roclip/s0", "missing", None),
@@ -318,7 +318,7 @@ def test_the_newest_run_of_a_cell_counts(tmp_path: Path) -> None:
     write_rows(tmp_path, cell_rows(status="failed_method", detail="new code", minutes=3))
     row = only(load_board(tmp_path).rows)
     assert (row.status, row.asr_top1, row.num_seeds) == ("failed_method", None, 0)
-    assert Results(tmp_path).sql("SELECT count(*) FROM newest WHERE metric = 'cell'").rows == [(1,)]
+    assert Tables(tmp_path).sql("SELECT count(*) FROM newest WHERE metric = 'cell'").rows == [(1,)]
 
 
 def test_order_claims_nothing(tmp_path: Path) -> None:
@@ -485,11 +485,11 @@ def test_results_of_before_cells_had_labels_are_read(tmp_path: Path) -> None:
     label = "SELECT DISTINCT victim_seed, label FROM newest ORDER BY 1"
     want = [(0, None), (1, "badnet/0.01/none/s1")]
     assert only(load_board(tmp_path).rows).num_seeds == 2
-    assert Results(tmp_path).query(label).rows == want
+    assert Tables(tmp_path).query(label).rows == want
     schema.merge_row_files(tmp_path)
     assert len(list((tmp_path / "rows").iterdir())) == 1
-    assert Results(tmp_path).query(label).rows == want
-    assert Results(tmp_path).query("FROM rows").columns == [c.name for c in schema.ROW]
+    assert Tables(tmp_path).query(label).rows == want
+    assert Tables(tmp_path).query("FROM rows").columns == [c.name for c in schema.ROW]
 
 
 def test_a_method_that_failed_is_an_outcome(tmp_path: Path) -> None:
@@ -680,11 +680,11 @@ def test_reading_while_others_write_and_merge(
 
 
 @pytest.fixture(scope="module")
-def locked(tmp_path_factory: pytest.TempPathFactory) -> Results:
+def locked(tmp_path_factory: pytest.TempPathFactory) -> Tables:
     """Results that nothing in this section can change, as each of its tests looks anew."""
     folder = tmp_path_factory.mktemp("locked")
     board_of(folder, cell_rows(defense="finetune"))
-    return Results(folder)
+    return Tables(folder)
 
 
 @pytest.mark.parametrize(
@@ -722,7 +722,7 @@ def locked(tmp_path_factory: pytest.TempPathFactory) -> Results:
         "",
     ],
 )
-def test_sql_of_a_user_only_reads_the_views(locked: Results, sql: str) -> None:
+def test_sql_of_a_user_only_reads_the_views(locked: Tables, sql: str) -> None:
     rows_in_python = pa.table({"secret": [1]})
     folder = locked.directory
     before = sorted(folder.rglob("*"))
@@ -737,7 +737,7 @@ def test_the_connection_itself_is_locked(tmp_path: Path) -> None:
     """The second wall: what slips past the syntax check meets DuckDB's own lock."""
     board_of(tmp_path / "in", cell_rows())
     (tmp_path / "secret.txt").write_text("secret")
-    results = Results(tmp_path / "in")
+    results = Tables(tmp_path / "in")
     for sql in (
         "FROM read_text('/etc/passwd')",
         f"FROM read_text('{tmp_path}/secret.txt')",
@@ -764,7 +764,7 @@ def test_the_connection_itself_is_locked(tmp_path: Path) -> None:
         "SUMMARIZE SELECT value FROM rows",
     ],
 )
-def test_reading_sql_works(locked: Results, sql: str) -> None:
+def test_reading_sql_works(locked: Tables, sql: str) -> None:
     assert locked.sql(sql).rows
 
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from analysis.campaign_render import CampaignLine, campaign_lines, notes, render_campaign
 from analysis.campaigns import CampaignBoard, SearchResult, load_campaign
 from analysis.importance import encode, forest_importance, importance
-from analysis.reader import Results
+from analysis.reader import Tables
 from analysis.stats import Point, hypervolume, pareto_front
 from grid.cli import main
 from grid.schema import ResultsError, SchemaError, write_table
@@ -402,7 +402,7 @@ def test_no_trials_say_what_to_do(tmp_path: Path, demo: Path) -> None:
     with pytest.raises(ResultsError, match="Campaigns beside it: tune-demo"):
         load_campaign(demo.parent / "tune")
     with pytest.raises(ResultsError, match="grid leaderboard --campaign"):
-        Results(demo)
+        Tables(demo)
 
 
 def test_broken_files_are_named(tmp_path: Path) -> None:
@@ -419,7 +419,7 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
 
 
 def test_sql_reads_trials_and_curves(demo: Path) -> None:
-    results = Results(demo, of="trials")
+    results = Tables(demo, of="trials")
     sql = "SELECT count(*) FROM newest_trials WHERE record = 'trial' AND status = 'stopped'"
     assert results.sql(sql).rows == [(8,)]
     assert results.sql("SELECT count(*) FROM curves WHERE epoch = 1").rows == [(48,)]

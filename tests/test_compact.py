@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from analysis.reader import FilesChanged, Results
+from analysis.reader import FilesChanged, Tables
 from grid import compact as module
 from grid.compact import compact
 from grid.quick import outcomes_in
@@ -71,7 +71,7 @@ def results(tmp_path: Path) -> Path:
 
 def everything(out: Path) -> dict[str, list[str]]:
     """All records as the views show them."""
-    with closing(Results(out)) as opened:
+    with closing(Tables(out)) as opened:
         assert opened.warnings == []
         return {kind: sorted(map(repr, opened.query(f"FROM {kind}").rows)) for kind in KINDS}
 
@@ -91,7 +91,7 @@ def test_every_record_is_there_afterwards_in_one_file_of_its_kind(results: Path)
     assert everything(results) == before
     assert outcomes_in(results) == cells
     assert records(results, "stages") == raw
-    with closing(Results(results)) as opened:
+    with closing(Tables(results)) as opened:
         assert opened.query("FROM stages").columns == [c.name for c in KINDS["stages"]]
 
 
@@ -287,7 +287,7 @@ def test_readers_see_every_record_once_while_it_compacts(tmp_path: Path) -> None
     while writer.is_alive() or looks < 3:
         seen = {"cells": len(outcomes_in(out))}
         try:
-            with closing(Results(out)) as opened:
+            with closing(Tables(out)) as opened:
                 for kind, key in (("stages", "key"), ("attempts", "key"), ("samples", "image")):
                     asked = f"SELECT count(*), count(DISTINCT {key}) FROM {kind}"  # noqa: S608
                     (count, distinct), *_ = opened.query(asked).rows

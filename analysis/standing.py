@@ -1,0 +1,294 @@
+"""Where defenses stand over all attacks and rates of a board: tiers, not an order by decimals.
+
+A tier's letters are those that Holm-corrected signed-rank tests over strata give; whoever shares
+one is not told apart. Ranks are intervals from a bootstrap of the whole board. A defense without
+numbers on 95 % of the sound victims has bounds in place of a rank.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from analysis.inference import (
+    Mean,
+    detectable,
+    friedman,
+    improvement,
+    letters,
+    over_strata,
+    separated,
+    separated_by_draws,
+)
+from analysis.matrix import FULL, UNDEFENDED, Matrix
+from analysis.resample import DRAWS, Bootstrap, Span
+from grid.schema import ResultsError
+
+BUDGET = "finetune"
+"""The control of equal data and budget that every repair must beat."""
+SEPARABLE = 6
+"""Fewer strata cannot reach p = 0.05, however alike they are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """A defense over all strata. Shares are 0 to 1; ``loss`` is clean accuracy given up.
+
+    ``rank`` and ``letters`` are among those it is compared with; None and empty where it is not.
+    ``bounds`` are the best and the worst mean ASR that the missing cells allow.
+    """
+
+    defense: str
+    needs: tuple[str, ...]
+    fidelity: str
+    phase: str
+    is_control: bool
+    asr: Mean
+    clean: Mean
+    loss: Mean
+    lift: Mean
+    middle: Span | None = None
+    worst: Span | None = None
+    worst_attack: str | None = None
+    rank: tuple[int, int] | None = None
+    letters: str = ""
+    on_front: float | None = None
+    improves: float | None = None
+    relative_cost: float | None = None
+    coverage: float = 1.0
+    failures: int = 0
+    bounds: tuple[float, float] | None = None
+    is_beyond: bool = False
+    """It loses more clean accuracy than was asked for."""
+
+    @property
+    def is_partial(self) -> bool:
+        return self.coverage < FULL
+
+
+@dataclass(frozen=True, slots=True)
+class Standings:
+    """Lines by tier, and what a reader must know beside them."""
+
+    lines: list[Standing]
+    groups: list[tuple[str, ...]]
+    """The needs that lines are compared within; one empty group is all of them."""
+    strata: int
+    seeds: int
+    speaks_of: str
+    score: str
+    tested: str
+    at_ca_loss: float | None
+    family: int
+    friedman_p: float
+    detectable: float | None
+    volume: Span | None
+    draws: int
+
+    def notes(self) -> list[str]:
+        """One sentence each."""
+        among = "among defenses with equal needs" if self.groups != [()] else "among all"
+        seeds = f"{self.seeds} seed{'s' if self.seeds > 1 else ''}"
+        caution = ", indicative" if 1 < self.seeds < 5 else ""
+        found = [
+            f"Over {self.strata} strata (attack at a rate) with sound victims, {seeds}{caution};"
+            f" {self.score}; lines share a letter if {self.tested} with Holm's correction"
+            f" ({self.family} pairs, {among}) do not tell them apart.",
+        ]
+        if self.speaks_of == "seeds":
+            found.append(
+                f"Ranks: middle 95 % of {self.draws:,} bootstrap draws of the whole board."
+            )
+        else:
+            found.append(
+                "One seed gives no ranks: its pictures tell how well one victim was measured, and"
+                " not how another would fare. Intervals here are of pictures."
+            )
+        if self.strata < SEPARABLE and self.tested == "signed-rank tests":
+            found.append(
+                f"{self.strata} strata can never show p <= 0.05, so that nothing is told apart:"
+                f" that takes {SEPARABLE}."
+            )
+        if self.detectable is not None:
+            found.append(
+                "Smallest difference in mean ASR that a test of two of them finds 4 times in 5:"
+                f" {100 * self.detectable:.1f} points, the median over pairs."
+            )
+        found.append(
+            "Worst case: the largest mean ASR of an attack; a maximum of noisy numbers lies above"
+            " what it estimates. Front: share of draws in which nothing is both as accurate and as"
+            " safe. Beats finetune: probability that a victim has a smaller ASR."
+        )
+        if self.volume is not None:
+            found.append(
+                f"Hypervolume of (CA, 1 - ASR) from 5 points below the undefended accuracy:"
+                f" {self.volume.value:.2f} [{self.volume.low:.2f}, {self.volume.high:.2f}]."
+            )
+        return found
+
+
+def standings(
+    matrix: Matrix,
+    *,
+    by_needs: bool = False,
+    worst_case: bool = False,
+    at_ca_loss: float | None = None,
+    draws: int = DRAWS,
+) -> Standings:
+    """Everything above, of all defenses with a number. ``at_ca_loss`` is in points."""
+    if at_ca_loss is not None and not 0 <= at_ca_loss <= 100:
+        raise ResultsError(f"--at-ca-loss is in points, from 0 to 100, found {at_ca_loss:g}")
+    lines = [_line(matrix, d) for d in range(len(matrix.defenses))]
+    beyond = [
+        at_ca_loss is not None and 100 * line.loss.value > at_ca_loss + 1e-9 for line in lines
+    ]
+    lines = [replace(line, is_beyond=b) for line, b in zip(lines, beyond, strict=True)]
+    compared = [
+        d
+        for d, line in enumerate(lines)
+        if not (line.is_partial or line.is_beyond or line.is_control)
+    ]
+    groups: list[tuple[str, ...]] = [()]
+    if by_needs:
+        groups = list(dict.fromkeys(lines[d].needs for d in compared))
+    family, p, least, volume, speaks_of = 0, 1.0, list[float](), None, "seeds"
+    for group in groups:
+        members = [d for d in compared if not by_needs or lines[d].needs == group]
+        board = Bootstrap(_complete(matrix, members), draws)
+        speaks_of = board.speaks_of
+        ranked, pairs, found_p, found_least = _ranked(board, worst_case)
+        family, p = family + pairs, min(p, found_p)
+        least += found_least
+        for d, more in zip(members, ranked, strict=True):
+            lines[d] = replace(lines[d], **more)
+        if not by_needs and UNDEFENDED in board.matrix.defenses:
+            none = board.matrix.defenses.index(UNDEFENDED)
+            volume = board.volume(range(len(members)), none)
+    return Standings(
+        lines=sorted((line for line in lines if line.coverage), key=_tier),
+        groups=groups,
+        strata=len(matrix.strata),
+        seeds=int(matrix.is_sound_SR.sum(axis=1).min()),
+        speaks_of=speaks_of,
+        score="ordered by worst-case ASR" if worst_case else "ordered by mean ASR",
+        tested="bootstrap draws" if worst_case and speaks_of == "seeds" else "signed-rank tests",
+        at_ca_loss=at_ca_loss,
+        family=family,
+        friedman_p=p,
+        detectable=float(np.median(least)) if least else None,
+        volume=volume,
+        draws=draws,
+    )
+
+
+def _tier(line: Standing) -> tuple[object, ...]:
+    """Within a tier by name: decimals order nothing that is not told apart."""
+    state = (line.is_control, line.is_partial, line.is_beyond)
+    return (*state, line.letters or "~", line.defense != UNDEFENDED, line.defense)
+
+
+def _line(matrix: Matrix, d: int) -> Standing:
+    planned, about = matrix.is_sound_SR, matrix.about[d]
+    none = matrix.defenses.index(UNDEFENDED)
+    asr, clean = (np.where(planned, v[d], np.nan) for v in (matrix.asr_DSR, matrix.clean_DSR))
+    base = np.where(np.isnan(asr), np.nan, matrix.base_DSR[none])
+    costs = matrix.cost_DSR[d][~np.isnan(matrix.cost_DSR[d])]
+    coverage = matrix.coverage(d)
+    gaps = planned & np.isnan(asr)
+    bounds = None
+    if gaps.any():
+        best = np.where(gaps, matrix.base_DSR[none], asr)[planned]
+        worst = np.where(gaps, matrix.asr_DSR[none], asr)[planned]
+        bounds = float(np.nanmean(best)), float(np.nanmean(worst))
+    return Standing(
+        defense=matrix.defenses[d],
+        needs=about.needs,
+        fidelity=about.fidelity,
+        phase=about.phase,
+        is_control=about.is_control,
+        asr=over_strata(asr),
+        clean=over_strata(clean),
+        loss=over_strata(np.where(planned, matrix.loss_DSR()[d], np.nan)),
+        lift=over_strata(asr - base),
+        relative_cost=float(costs.mean()) if len(costs) else None,
+        coverage=coverage,
+        failures=matrix.failures(d),
+        improves=_improves(matrix, d),
+        bounds=bounds,
+    )
+
+
+def _improves(matrix: Matrix, d: int) -> float | None:
+    if BUDGET not in matrix.defenses or matrix.defenses[d] in (BUDGET, UNDEFENDED):
+        return None
+    found = improvement(matrix.asr_DSR[d], matrix.asr_DSR[matrix.defenses.index(BUDGET)])
+    return None if math.isnan(found) else found
+
+
+def _complete(matrix: Matrix, members: Sequence[int]) -> Matrix:
+    """The members on the victims for which they all have numbers."""
+    some = matrix.only(members)
+    there = ~np.isnan(some.asr_DSR).any(axis=0) & matrix.is_sound_SR
+    kept = np.asarray(there.any(axis=1))
+    arrays: dict[str, Any] = {
+        name: np.where(there, getattr(some, name), np.nan)[:, kept]
+        for name in ("clean_DSR", "asr_DSR", "base_DSR", "cost_DSR")
+    }
+    return replace(
+        some,
+        is_sound_SR=there[kept],
+        strata=tuple(s for s, keep in zip(some.strata, kept, strict=True) if keep),
+        pictures_S=some.pictures_S[kept],
+        status_DSR=some.status_DSR[:, kept],
+        **arrays,
+    )
+
+
+def _ranked(
+    board: Bootstrap, worst_case: bool
+) -> tuple[list[dict[str, Any]], int, float, list[float]]:
+    """What the comparison of some defenses says of each, the pairs that were tested, the p of
+    Friedman's test, and the detectable difference of every pair."""
+    matrix = board.matrix
+    num = len(matrix.defenses)
+    if not num or not matrix.strata:
+        return [{} for _ in range(num)], 0, 1.0, []
+    mean_DS = np.nanmean(matrix.asr_DSR, axis=2)
+    worst, middle = board.worst(), board.interquartile()
+    score = np.array([span.value for span in worst]) if worst_case else mean_DS.mean(axis=1)
+    order = sorted(range(num), key=lambda d: (score[d], matrix.defenses[d]))
+    has_seeds = board.speaks_of == "seeds"
+    if worst_case and has_seeds:
+        differ, pairs = separated_by_draws(board.worst_ND)
+    else:
+        differ, pairs = separated(mean_DS)
+    named = letters(order, differ)
+    ranks = board.ranks(board.worst_ND if worst_case else None)
+    front = board.on_front()
+    attacks = [stratum.attack for stratum in matrix.strata]
+    means = [
+        {a: float(mean_DS[d][[b == a for b in attacks]].mean()) for a in dict.fromkeys(attacks)}
+        for d in range(num)
+    ]
+    found: list[dict[str, Any]] = [
+        {
+            "middle": middle[d],
+            "worst": worst[d],
+            "worst_attack": max(means[d], key=lambda a: means[d][a]),
+            "rank": (int(ranks[d][0]), int(ranks[d][1])) if has_seeds else None,
+            "letters": named[d],
+            "on_front": float(front[d]) if has_seeds else None,
+        }
+        for d in range(num)
+    ]
+    least = [
+        value
+        for a in range(num)
+        for b in range(a)
+        if (value := detectable(list(mean_DS[a] - mean_DS[b]))) is not None
+    ]
+    return found, pairs, friedman(mean_DS.T)[1], least
