@@ -6,21 +6,17 @@ given, then as the grid file lists the defenses. Controls and invalid victims st
 
 from __future__ import annotations
 
-import time
-from contextlib import closing
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from analysis.reader import FilesChanged, GridInfo, Tables
+from analysis.reader import GridInfo, Tables, read_tables
 from analysis.stats import defense_effectiveness, normalised_asr, seeds_label
 from grid.schema import ResultsError, Status, is_complete
 
 NEEDS = ("clean_data", "suspect_data", "victim", "reference", "start", "truth")
 DERIVED = ("nasr_top1", "der")
 """Columns of a line that are computed here; all others come from the view."""
-PATIENCE_SECONDS = 20.0
-"""How long a board tries to read between the merges of a very busy writer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,14 +187,7 @@ class Board:
 
 def load_board(directory: Path, eval_set: str = "report") -> Board:
     """The board of a results directory, also while a grid is still writing there."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while time.monotonic() < deadline:
-        try:
-            with closing(Tables(directory)) as results:
-                return read_board(results, eval_set)
-        except FilesChanged:
-            continue
-    raise ResultsError(f"{directory}: files keep changing while they are read; try again.")
+    return read_tables(directory, lambda tables: read_board(tables, eval_set))
 
 
 def read_board(results: Tables, eval_set: str = "report") -> Board:

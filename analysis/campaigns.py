@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from analysis.board import PATIENCE_SECONDS
-from analysis.reader import FilesChanged, Tables
+from analysis.reader import Tables, read_tables
 from analysis.stats import Point, hypervolume, pareto_front
 from grid.schema import SCHEMA_VERSION, ResultsError, SchemaError
 
@@ -264,14 +261,7 @@ class CampaignBoard:
 
 def load_campaign(directory: Path) -> CampaignBoard:
     """The board of a campaign's results directory, also while the campaign is running."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while time.monotonic() < deadline:
-        try:
-            with closing(Tables(directory, of="trials")) as results:
-                return read_campaign(results)
-        except FilesChanged:
-            continue
-    raise ResultsError(f"{directory}: files keep changing while they are read; try again.")
+    return read_tables(directory, read_campaign, of="trials")
 
 
 def read_campaign(results: Tables) -> CampaignBoard:

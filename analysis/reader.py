@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from analysis.stats import t_quantile
 from grid.schema import (
@@ -260,6 +262,23 @@ class Tables:
         self._run(f"SET allowed_directories = [{', '.join(map(_quoted, names))}]")
         self._run("SET enable_external_access = false")
         self._run("SET lock_configuration = true")
+
+
+T = TypeVar("T")
+PATIENCE_SECONDS = 20.0
+"""How long to try to read between the merges of a very busy writer."""
+
+
+def read_tables(directory: Path, read: Callable[[Tables], T], of: str = "rows") -> T:
+    """What ``read`` makes of a results directory, also while a grid is still writing there."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            with closing(Tables(directory, of)) as tables:
+                return read(tables)
+        except FilesChanged:
+            continue
+    raise ResultsError(f"{directory}: files keep changing while they are read; try again.")
 
 
 def _connect() -> duckdb.DuckDBPyConnection:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from analysis.board import Board, BoardRow
 from analysis.published import lines as printed
+from analysis.text import Grid
 from grid.schema import STATUS_WORDS, ResultsError, Status
 from grid.schema import completeness_words as words_of
 
@@ -338,6 +339,24 @@ def _sizes(columns: Sequence[_Column], texts: Sequence[Sequence[str]], width: in
     return sizes
 
 
+def lines_table(board: Board) -> Grid:
+    """Every line with all columns, as one table of texts."""
+    columns = _columns(board, 1000)
+    rows = [row for _, section in _sections(board) for row in section]
+    return Grid(
+        title=f"Grid {board.grid.name or 'unnamed'}, evaluation set {board.eval_set}",
+        headings=["Attack", "Rate %", *(column.heading for column in columns)],
+        lines=[[row.attack, _rate(row), *(c.cell(row) for c in columns)] for row in rows],
+        values=[asdict(row) for row in rows],
+        are_numbers=[False, True, *(column.is_number for column in columns)],
+        notes=[*trouble(board), *board.warnings, *footer(board)],
+    )
+
+
+def _rate(row: BoardRow) -> str:
+    return UNKNOWN if row.rate is None else f"{100 * row.rate:.4g}"
+
+
 def _markdown(board: Board) -> str:
     """One Markdown table per section, then the notes as a list."""
     lines: list[str] = []
@@ -347,8 +366,7 @@ def _markdown(board: Board) -> str:
     for title, rows in _sections(board):
         lines += [f"### {title}", "", _markdown_row(head), _markdown_row(rule)]
         for row in rows:
-            rate = UNKNOWN if row.rate is None else f"{100 * row.rate:.4g}"
-            cells = [row.attack, rate, *(column.cell(row) for column in columns)]
+            cells = [row.attack, _rate(row), *(column.cell(row) for column in columns)]
             lines.append(
                 _markdown_row([cell.replace("|", "\\|").replace("*", "\\*") for cell in cells])
             )

@@ -54,6 +54,7 @@ class Standing:
     middle: Span | None = None
     worst: Span | None = None
     worst_attack: str | None = None
+    pointwise: Mean | None = None
     rank: tuple[int, int] | None = None
     letters: str = ""
     on_front: float | None = None
@@ -116,7 +117,12 @@ class Standings:
         if self.detectable is not None:
             found.append(
                 "Smallest difference in mean ASR that a test of two of them finds 4 times in 5:"
-                f" {100 * self.detectable:.1f} points, the median over pairs."
+                f" {min(100.0, 100 * self.detectable):.1f} points, the median over pairs."
+            )
+        if any(line.pointwise is not None for line in self.lines):
+            found.append(
+                "Pointwise: share of pictures on which any of the attacks succeeds, over victim"
+                " seeds; it grows with the number of attacks."
             )
         found.append(
             "Worst case: the largest mean ASR of an attack; a maximum of noisy numbers lies above"
@@ -169,7 +175,10 @@ def standings(
             none = board.matrix.defenses.index(UNDEFENDED)
             volume = board.volume(range(len(members)), none)
     return Standings(
-        lines=sorted((line for line in lines if line.coverage), key=_tier),
+        lines=sorted(
+            (line for line in lines if line.coverage),
+            key=lambda line: _tier(line, groups if by_needs else []),
+        ),
         groups=groups,
         strata=len(matrix.strata),
         seeds=int(matrix.is_sound_SR.sum(axis=1).min()),
@@ -185,10 +194,11 @@ def standings(
     )
 
 
-def _tier(line: Standing) -> tuple[object, ...]:
+def _tier(line: Standing, groups: Sequence[tuple[str, ...]]) -> tuple[object, ...]:
     """Within a tier by name: decimals order nothing that is not told apart."""
     state = (line.is_control, line.is_partial, line.is_beyond)
-    return (*state, line.letters or "~", line.defense != UNDEFENDED, line.defense)
+    place = groups.index(line.needs) if line.needs in groups else len(groups)
+    return (*state, place, line.letters or "~", line.defense != UNDEFENDED, line.defense)
 
 
 def _line(matrix: Matrix, d: int) -> Standing:

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from grid import job_commands, operations
+from grid import board_commands, job_commands, operations
+from grid.board_commands import EvalSetOpt, results_folder, terminal_width
 from grid.places import home, places
 from victims.errors import GridError, UsageError, near
 from victims.places import shown
 
 if TYPE_CHECKING:
+    from analysis.leaderboard import Asked
     from grid.run import RunReport
     from grid.spec import Grid
 
@@ -57,6 +59,8 @@ class Format(StrEnum):
     MD = "md"
     CSV = "csv"
     JSON = "json"
+    TEX = "tex"
+    HTML = "html"
 
 
 OnOpt = Annotated[
@@ -369,10 +373,23 @@ def leaderboard(
     directory: Annotated[str, typer.Argument(help="A results directory, or a grid's name.")] = (
         "demo"
     ),
-    form: Annotated[Format, typer.Option("--format", help="table, md, csv or json.")] = (
-        Format.TABLE
-    ),
-    eval_set: Annotated[str, typer.Option("--set", help="report or shifted.")] = "report",
+    form: Annotated[
+        Format, typer.Option("--format", help="table, md, csv, json, tex or html.")
+    ] = Format.TABLE,
+    eval_set: EvalSetOpt = "report",
+    part: Annotated[
+        str, typer.Option("--part", help="lines by attack and rate, tiers over all, or all.")
+    ] = "all",
+    group: Annotated[
+        str, typer.Option("--group", help="Compare all, or within equal needs.")
+    ] = "all",
+    worst_case: Annotated[
+        bool, typer.Option("--worst-case", help="Tiers by the worst attack; and by picture.")
+    ] = False,
+    at_ca_loss: Annotated[
+        float | None,
+        typer.Option("--at-ca-loss", help="Compare what loses at most so many points of CA."),
+    ] = None,
     published: Annotated[
         bool, typer.Option("--published", help="Add what papers print, in grey.")
     ] = False,
@@ -380,31 +397,36 @@ def leaderboard(
         bool, typer.Option("--campaign", help="Of a campaign: what its searches chose.")
     ] = False,
     figures: Annotated[
-        Path | None, typer.Option("--figures", help="Draw a campaign's figures into this folder.")
+        Path | None, typer.Option("--figures", help="Draw the figures into this folder.")
     ] = None,
 ) -> None:
     """Print the board of a results directory, also while a run is still writing it."""
-    path = Path(directory)
-    where = path if path.is_dir() else home() / directory
+    where = results_folder(directory)
     if campaign:
         if published or eval_set != "report":
             raise UsageError("--campaign shows the tuning split: leave out --set and --published")
         _campaign(where, form.value, figures)
-    elif figures is not None:
+        return
+    from analysis.leaderboard import Asked
+
+    asked = Asked(
+        eval_set=eval_set,
+        part=part,
+        group=group,
+        worst_case=worst_case,
+        at_ca_loss=at_ca_loss,
+    )
+    _print_board(where, form.value, asked, published)
+    if figures is not None:
         raise UsageError("--figures draws a campaign's trials: give --campaign with it")
-    else:
-        _board(where, form.value, eval_set, published)
 
 
 def _campaign(where: Path, form: str, figures: Path | None) -> None:
-    import shutil
-
     from analysis.campaign_render import render_campaign
     from analysis.campaigns import load_campaign
 
     board = load_campaign(where)
-    width = max(100, shutil.get_terminal_size((140, 40)).columns)
-    typer.echo(render_campaign(board, form, width=width, color=sys.stdout.isatty()))
+    typer.echo(render_campaign(board, form, width=terminal_width(), color=sys.stdout.isatty()))
     if figures is not None:
         from analysis.campaign_figures import draw_campaign
 
@@ -415,16 +437,17 @@ def _campaign(where: Path, form: str, figures: Path | None) -> None:
             say(f"not drawn: {words}")
 
 
-def _board(where: Path, form: str, eval_set: str = "report", published: bool = False) -> None:
-    import shutil
+def _board(where: Path, form: str) -> None:
+    from analysis.leaderboard import Asked
 
-    from analysis.board import load_board
-    from analysis.render import render
+    _print_board(where, form, Asked())
 
-    # A table needs 100 columns to say what it must; a narrower terminal wraps it.
-    width = max(100, shutil.get_terminal_size((140, 40)).columns)
-    board = load_board(where, eval_set)
-    typer.echo(render(board, form, width=width, color=sys.stdout.isatty(), published=published))
+
+def _print_board(where: Path, form: str, asked: Asked, published: bool = False) -> None:
+    from analysis.leaderboard import load, text
+
+    color = sys.stdout.isatty()
+    typer.echo(text(load(where, asked), asked, form, terminal_width(), color, published))
 
 
 @app.command()
@@ -539,6 +562,7 @@ def mock(
 
 
 operations.register(app)
+board_commands.register(app)
 job_commands.register(app)
 
 

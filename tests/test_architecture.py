@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "grid": {"victims", "attacks", "defenses"},
     "analysis": {"grid.schema", "victims.errors"},
 }
-ALSO = {"grid/cli.py": {"analysis"}}
+ALSO = {"grid/cli.py": {"analysis"}, "grid/board_commands.py": {"analysis"}}
 # Stages on a cluster; the machines of the cluster that was joined; and the Jobs API, which is
 # reached from outside by a client that must neither start nor join a cluster.
 MAY_IMPORT_RAY = {
@@ -35,6 +35,7 @@ MAY_IMPORT_RAY = {
 LIGHT = (
     *("grid/cli.py", "grid/quick.py", "grid/schema.py", "grid/registry.py", "grid/places.py"),
     *("grid/operations.py", "grid/control.py", "grid/chains.py", "grid/journal.py"),
+    *("grid/board_commands.py", "grid/campaign_status.py", "grid/execution.py", "grid/room.py"),
     *("grid/lock.py", "grid/status.py", "grid/status_words.py", "grid/cache.py", "grid/collect.py"),
 )
 HEAVY = {"torch", "ray"}

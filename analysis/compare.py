@@ -1,0 +1,200 @@
+"""Two defenses on the same victims: the difference in points with its interval, then p.
+
+Per cell the exact McNemar test on per-picture outcomes; over strata the signed-rank test and sign
+flips on seed-averaged differences. A difference is the first defense's number less the second's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from analysis.inference import (
+    Floats,
+    Mean,
+    detectable,
+    holm,
+    improvement,
+    mcnemar,
+    over_differences,
+    over_strata,
+    sign_flip,
+    signed_rank,
+)
+from analysis.matrix import Matrix, Stratum, load_matrix
+from analysis.reader import Tables, read_tables
+from grid.schema import ResultsError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellTest:
+    """One victim: on how many pictures the attack fools only one of the two models, and the same
+    of clean pictures that only one gets right."""
+
+    attack: str
+    rate: str
+    seed: int
+    asr_difference: float
+    clean_difference: float
+    only_first: int | None = None
+    only_second: int | None = None
+    p: float | None = None
+    p_holm: float | None = None
+    clean_p: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """``asr`` and ``clean`` are means over strata with the t interval of victim seeds; the
+    ``_strata`` ones treat strata as a sample, as the tests do."""
+
+    first: str
+    second: str
+    shared: int
+    of_first: int
+    of_second: int
+    strata: int
+    seeds: int
+    asr: Mean
+    asr_strata: Mean
+    clean: Mean
+    clean_strata: Mean
+    p_signed_rank: float
+    p_sign_flip: float
+    clean_p_signed_rank: float
+    first_better: float
+    detectable: float | None
+    cells: tuple[CellTest, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def verdict(self) -> str:
+        """What the numbers allow to be said, in one sentence."""
+        least = 2 / 2**self.strata
+        if self.strata < 2:
+            return "One stratum: nothing can be said of other attacks or rates."
+        if least > 0.05:
+            return (
+                f"{self.strata} strata cannot show p <= 0.05 (at best {least:.3g}): no difference"
+                " over attacks is claimed."
+            )
+        if self.p_signed_rank > 0.05:
+            return "Not told apart over strata."
+        better = self.first if self.asr.value < 0 else self.second
+        return f"{better} leaves the smaller ASR over strata."
+
+
+def compare(tables: Tables, first: str, second: str, eval_set: str = "report") -> Comparison:
+    """Compare two defenses of open results."""
+    matrix = load_matrix(tables, eval_set)
+    if matrix is None:
+        raise ResultsError(f"No sound victim in {tables.directory} yet: nothing to compare on.")
+    a, b = matrix.index(first), matrix.index(second)
+    if a == b:
+        raise ResultsError(f"{first} with itself: name two defenses.")
+    both = ~np.isnan(matrix.asr_DSR[[a, b]]).any(axis=0) & matrix.is_sound_SR
+    if not both.any():
+        raise ResultsError(f"{first} and {second} share no victim with numbers of both.")
+    asr, clean = (
+        np.where(both, values[a] - values[b], np.nan)
+        for values in (matrix.asr_DSR, matrix.clean_DSR)
+    )
+    kept = both.any(axis=1)
+    asr_S, clean_S = np.nanmean(asr[kept], axis=1), np.nanmean(clean[kept], axis=1)
+    masked = [np.where(both, matrix.asr_DSR[d], np.nan) for d in (a, b)]
+    return Comparison(
+        first=first,
+        second=second,
+        shared=int(both.sum()),
+        of_first=_measured(matrix, a),
+        of_second=_measured(matrix, b),
+        strata=int(kept.sum()),
+        seeds=int(both[kept].sum(axis=1).min()),
+        asr=over_strata(asr),
+        asr_strata=over_differences(list(asr_S)),
+        clean=over_strata(clean),
+        clean_strata=over_differences(list(clean_S)),
+        p_signed_rank=signed_rank(list(asr_S)),
+        p_sign_flip=sign_flip(list(asr_S)),
+        clean_p_signed_rank=signed_rank(list(clean_S)),
+        first_better=improvement(*masked),
+        detectable=detectable(list(asr_S)),
+        cells=_cells(tables, matrix, (a, b), asr, clean, eval_set),
+        warnings=tuple(tables.warnings),
+    )
+
+
+def compare_in(directory: Path, first: str, second: str, eval_set: str = "report") -> Comparison:
+    """The same of a results directory, also while a grid is still writing there."""
+    return read_tables(directory, lambda tables: compare(tables, first, second, eval_set))
+
+
+def _measured(matrix: Matrix, d: int) -> int:
+    return int((~np.isnan(matrix.asr_DSR[d]) & matrix.is_sound_SR).sum())
+
+
+# A picture's own class is the target where both have one rank on all pictures of that class.
+PICTURES = """
+WITH chosen AS (
+    SELECT cell, defense, attack, rate_text, track, regime, model, target, victim_seed
+    FROM cells
+    WHERE eval_set = ? AND status = 'ok' AND defense IN (?, ?)
+    QUALIFY defense_seed = min(defense_seed) OVER (PARTITION BY defense)
+),
+pictures AS (
+    SELECT chosen.* EXCLUDE (cell), image,
+           triggered_target_rank = 0 AS is_fooled, clean_prediction = label AS is_right,
+           bool_and(clean_true_rank = clean_target_rank) OVER (PARTITION BY samples.cell, label)
+               AS is_of_target
+    FROM samples JOIN chosen USING (cell)
+    WHERE samples.eval_set = ?
+)
+SELECT one.attack, one.rate_text, one.track, one.regime, one.model, one.target, one.victim_seed,
+       count(*) FILTER (one.is_fooled AND NOT other.is_fooled AND NOT one.is_of_target),
+       count(*) FILTER (other.is_fooled AND NOT one.is_fooled AND NOT one.is_of_target),
+       count(*) FILTER (one.is_right AND NOT other.is_right),
+       count(*) FILTER (other.is_right AND NOT one.is_right)
+FROM pictures AS one
+JOIN pictures AS other USING (attack, rate_text, track, regime, model, target, victim_seed, image)
+WHERE one.defense = ? AND other.defense = ?
+GROUP BY ALL
+"""
+
+
+def _cells(
+    tables: Tables,
+    matrix: Matrix,
+    pair: tuple[int, int],
+    asr_SR: Floats,
+    clean_SR: Floats,
+    eval_set: str,
+) -> tuple[CellTest, ...]:
+    """Every shared victim; McNemar where its pictures are on record."""
+    names = [matrix.defenses[d] for d in pair]
+    rows = tables.query(PICTURES, eval_set, *names, eval_set, *names).rows
+    counted = {(Stratum(*row[:6]), row[6]): row[7:] for row in rows}
+    found = []
+    for s, stratum in enumerate(matrix.strata):
+        for r, seed in enumerate(matrix.seeds):
+            if np.isnan(asr_SR[s, r]):
+                continue
+            counts = counted.get((stratum, seed))
+            found.append(
+                CellTest(
+                    attack=stratum.attack,
+                    rate=stratum.rate,
+                    seed=seed,
+                    asr_difference=float(asr_SR[s, r]),
+                    clean_difference=float(clean_SR[s, r]),
+                    only_first=counts[0] if counts else None,
+                    only_second=counts[1] if counts else None,
+                    p=mcnemar(counts[0], counts[1]) if counts else None,
+                    clean_p=mcnemar(counts[2], counts[3]) if counts else None,
+                )
+            )
+    tested = [i for i, cell in enumerate(found) if cell.p is not None]
+    for i, p in zip(tested, holm([found[i].p or 0.0 for i in tested]), strict=True):
+        found[i] = replace(found[i], p_holm=p)
+    return tuple(found)

@@ -1,0 +1,111 @@
+"""A results directory as the text that `grid leaderboard` prints: lines, tiers, or both."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from analysis.board import Board, read_board
+from analysis.matrix import load_matrix
+from analysis.pointwise import pointwise
+from analysis.reader import Tables, read_tables
+from analysis.render import lines_table, render
+from analysis.standing import Standings, standings
+from analysis.standing_render import standing_table
+from analysis.text import FORMS, formed
+from grid.schema import ResultsError
+
+PARTS = ("all", "lines", "tiers")
+GROUPS = ("all", "needs")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What to print: ``part`` of the board, and how its tiers are made."""
+
+    eval_set: str = "report"
+    part: str = "all"
+    group: str = "all"
+    worst_case: bool = False
+    at_ca_loss: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("part", PARTS), ("group", GROUPS)):
+            if getattr(self, name) not in allowed:
+                raise ResultsError(
+                    f"no {name} {getattr(self, name)!r}. There are: {', '.join(allowed)}."
+                )
+
+
+class Found(NamedTuple):
+    """The lines, and the tiers where a victim is sound."""
+
+    board: Board
+    tiers: Standings | None
+
+
+def load(directory: Path, asked: Asked) -> Found:
+    """Read a results directory, also while a grid is still writing there."""
+    return read_tables(directory, lambda tables: read(tables, asked))
+
+
+def read(tables: Tables, asked: Asked) -> Found:
+    """The same of open results."""
+    board = read_board(tables, asked.eval_set)
+    matrix = load_matrix(tables, asked.eval_set) if asked.part != "lines" else None
+    if matrix is None:
+        return Found(board, None)
+    found = standings(
+        matrix,
+        by_needs=asked.group == "needs",
+        worst_case=asked.worst_case,
+        at_ca_loss=asked.at_ca_loss,
+    )
+    if asked.worst_case:
+        each = pointwise(tables, matrix, asked.eval_set)
+        lines = [replace(line, pointwise=each.get(line.defense)) for line in found.lines]
+        found = replace(found, lines=lines)
+    return Found(board, found)
+
+
+def text(
+    found: Found,
+    asked: Asked,
+    form: str = "table",
+    width: int = 100,
+    color: bool = False,
+    published: bool = False,
+) -> str:
+    """What is printed. CSV, TeX and HTML hold one table: the lines, unless tiers are asked for."""
+    board, tiers = found
+    if form not in FORMS:
+        raise ResultsError(f"No format {form!r}. There are: {', '.join(FORMS)}.")
+    if asked.part == "tiers" and tiers is None:
+        raise ResultsError("No sound victim has numbers yet: there are no tiers.")
+    if published and (form not in ("table", "md") or asked.part == "tiers"):
+        raise ResultsError("published figures join the lines of a table or md: they are no rows.")
+    if form == "json":
+        return _json(found, asked)
+    if form in ("csv", "tex", "html"):
+        if asked.part == "tiers" and tiers is not None:
+            return formed(standing_table(tiers), form)
+        return render(board, "csv") if form == "csv" else formed(lines_table(board), form)
+    above = ""
+    if asked.part != "tiers":
+        above = render(board, form, width=width, color=color, published=published)
+    below = formed(standing_table(tiers), form, width) if tiers is not None else ""
+    return f"{above}\n{below}" if above and below else above or below
+
+
+def _json(found: Found, asked: Asked) -> str:
+    body = json.loads(render(found.board, "json")) if asked.part != "tiers" else {}
+    if found.tiers is not None:
+        table = standing_table(found.tiers)
+        body["tiers"] = {
+            "asked": asdict(asked),
+            "rows": list(table.values),
+            "notes": list(table.notes),
+        }
+    return json.dumps(body, indent=1, allow_nan=False) + "\n"

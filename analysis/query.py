@@ -1,0 +1,80 @@
+"""A user's SQL over a results directory, and its answer in every form."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import date, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from analysis.reader import Answer, Tables, read_tables
+from analysis.render import UNKNOWN
+from analysis.text import Grid, formed
+
+
+def run_sql(directory: Path, text: str) -> tuple[Answer, list[str]]:
+    """The answer to one SELECT, and what of the results could not be read."""
+    return read_tables(directory, lambda tables: _asked(tables, text))
+
+
+def _asked(tables: Tables, text: str) -> tuple[Answer, list[str]]:
+    return tables.sql(text), tables.warnings
+
+
+def answer_text(answer: Answer, form: str = "table", width: int = 100, limit: int = 200) -> str:
+    """An answer in one of the forms; a table or Markdown says where lines were left out."""
+    rows = answer.rows
+    notes: list[str] = []
+    if form in ("table", "md") and len(rows) > limit:
+        notes.append(
+            f"{len(rows) - limit:,} of {len(rows):,} lines are left out: --limit shows more"
+        )
+        rows = rows[:limit]
+    if form == "json":
+        values = [dict(zip(answer.columns, map(plain, row), strict=True)) for row in rows]
+        return json.dumps(values, indent=1, allow_nan=False) + "\n"
+    are_numbers = [
+        any(isinstance(row[i], int | float | Decimal) for row in rows)
+        for i in range(len(answer.columns))
+    ]
+    found = Grid(
+        title="" if rows else "no lines",
+        headings=[
+            column.replace("_", " ") if form == "table" else column for column in answer.columns
+        ],
+        lines=[[shown(value) for value in row] for row in rows],
+        values=[dict(zip(answer.columns, map(plain, row), strict=True)) for row in rows],
+        are_numbers=are_numbers,
+        notes=notes,
+    )
+    if form == "csv" and not rows:
+        return ",".join(answer.columns) + "\n"
+    return formed(found, form, width)
+
+
+def shown(value: Any) -> str:
+    """A value for people."""
+    if value is None:
+        return UNKNOWN
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return str(plain(value)).replace("\n", " ")
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it."""
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, datetime | date):
+        return value.isoformat()
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(name): plain(item) for name, item in value.items()}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return str(value)

@@ -1,0 +1,111 @@
+"""Standings as a table of texts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from itertools import compress
+from typing import Any
+
+from analysis.inference import Mean
+from analysis.render import NEED_WORDS, UNKNOWN, percent
+from analysis.resample import Span
+from analysis.standing import Standing, Standings
+from analysis.text import Grid
+
+HEADINGS = (
+    *("Tier", "Rank", "Defense", "Given", "Mean ASR %", "CA lost, points", "Worst-case ASR %"),
+    *("Pointwise %", "Front", "Beats finetune", "Cost"),
+)
+ARE_NUMBERS = (False, True, False, False, *[True] * 7)
+
+
+def standing_table(found: Standings) -> Grid:
+    """Lines by tier, under a head where their kinds differ."""
+    limit = "" if found.at_ca_loss is None else f", at most {found.at_ca_loss:g} points of CA lost"
+    has_pointwise = any(line.pointwise is not None for line in found.lines)
+    kept = [has_pointwise or heading != "Pointwise %" for heading in HEADINGS]
+    return Grid(
+        title=f"Over all attacks and rates{limit}",
+        headings=list(compress(HEADINGS, kept)),
+        lines=[list(compress(_texts(line), kept)) for line in found.lines],
+        values=[_values(line) for line in found.lines],
+        are_numbers=list(compress(ARE_NUMBERS, kept)),
+        notes=found.notes(),
+        heads=[_head(line, found) for line in found.lines],
+    )
+
+
+def _head(line: Standing, found: Standings) -> str:
+    if line.is_control:
+        return "controls, not compared"
+    if line.is_partial:
+        return "partial: numbers on less than 95 % of the sound victims, not compared"
+    if line.is_beyond:
+        return f"beyond {found.at_ca_loss:g} points of clean accuracy, not compared"
+    return f"given {needs_words(line)}" if found.groups != [()] else "defenses"
+
+
+def needs_words(line: Standing) -> str:
+    return " + ".join(NEED_WORDS.get(need, need) for need in line.needs) or "nothing"
+
+
+def _texts(line: Standing) -> list[str]:
+    worst = UNKNOWN
+    if line.worst is not None:
+        worst = f"{_span(line.worst)} {line.worst_attack}"
+    asr = _mean(line.asr)
+    if line.bounds is not None:
+        asr = f"{percent(line.bounds[0])} to {percent(line.bounds[1])}"
+        asr += f" ({100 * line.coverage:.0f} % there)"
+    failed = f" ({line.failures} failed)" if line.failures else ""
+    return [
+        line.letters or UNKNOWN,
+        UNKNOWN if line.rank is None else "-".join(map(str, dict.fromkeys(line.rank))),
+        f"{line.defense}{failed}",
+        needs_words(line),
+        asr,
+        _mean(line.loss),
+        worst,
+        UNKNOWN if line.pointwise is None else _mean(line.pointwise),
+        UNKNOWN if line.on_front is None else f"{line.on_front:.2f}",
+        UNKNOWN if line.improves is None else f"{line.improves:.2f}",
+        UNKNOWN if line.relative_cost is None else f"{line.relative_cost:.2f}",
+    ]
+
+
+def _mean(mean: Mean) -> str:
+    if math.isnan(mean.value):
+        return UNKNOWN
+    if math.isinf(mean.low):
+        return percent(mean.value)
+    return f"{100 * mean.value:.1f} [{100 * mean.low:.1f}, {100 * mean.high:.1f}]"
+
+
+def _span(span: Span) -> str:
+    return f"{100 * span.value:.1f} [{100 * span.low:.1f}, {100 * span.high:.1f}]"
+
+
+def _values(line: Standing) -> dict[str, Any]:
+    """Plain columns; an interval that one seed cannot give is null."""
+    found: dict[str, Any] = {}
+    for name, value in asdict(line).items():
+        own = getattr(line, name)
+        if isinstance(own, Mean | Span):
+            found[name] = _finite(own.value)
+            found[f"{name}_low"], found[f"{name}_high"] = _finite(own.low), _finite(own.high)
+        elif name == "rank":
+            found["rank_low"], found["rank_high"] = own or (None, None)
+        elif name == "bounds":
+            found["asr_best"], found["asr_worst"] = own or (None, None)
+        elif name == "needs":
+            found["needs"] = " ".join(own)
+        elif name in ("middle", "worst", "pointwise"):
+            found |= {name: None, f"{name}_low": None, f"{name}_high": None}
+        else:
+            found[name] = value
+    return found
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None

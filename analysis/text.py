@@ -1,0 +1,138 @@
+"""Plain tables of texts in every form that results are printed in."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from grid.schema import ResultsError
+
+FORMS = ("table", "md", "csv", "json", "tex", "html")
+TEX = str.maketrans(
+    {
+        **{c: f"\\{c}" for c in "&%$#_{}"},
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "\\": r"\textbackslash{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """Headings and lines as people read them; ``values`` as programs do, one mapping a line."""
+
+    title: str
+    headings: Sequence[str]
+    lines: Sequence[Sequence[str]]
+    values: Sequence[dict[str, Any]]
+    are_numbers: Sequence[bool]
+    notes: Sequence[str] = ()
+    heads: Sequence[str] = ()
+    """What heads each line in a table, as lines with one head are kept together; may be empty."""
+
+
+def formed(grid: Grid, form: str, width: int = 100) -> str:
+    """The grid in one of `FORMS`."""
+    if form == "csv":
+        return _csv(grid)
+    if form == "json":
+        body = {"title": grid.title, "rows": list(grid.values), "notes": list(grid.notes)}
+        return json.dumps(body, indent=1, default=str) + "\n"
+    if form not in FORMS:
+        raise ResultsError(f"No format {form!r}. There are: {', '.join(FORMS)}.")
+    text = {"table": _table, "md": _markdown, "tex": _tex, "html": _html}[form]
+    return text(grid) if form != "table" else _table(grid, width)
+
+
+def _table(grid: Grid, width: int = 100) -> str:
+    import textwrap
+
+    sizes = [
+        max(map(len, [*heading.split(), *(line[i] for line in grid.lines)]))
+        for i, heading in enumerate(grid.headings)
+    ]
+    rows = [_wrapped(heading, size) for heading, size in zip(grid.headings, sizes, strict=True)]
+    height = max(map(len, rows), default=0)
+    head = [[""] * (height - len(parts)) + parts for parts in rows]
+    out = [grid.title] + [_line(parts, sizes, grid) for parts in zip(*head, strict=True)]
+    last = None
+    for i, line in enumerate(grid.lines):
+        if grid.heads and grid.heads[i] != last:
+            last = grid.heads[i]
+            out.append(f" {last}")
+        out.append(_line(line, sizes, grid))
+    for note in grid.notes:
+        out += textwrap.wrap(note, width)
+    return "\n".join(line.rstrip() for line in out) + "\n"
+
+
+def _wrapped(heading: str, size: int) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(heading, size) or [""]
+
+
+def _line(parts: Sequence[str], sizes: Sequence[int], grid: Grid) -> str:
+    return "  " + "  ".join(
+        part.rjust(size) if is_number else part.ljust(size)
+        for part, size, is_number in zip(parts, sizes, grid.are_numbers, strict=True)
+    )
+
+
+def _markdown(grid: Grid) -> str:
+    def row(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(re.sub(r"([|*_])", r"\\\1", cell) for cell in cells) + " |"
+
+    rule = ["---:" if is_number else "---" for is_number in grid.are_numbers]
+    lines = [f"### {grid.title}", "", row(grid.headings), f"| {' | '.join(rule)} |"]
+    return "\n".join([*lines, *map(row, grid.lines), "", *(f"- {n}" for n in grid.notes)]) + "\n"
+
+
+def _csv(grid: Grid) -> str:
+    output = io.StringIO()
+    names = list(dict.fromkeys(name for value in grid.values for name in value))
+    writer = csv.DictWriter(output, names, lineterminator="\n")
+    writer.writeheader()
+    for value in grid.values:
+        writer.writerow({name: "" if cell is None else cell for name, cell in value.items()})
+    return output.getvalue()
+
+
+def _tex(grid: Grid) -> str:
+    """A booktabs table."""
+
+    def row(cells: Sequence[str]) -> str:
+        return " & ".join(cell.translate(TEX) for cell in cells) + r" \\"
+
+    columns = "".join("r" if is_number else "l" for is_number in grid.are_numbers)
+    body = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", row(grid.headings), r"\midrule"]
+    end = [r"\bottomrule", r"\end{tabular}"]
+    notes = [f"% {note}" for note in (grid.title, *grid.notes)]
+    return "\n".join([*notes, *body, *map(row, grid.lines), *end]) + "\n"
+
+
+def _html(grid: Grid) -> str:
+    def row(cells: Sequence[str], tag: str) -> str:
+        sides = ("right" if is_number else "left" for is_number in grid.are_numbers)
+        cells_ = (
+            f'<{tag} style="text-align:{side}">{html.escape(cell)}</{tag}>'
+            for cell, side in zip(cells, sides, strict=True)
+        )
+        return f"<tr>{''.join(cells_)}</tr>"
+
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in grid.notes)
+    body = "\n".join(row(line, "td") for line in grid.lines)
+    return (
+        f"<table>\n<caption>{html.escape(grid.title)}</caption>\n"
+        f"<thead>{row(grid.headings, 'th')}</thead>\n<tbody>\n{body}\n</tbody>\n</table>\n"
+        + (f"<ul>{notes}</ul>\n" if notes else "")
+    )

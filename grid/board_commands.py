@@ -1,0 +1,76 @@
+"""Commands that read results besides the board: comparing two defenses, and SQL."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from grid.places import home
+from victims.errors import UsageError
+
+ResultsOpt = Annotated[
+    str, typer.Option("--in", help="A results directory, or the name of what ran.")
+]
+FormOpt = Annotated[str, typer.Option("--format", help="table, md, csv, json, tex or html.")]
+EvalSetOpt = Annotated[str, typer.Option("--set", help="report or shifted.")]
+
+
+def results_folder(named: str) -> Path:
+    """A results directory by its path, or by the name of what ran."""
+    path = Path(named)
+    return path if path.is_dir() else home() / named
+
+
+def terminal_width() -> int:
+    """A table needs 100 columns to say what it must; a narrower terminal wraps it."""
+    import shutil
+
+    return max(100, shutil.get_terminal_size((140, 40)).columns)
+
+
+def compare(
+    first: Annotated[str, typer.Argument(help="A defense's label.")],
+    second: Annotated[str, typer.Argument(help="Another one's.")],
+    directory: ResultsOpt = "demo",
+    form: FormOpt = "table",
+    eval_set: EvalSetOpt = "report",
+) -> None:
+    """Compare two defenses on the victims that both have: effect, interval, p."""
+    from analysis.compare import compare_in
+    from analysis.compare_render import comparison_text
+
+    found = compare_in(results_folder(directory), first, second, eval_set)
+    typer.echo(comparison_text(found, form, terminal_width()), nl=False)
+
+
+def sql(
+    query: Annotated[str, typer.Argument(help="One SELECT; - reads it from the input.")],
+    directory: ResultsOpt = "demo",
+    form: FormOpt = "table",
+    limit: Annotated[
+        int, typer.Option("--limit", help="Lines of a table or md; others hold all.", min=1)
+    ] = 200,
+) -> None:
+    """Run a SELECT over a results directory's views. It can read nothing else, and write nothing.
+
+    Views: rows, newest, cells, outcomes, board, completeness, samples, stages, attempts, trials,
+    newest_trials, curves.
+    """
+    from analysis.query import answer_text, run_sql
+
+    text = sys.stdin.read() if query == "-" else query
+    if not text.strip():
+        raise UsageError("no SQL was given: one SELECT over the views")
+    answer, warnings = run_sql(results_folder(directory), text)
+    typer.echo(answer_text(answer, form, terminal_width(), limit), nl=False)
+    for warning in warnings:
+        typer.echo(f"! {warning}", err=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the command line."""
+    for command in (compare, sql):
+        app.command()(command)

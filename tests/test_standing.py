@@ -1,0 +1,329 @@
+"""Where defenses stand: tiers, ranks, bounds and what is left out, on made boards."""
+
+from __future__ import annotations
+
+import json
+import math
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from analysis.leaderboard import Asked, load, text
+from analysis.matrix import Matrix, load_matrix
+from analysis.pointwise import pointwise
+from analysis.reader import Tables, read_tables
+from analysis.resample import Bootstrap
+from analysis.standing import Standing, Standings, standings
+from analysis.standing_render import standing_table
+from analysis.text import FORMS, formed
+from grid.schema import ResultsError
+from tests.boards import N, steady, write_board, write_pictures
+from tests.grids import call
+
+ATTACKS = ("badnet", "blended", "sig", "wanet", "trojvqa", "badclip", "ssba", "label_consistent")
+SPREAD = {
+    "none": steady(0.95, 0.01),
+    "finetune": steady(0.4, 0.03),
+    "cleanclip": steady(0.41, 0.03, seed=1),
+    "roclip": steady(0.1, 0.03),
+}
+
+
+def matrix_of(folder: Path) -> Matrix:
+    found = read_tables(folder, load_matrix)
+    assert found is not None
+    return found
+
+
+def line_of(found: Standings, defense: str) -> Standing:
+    (line,) = [line for line in found.lines if line.defense == defense]
+    return line
+
+
+@pytest.fixture(scope="module")
+def board(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_board(tmp_path_factory.mktemp("board"), SPREAD, attacks=ATTACKS)
+
+
+def test_tiers_hold_what_no_test_tells_apart(board: Path) -> None:
+    found = standings(matrix_of(board), draws=2000)
+    assert [(line.letters, line.defense) for line in found.lines] == [
+        ("a", "roclip"),
+        ("b", "cleanclip"),
+        ("b", "finetune"),
+        ("c", "none"),
+    ], "by name within a tier"
+    assert (found.family, found.strata, found.seeds, found.speaks_of) == (6, 8, 3, "seeds")
+    ranks = {line.defense: line.rank for line in found.lines}
+    assert ranks["roclip"] == (1, 1)
+    assert ranks["none"] == (4, 4)
+    assert ranks["finetune"] == ranks["cleanclip"] == (2, 3)
+    assert found.friedman_p < 0.001
+    assert "3 seeds, indicative" in " ".join(found.notes())
+
+
+def test_means_are_over_strata_and_intervals_over_seeds(board: Path) -> None:
+    matrix = matrix_of(board)
+    roclip = line_of(standings(matrix, draws=500), "roclip")
+    own = matrix.asr_DSR[matrix.index("roclip")]
+    assert roclip.asr.value == pytest.approx(own.mean())
+    assert roclip.asr.low < own.mean() < roclip.asr.high
+    assert roclip.loss.value == pytest.approx(0)
+    assert roclip.lift.value == pytest.approx(own.mean() - 0.02)
+    assert roclip.relative_cost == 0.25
+    assert roclip.worst is not None
+    by_attack = own.mean(axis=1)
+    assert roclip.worst.value == pytest.approx(by_attack.max())
+    assert roclip.worst_attack == ATTACKS[int(by_attack.argmax())]
+    assert roclip.worst.low < roclip.worst.value < roclip.worst.high
+    assert roclip.improves == 1.0
+    assert line_of(standings(matrix, draws=500), "finetune").improves is None
+
+
+def test_the_front_is_a_share_of_draws(tmp_path: Path) -> None:
+    """Accurate and safe beats all; what trades one for the other is on the front too."""
+    clean = {"none": steady(0.6, 0.002), "costly": steady(0.55, 0.002), "bad": steady(0.5, 0.002)}
+    asr = {"none": steady(0.9, 0.01), "costly": steady(0.1, 0.01), "bad": steady(0.5, 0.01)}
+    found = standings(matrix_of(write_board(tmp_path, asr, clean=clean)), draws=2000)
+    fronts = {line.defense: line.on_front for line in found.lines}
+    assert fronts == {"none": 1.0, "costly": 1.0, "bad": 0.0}
+    assert found.volume is not None
+    # Nothing at full accuracy is safe, and what is safe has lost all that may be lost.
+    assert found.volume.value == pytest.approx(0.1, abs=0.02)
+
+
+def test_needs_are_compared_with_their_like(board: Path) -> None:
+    found = standings(matrix_of(board), by_needs=True, draws=500)
+    assert found.family == 1, "of pairs only finetune and cleanclip have equal needs"
+    assert {line.letters for line in found.lines} == {"a"}
+    assert "among defenses with equal needs" in found.notes()[0]
+    heads = standing_table(found).heads
+    assert len(heads) - len(set(heads)) == 1, "equal needs stand together"
+
+
+def test_a_limit_on_clean_accuracy_sets_others_apart(tmp_path: Path) -> None:
+    clean = {"costly": steady(0.57), "cheap": steady(0.59)}
+    asr = {"none": steady(0.9, 0.01), "costly": steady(0.01, 0.01), "cheap": steady(0.2, 0.01)}
+    matrix = matrix_of(write_board(tmp_path, asr, clean=clean))
+    found = standings(matrix, at_ca_loss=2, draws=500)
+    assert line_of(found, "costly").is_beyond
+    assert line_of(found, "costly").rank is None
+    assert line_of(found, "cheap").rank == (1, 1)
+    assert not line_of(standings(matrix, at_ca_loss=3, draws=500), "costly").is_beyond
+    with pytest.raises(ResultsError, match="from 0 to 100, found -1"):
+        standings(matrix, at_ca_loss=-1)
+
+
+def test_what_is_missing_is_bounded_and_not_ranked(tmp_path: Path) -> None:
+    """A gap may hide the clean victim's ASR or the undefended one's."""
+    gone = {("roclip", "sig", "0.01", seed): "failed_method" for seed in (0, 1, 2)}
+    matrix = matrix_of(write_board(tmp_path, SPREAD, attacks=ATTACKS, status=gone))
+    found = standings(matrix, draws=500)
+    roclip = line_of(found, "roclip")
+    assert roclip.is_partial
+    assert roclip.coverage == pytest.approx(7 / 8)
+    assert (roclip.rank, roclip.letters, roclip.failures) == (None, "", 3)
+    own = matrix.asr_DSR[matrix.index("roclip")]
+    none = matrix.asr_DSR[matrix.index("none")]
+    sig = [s.attack for s in matrix.strata].index("sig")
+    assert roclip.bounds is not None
+    low, high = roclip.bounds
+    assert low == pytest.approx((np.nansum(own) + 3 * 0.02) / 24)
+    assert high == pytest.approx((np.nansum(own) + none[sig].sum()) / 24)
+    assert line_of(found, "cleanclip").rank == (1, 2), "the others are ranked without it"
+    shown = formed(standing_table(found), "table", 120)
+    assert "partial: numbers on less than 95 % of the sound victims" in shown
+    assert "roclip (3 failed)" in shown
+
+
+def test_one_small_gap_keeps_a_rank_on_the_victims_that_all_have(tmp_path: Path) -> None:
+    gone = {("roclip", "sig", "0.01", 0): "failed_infrastructure"}
+    matrix = matrix_of(write_board(tmp_path, SPREAD, attacks=ATTACKS, status=gone))
+    roclip = line_of(standings(matrix, draws=500), "roclip")
+    assert not roclip.is_partial
+    assert roclip.rank == (1, 1)
+    assert roclip.bounds is not None
+
+
+def test_victims_that_failed_their_gate_are_in_no_mean(tmp_path: Path) -> None:
+    bad = {("none", "sig", "0.01", seed): "invalid_victim" for seed in (0, 1, 2)}
+    bad |= {(d, "sig", "0.01", s): "skipped" for d in ("finetune", "roclip") for s in (0, 1, 2)}
+    matrix = matrix_of(write_board(tmp_path, SPREAD, attacks=ATTACKS, status=bad))
+    assert "sig" not in {stratum.attack for stratum in matrix.strata}
+    assert line_of(standings(matrix, draws=200), "roclip").coverage == 1
+
+
+def test_one_seed_gives_no_ranks(tmp_path: Path) -> None:
+    found = standings(matrix_of(write_board(tmp_path, SPREAD, attacks=ATTACKS, seeds=[0])))
+    roclip = line_of(found, "roclip")
+    assert (roclip.rank, roclip.on_front, found.speaks_of) == (None, None, "pictures")
+    assert roclip.asr.low == -math.inf
+    assert roclip.worst is not None
+    assert roclip.worst.low < roclip.worst.value
+    assert "One seed gives no ranks" in " ".join(found.notes())
+
+
+def test_few_strata_separate_nothing_and_say_so(tmp_path: Path) -> None:
+    found = standings(matrix_of(write_board(tmp_path, SPREAD, attacks=ATTACKS[:5])), draws=200)
+    assert {line.letters for line in found.lines} == {"a"}
+    assert "5 strata can never show p <= 0.05" in " ".join(found.notes())
+
+
+def test_worst_cases_are_told_apart_by_draws(board: Path) -> None:
+    found = standings(matrix_of(board), worst_case=True, draws=2000)
+    assert found.tested == "bootstrap draws"
+    assert [line.letters for line in found.lines] == ["a", "b", "b", "c"]
+
+
+def test_controls_are_shown_and_not_compared(tmp_path: Path) -> None:
+    asr = {**SPREAD, "oracle_filter": steady(0.0)}
+    found = standings(matrix_of(write_board(tmp_path, asr, attacks=ATTACKS)), draws=200)
+    oracle = line_of(found, "oracle_filter")
+    assert (oracle.is_control, oracle.rank, found.family) == (True, None, 6)
+
+
+# --- the bootstrap
+
+
+def test_draws_spread_as_seeds_do(tmp_path: Path) -> None:
+    """Of three seeds, drawn means vary by two thirds of what they should: they are stretched."""
+    matrix = matrix_of(write_board(tmp_path, {"none": steady(0.5, 0.05)}, attacks=ATTACKS))
+    drawn = Bootstrap(matrix, 20_000).asr_ND[:, 0]
+    seeds = matrix.asr_DSR[0]
+    want = math.sqrt((seeds.var(axis=1, ddof=1) / 3).sum()) / len(ATTACKS)
+    assert drawn.std() == pytest.approx(want, rel=0.03)
+    assert drawn.mean() == pytest.approx(seeds.mean(), abs=want / 20)
+
+
+def test_all_defenses_meet_the_same_victims(tmp_path: Path) -> None:
+    """Paired draws: what is always better stays better, however much victims differ."""
+
+    def hard(attack: str, rate: str, seed: int) -> float:
+        return 0.2 + 0.3 * seed
+
+    asr = {"none": steady(0.95), "ours": hard, "theirs": lambda a, r, s: hard(a, r, s) + 0.01}
+    found = standings(matrix_of(write_board(tmp_path, asr, attacks=ATTACKS)), draws=2000)
+    assert line_of(found, "ours").rank == (1, 1)
+    assert line_of(found, "theirs").rank == (2, 2)
+
+
+def test_the_middle_is_the_interquartile_mean_of_victims(board: Path) -> None:
+    from scipy import stats as scipy_stats
+
+    matrix = matrix_of(board)
+    for d, span in enumerate(Bootstrap(matrix, 500).interquartile()):
+        want = scipy_stats.trim_mean(matrix.asr_DSR[d].ravel(), 0.25)
+        assert span.value == pytest.approx(want)
+        assert span.low <= span.value <= span.high
+
+
+def test_equal_boards_have_equal_draws(board: Path) -> None:
+    first, second = (standings(matrix_of(board), draws=300) for _ in range(2))
+    assert first == second
+
+
+# --- pictures
+
+
+def test_the_pointwise_worst_case_counts_pictures_that_any_attack_fools(tmp_path: Path) -> None:
+    asr = {"none": steady(0.5), "ours": steady(0.25)}
+    write_board(tmp_path, asr, seeds=[0])
+    labels, right = [0, 1, 2, 3, 4], [True] * 5
+    fooled = {
+        ("none", "badnet"): [True, True, True, False, False],
+        ("none", "blended"): [True, False, True, True, False],
+        ("ours", "badnet"): [True, True, False, False, False],
+        ("ours", "blended"): [True, True, False, False, False],
+    }
+    for (defense, attack), seen in fooled.items():
+        write_pictures(tmp_path, f"{attack}-0.01-{defense}-0-0", seen, right, labels)
+    with closing(Tables(tmp_path)) as tables:
+        matrix = load_matrix(tables)
+        assert matrix is not None
+        found = pointwise(tables, matrix)
+    # The picture of the target class is none that an attack could succeed on.
+    assert found["none"].value == pytest.approx(3 / 4)
+    assert found["ours"].value == pytest.approx(1 / 4)
+    asked = Asked(worst_case=True, part="tiers")
+    assert "Pointwise" in text(load(tmp_path, asked), asked)
+
+
+# --- what is printed
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("part", ["all", "lines", "tiers"])
+def test_every_form_holds_every_defense(form: str, part: str, board: Path) -> None:
+    asked = Asked(part=part)
+    shown = text(load(board, asked), asked, form, width=160)
+    for defense in SPREAD:
+        assert defense in shown
+    if form == "json":
+        body = json.loads(shown)
+        assert ("rows" in body, "tiers" in body) == (part != "tiers", part != "lines")
+    if form == "tex":
+        assert shown.count(r"\begin{tabular}") == 1
+        assert r"label\_consistent" in shown or part == "tiers"
+
+
+def test_hostile_names_are_texts(tmp_path: Path) -> None:
+    name = "<b>&%$#_{}~^\\|"
+    shown = {
+        form: formed(standing_table(_standings_of(tmp_path / form, name)), form)
+        for form in ("html", "tex", "md", "csv")
+    }
+    assert "<b>" not in shown["html"]
+    assert "&lt;b&gt;" in shown["html"]
+    assert r"\textless{}b\textgreater{}\&\%\$\#\_\{\}" in shown["tex"]
+    assert r"\|" in shown["md"]
+    assert name in shown["csv"]
+
+
+def _standings_of(folder: Path, name: str) -> Standings:
+    asr = {"none": steady(0.9, 0.01), name: steady(0.1, 0.01)}
+    return standings(matrix_of(write_board(folder, asr)), draws=100)
+
+
+def test_a_board_without_a_sound_victim_has_lines_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_board(tmp_path, {"none": steady(0.9)}, status=dict.fromkeys(_cells(), "invalid_victim"))
+    assert call(capsys, "leaderboard", tmp_path).code == 0
+    refused = call(capsys, "leaderboard", tmp_path, "--part", "tiers")
+    assert (refused.code, "No sound victim has numbers yet" in refused.err) == (1, True)
+
+
+def _cells() -> list[tuple[str, str, str, int]]:
+    return [("none", a, "0.01", s) for a in ("badnet", "blended") for s in (0, 1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--part", "tier"], "no part 'tier'. There are: all, lines, tiers."),
+        (["--group", "need"], "no group 'need'. There are: all, needs."),
+        (["--at-ca-loss", "200"], "from 0 to 100, found 200"),
+        (["--format", "xml"], "xml"),
+        (["--published", "--part", "tiers"], "published figures join the lines"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(
+    words: list[str], says: str, board: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = call(capsys, "leaderboard", board, *words)
+    assert done.code in (1, 2)
+    assert says in done.err
+
+
+def test_numbers_of_programs_are_those_of_people(board: Path) -> None:
+    values: list[dict[str, Any]] = list(
+        standing_table(standings(matrix_of(board), draws=300)).values
+    )
+    assert {value["defense"] for value in values} == set(SPREAD)
+    for value in values:
+        assert value["asr_low"] < value["asr"] < value["asr_high"]
+        assert 0 <= value["worst_low"] <= value["worst"] <= value["worst_high"] <= 1
+        assert round(value["asr"] * N * 24) == pytest.approx(value["asr"] * N * 24)
