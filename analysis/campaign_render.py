@@ -191,20 +191,31 @@ def _short(value: Any) -> str:
 
 
 def _budget_note(board: CampaignBoard) -> str:
-    """Whether every search could try equally much."""
+    """Whether every search could try equally much, and has."""
     units = {"trials": "trials", "device_hours": "device hours", "wall_minutes": "minutes"}
     given = [f"{board.budget[n]:g} {words}" for n, words in units.items() if board.budget.get(n)]
     said = f"Budget of every search: {' or '.join(given)}" if given else "Budget: unknown"
     counts = [search.num_trials for search in board.searches]
-    if min(counts) == max(counts):
-        return f"{said}. Equal: each has tried {counts[0]}."
-    if not board.budget.get("trials"):
-        return f"{said}. Within it they have tried {min(counts)} to {max(counts)} settings."
-    least = min(board.searches, key=lambda search: search.num_trials)
-    return (
-        f"{said}. NOT EQUAL: they have tried {min(counts)} ({least.defense}, {least.objective}) "
-        f"to {max(counts)} settings."
-    )
+    least, most = min(counts), max(counts)
+    spread = f"{least} to {most}" if least < most else str(least)
+    if any(not search.is_final for search in board.searches):
+        return f"{said}. Not ended: so far they have tried {spread}."
+    wanted = int(board.budget.get("trials") or 0)
+    # Other limits end a search when they are reached, and a grid search has what its grid has.
+    is_whole = wanted and len(given) == 1 and not any(s.is_of_a_grid for s in board.searches)
+    if least < most and not is_whole and given:
+        return f"{said}. Within it they have tried {spread} settings."
+    if is_whole and least < wanted:
+        short = [f"{s.defense} {s.objective}" for s in board.searches if s.num_trials < wanted]
+        return (
+            f"{said}. SHORT of it, and NOT EQUAL in what they could find: they have tried {spread}"
+            f" ({', '.join(short)}). The same command goes on."
+        )
+    if is_whole and most > wanted:
+        return f"{said}; with those of a larger budget before, they have tried {spread}."
+    if least < most:
+        return f"{said}. NOT EQUAL: they have tried {spread} settings."
+    return f"{said}. Equal: each has tried {least}."
 
 
 def _oracle_notes(board: CampaignBoard) -> list[str]:

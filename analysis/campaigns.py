@@ -135,6 +135,11 @@ class SearchResult:
         return self.told.get("chosen") is not None
 
     @property
+    def is_of_a_grid(self) -> bool:
+        """Whether it tries all settings of a grid and is done."""
+        return self.told.get("by") == "grid"
+
+    @property
     def chosen(self) -> Trial | None:
         """What the search chose, or would choose now: the feasible trial of the least score."""
         if self.is_final:

@@ -16,7 +16,7 @@ from grid.status_words import driver_words, duration
 
 COLUMNS = (
     *("search", "defense", "objective", "record", "trial", "number", "is_default", "status"),
-    *("score", "is_feasible", "worst_asr", "ca_loss", "device_seconds", "written_at"),
+    *("score", "is_feasible", "ca", "worst_asr", "ca_loss", "device_seconds", "written_at"),
 )
 
 
@@ -57,8 +57,8 @@ def _searches(out: Path) -> list[list[dict[str, Any]]]:
 
 def _search(trials: list[dict[str, Any]]) -> dict[str, Any]:
     own = [trial for trial in trials if not trial["is_default"]]
-    able = [t for t in own if t["status"] == "ok" and t["is_feasible"]]
-    best = min(able, key=lambda t: t["score"], default=None)
+    able = [t for t in trials if t["status"] == "ok" and t["is_feasible"]]
+    best = min(able, key=lambda t: (t["score"], -t["ca"], t["number"]), default=None)
     names = ("number", "worst_asr", "ca_loss")
     return {
         "defense": trials[0]["defense"],

@@ -199,6 +199,11 @@ def tune(
     if report.held_out is None:
         raise GridError("no search chose anything, so there is nothing to evaluate; see above why")
     say(f"{report.name}: {report.wall_seconds:.1f} s; results: {where}    store: {shown(uri)}")
+    if report.short:
+        raise GridError(
+            "trials whose process failed: " + "; ".join(report.short) + ". The same command runs"
+            " them again; what was chosen without them is chosen of fewer."
+        )
     if evaluate:
         _run(str(report.held_out), where / "held-out", uri, ExecutorName.RAY, None, retry=False)
         return

@@ -43,6 +43,9 @@ ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # The thread of a trial that was ended has so long to go away before its actor is used again;
+    # with Tune's own 2 seconds, on a busy machine, the trial that waits for it fails.
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 

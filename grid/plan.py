@@ -119,12 +119,17 @@ class Plan:
         return needed
 
     def cautions(self) -> list[str]:
-        """What the defenses have to say about the grid's rates and data."""
+        """What the defenses have to say about the grid's rates and data, and those that no cell
+        can use."""
         rows, said = self.grid.data.suspect, dict[str, None]()
         for cell in (planned.cell for planned in self.cells):
             words = cell.defense.method.caution(cell.count / rows, rows)
             if words:
                 said[f"{cell.defense.label} at {cell.rate}: {words}"] = None
+        used = {planned.cell.defense.label for planned in self.cells}
+        for cell, why in self.refused:
+            if cell.defense.label not in used:
+                said[f"{cell.defense.label} applies to no cell of this grid: {why}"] = None
         return list(said)
 
     def everything(self, settled: Container[str] = ()) -> list[Stage]:

@@ -1,4 +1,4 @@
-"""Progress of a run: a live line on a terminal, otherwise one line per minute."""
+"""Progress of a run: a live line on a terminal; else a line after ten seconds and per minute."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from grid.status_words import duration
+
 
 class Progress:
     """Counts, rate and time to go."""
@@ -15,6 +17,7 @@ class Progress:
     def __init__(self, num_cells: int, say: Callable[[str], None]) -> None:
         self.num_cells, self.say = num_cells, say
         self.started = self.said = time.monotonic()
+        self.has_said = False
         self._status: Any = None
         if sys.stderr.isatty():
             from rich.console import Console
@@ -38,7 +41,7 @@ class Progress:
         The first cell closes after many stages: until then it is these that show progress.
         """
         now = time.monotonic()
-        if self._status is None and now - self.said < 60:
+        if self._status is None and now - self.said < (60 if self.has_said else 10):
             return
         closed, elapsed = self.num_cells - cells_left, now - self.started
         parts = [f"{closed}/{self.num_cells} cells", f"{stages_done}/{stages_planned} stages"]
@@ -46,7 +49,7 @@ class Progress:
             rate = 3600 * closed / elapsed
             parts.append(f"{rate:.0f} cells/h")
         if seconds_left is not None:
-            parts.append(f"about {seconds_left / 60:.0f} min to go")
+            parts.append(f"about {duration(seconds_left)} to go")
         names = ", ".join(
             f"{name} x{count}" if count > 1 else name for name, count in Counter(running).items()
         )
@@ -56,7 +59,7 @@ class Progress:
         if self._status is not None:
             self._status.update(line)
         else:
-            self.said = now
+            self.said, self.has_said = now, True
             self.say(line)
 
     def close(self) -> None:

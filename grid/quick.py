@@ -176,12 +176,16 @@ def plan_summary(
     ):
         found: dict[str, Any] = plan["summary"]
         return found
-    from grid.gridfile import load_grid
+    from dataclasses import replace
+
+    from grid.gridfile import decode_grid
     from grid.plan import History, finished, make_plan, summary
     from grid.room import on_lanes
     from victims.store import Store
 
-    grid = load_grid(source.source.removeprefix("preset "), on=on)
+    grid = decode_grid(source)
+    if on is not None:
+        grid = replace(grid, execution=grid.execution.moved(on))
     made = make_plan(grid)
     history, done = History(None), set()
     root = Path(store_uri)
@@ -233,8 +237,8 @@ def _planned(source: Source, out: Path) -> list[dict[str, Any]]:
         with contextlib.suppress(OSError, ValueError, KeyError):
             cells: list[dict[str, Any]] = json.loads((out / "grid.json").read_text())["cells"]
             return cells
-    from grid.gridfile import load_grid
+    from grid.gridfile import decode_grid
     from grid.plan import make_plan
     from grid.results import planned_cells
 
-    return planned_cells(make_plan(load_grid(source.source.removeprefix("preset "))))
+    return planned_cells(make_plan(decode_grid(source)))

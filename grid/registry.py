@@ -7,10 +7,12 @@ method; a method's module is imported when it is asked for. Nothing here imports
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import importlib.util
 import inspect
+import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -283,9 +285,38 @@ def _description(text: str, file: str) -> str:
     return " ".join(described.node.text.split()) if described else ""
 
 
+# Beside results: the text of the grid, and the place of its file.
+TEXT_FILE, SOURCE_FILE = "grid.yaml", "source.json"
+
+
 def grid_source(name_or_path: str) -> Source:
-    """The text of a grid file, or of the preset of that name. Decodes nothing."""
+    """The text of a grid file, of the preset of that name, or of what ran in a results directory,
+    given by its path or by its name at home. Decodes nothing."""
+    if not Path(name_or_path).is_file() and name_or_path not in presets():
+        from grid.places import home
+
+        for folder in (Path(name_or_path), home() / name_or_path):
+            if (folder / TEXT_FILE).is_file():
+                return _ran(folder)
+        if (folder := home() / name_or_path).joinpath("campaign.yaml").is_file():
+            raise UsageError(
+                f"{name_or_path} is a campaign: `grid tune` goes on with it, `grid status` and"
+                " `grid leaderboard --campaign` tell of it, and its grid is"
+                f" {folder / 'held-out.yaml'}."
+            )
     return _source(name_or_path, "presets", "grid file", "preset")
+
+
+def _ran(folder: Path) -> Source:
+    """The grid of a results directory: its file as it is now, or else as it was."""
+    kept = folder / TEXT_FILE
+    path = str(kept)
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        path = str(json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))["path"])
+    if path.removeprefix("preset ") in presets() and path.startswith("preset "):
+        return grid_source(path.removeprefix("preset "))
+    found = Path(path) if Path(path).is_file() else kept
+    return Source(folder.name, str(found), read_text(found))
 
 
 def campaign_source(name_or_path: str) -> Source:

@@ -31,6 +31,7 @@ from grid.plan import (
 from grid.preflight import preflight
 from grid.progress import Progress
 from grid.quick import SETTLED, exit_code, outcomes_in
+from grid.registry import SOURCE_FILE, TEXT_FILE
 from grid.results import RowMaker, Verdict, judge, planned_cells
 from grid.room import busiest
 from grid.scheduler import MAX_ATTEMPTS, Scheduler, clear_errors
@@ -180,7 +181,10 @@ class Driver(Scheduler):
         """Write what is planned, so that a board knows from the start what is missing."""
         name, number = self.grid.name, self.grid.identity_hash
         write_grid(self.out, name, number, planned_cells(self.plan))
-        write_whole(self.out / "grid.yaml", self.grid.text)
+        write_whole(self.out / TEXT_FILE, self.grid.text)
+        source = self.grid.source
+        place = source if source.startswith("preset ") else str(Path(source).absolute())
+        write_whole(self.out / SOURCE_FILE, json.dumps({"path": place}))
         write_chains(self.out, self.plan, self.store.shown)
         first = _first_cells(self.out)
         if first is None:

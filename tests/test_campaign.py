@@ -28,7 +28,7 @@ from grid.tuning.scenes import Scenes
 from grid.tuning.spec import Sees
 from grid.tuning.trial import numbers_of
 from grid.work import Ended, execute
-from tests.campaigns import FILE, campaign, campaign_text, write_campaign_file
+from tests.campaigns import FILE, GRID, campaign, campaign_text, write_campaign_file
 from tests.grids import environment, grid_command
 from tests.processes import wait_for
 from victims.keys import content_key
@@ -332,6 +332,31 @@ def test_bad_trials_are_ended_early_and_leave_nothing_behind(
     ]
     assert json.loads(chosen["settings"])["recipe.lr"] < 1
     assert {group["state"] for group in found.groups.values()} <= {"REMOVED"}
+
+
+@pytest.mark.exhaustive
+def test_trials_that_are_ended_in_a_long_epoch_cost_no_other_its_turn(
+    in_process: Any, tmp_path: Path
+) -> None:
+    """An actor is used again only after the epoch that its last trial was in; Tune gives up
+    waiting after 2 seconds unless told otherwise, and so lost the trial that was next."""
+    world = {**GRID["data"]["world"], "clean": 8192}
+    found = in_process(
+        tmp_path,
+        grid={**GRID, "data": {"world": world}},
+        tuning={"attacks": ["badnet"]},
+        defenses=[{"finetune": {**DIVERGING[0]["finetune"], "recipe": {"epochs": 3}}}],
+        objectives={"tuned": {"maximise": "ca"}},
+        search={"by": "grid"},
+        stop={"by": "asha", "grace": 1, "reduction": 2},
+        budget={"trials": 6},
+    )
+    (search,) = found.report.searches
+    assert (search.trials, search.lost) == (6, 0)
+    assert search.stopped
+    assert found.report.short == []
+    statuses = Counter(r["status"] for r in ended(tmp_path / "out").values())
+    assert statuses["ok"] + statuses["stopped"] + statuses["failed"] == 7
 
 
 @pytest.mark.exhaustive

@@ -82,7 +82,7 @@ def trial(number: int, score: float, ca: float = 0.5, **more: Any) -> dict[str, 
 
 def test_the_best_trial_is_then_the_most_accurate_then_the_first() -> None:
     trials = [
-        trial(0, 0.0, is_default=True),
+        trial(0, 0.3, is_default=True),
         trial(1, 0.2, 0.6),
         trial(2, 0.2, 0.7),
         trial(3, 0.2, 0.7),
@@ -90,7 +90,9 @@ def test_the_best_trial_is_then_the_most_accurate_then_the_first() -> None:
         trial(5, 0.0, status="failed"),
     ]
     assert best(trials) == trials[2]
-    assert best(trials[:1]) is None
+    better = trial(0, 0.1, is_default=True)
+    assert best([better, *trials[1:]]) == better, "no search chooses what is worse"
+    assert best(trials[4:]) is None
 
 
 @pytest.mark.parametrize(

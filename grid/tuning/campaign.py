@@ -34,7 +34,7 @@ from grid.tuning.rests import Rests
 from grid.tuning.scenes import Scenes, Square, inputs
 from grid.tuning.score import CellNumbers, best, excess, over_cells, score
 from grid.tuning.spec import Campaign, Objective, Searched, Sees
-from grid.tuning.trial import Context, Record, numbers_of, read_outcome, where_of
+from grid.tuning.trial import PROCESS_FAILED, Context, Record, numbers_of, read_outcome, where_of
 from grid.tuning.tuned import tuned_entry, write_held_out, write_tuned
 from victims.errors import GridError, UsageError
 from victims.keys import Key
@@ -47,7 +47,7 @@ ENVIRONMENT = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
 }
-SAY_SECONDS = 60.0
+SAY_SECONDS = 15.0
 MANY = 1_000_000
 
 
@@ -108,6 +108,7 @@ class CampaignDriver:
     def _say_what(self) -> None:
         """Keep the campaign's text, and since when there has been one."""
         write_whole(self.out / CAMPAIGN_FILE, self.campaign.text)
+        write_report(self.out, self.campaign, [], 0)
         if not (self.out / BEGAN_FILE).exists():
             write_whole(self.out / BEGAN_FILE, datetime.now(UTC).isoformat(timespec="seconds"))
 
@@ -212,8 +213,8 @@ class CampaignDriver:
             objective=objective,
         )
         default, told = self._default(searched, rule)
-        if not any(record["trial"] == told[-1]["trial"] for record in recorded):
-            records = [mine(record, 0, is_default=True) for record in told]
+        records = [mine(record, 0, is_default=True) for record in told]
+        if not any(r["is_default"] and r["trial"] == records[-1]["trial"] for r in recorded):
             self.prepared.buffer["trials"].extend(records)
         known = known_of(recorded)
         report = SearchReport(
@@ -265,8 +266,9 @@ class CampaignDriver:
         report.trials = len(trials)
         report.stopped = sum(t["status"] == "stopped" for t in trials)
         report.failed = sum(t["status"] == "failed" for t in trials)
+        report.lost = sum(t["reason"] == PROCESS_FAILED for t in trials)
         report.device_seconds = spent.device_seconds
-        self._choose(report, searched, objective, trials)
+        self._choose(report, searched, objective, [records[-1], *trials])
         self.reports.append(report)
         self._rest(searched, objective, trials)
         tuning = self.groups.get(Sees.ATTACKS)
@@ -321,7 +323,16 @@ class CampaignDriver:
         chosen = best(trials)
         told = "none ended yet" if chosen is None else _shown(chosen)
         total = f"/{of}" if of else ""
-        self.say(f"{report.defense}, {report.objective}: {len(trials)}{total} trials; best: {told}")
+        known = f" ({report.replayed} known before)" if report.replayed else ""
+        place = f"[{len(self.reports) + 1}/{self.num_searches}]"
+        self.say(
+            f"{place} {report.defense}, {report.objective}: {len(trials)}{total} trials{known};"
+            f" best: {told}"
+        )
+
+    @property
+    def num_searches(self) -> int:
+        return len(self.campaign.objectives) * len(self.campaign.defenses)
 
     def _choose(
         self, report: SearchReport, searched: Searched, objective: str, trials: Sequence[Record]
@@ -330,6 +341,8 @@ class CampaignDriver:
         if chosen is None:
             self.say(f"{searched.label}, {objective}: no trial came to its end; nothing is chosen")
             return
+        if chosen["is_default"]:
+            self.say(f"{searched.label}, {objective}: nothing is better than the defaults")
         counts = {"trials": report.trials, "device_seconds": report.device_seconds}
         tuned = tuned_entry(self.campaign, searched, objective, chosen, counts)
         self.tuned.append(tuned)

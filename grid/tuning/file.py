@@ -127,6 +127,13 @@ def _check_search(found: Campaign, places: Mapping[str, Raw], raw: Raw) -> None:
                     f"the grid of {searched.label} has {size} settings, and the budget"
                     f" {found.budget.trials} trials: give {size}, fewer values, or another search"
                 )
+    for searched in found.defenses if found.stop is not None else ():
+        if "recipe.epochs" in searched.space:
+            raise places["stop"].error(
+                f"trials are compared after equally many epochs, and {searched.label} searches"
+                " recipe.epochs: a schedule of another length is elsewhere by then. Leave out"
+                " `stop`, or give a `space` without recipe.epochs."
+            )
     if found.drop is not None:
         counts = {
             Sees.ATTACKS: found.tuning,
@@ -301,6 +308,8 @@ def _searched(raw: Raw, grid: Raw, source: Source) -> Searched:
     given = fields_of.without("space").plain()
     # Decoded at its own place, so that a fault in it is told there.
     item = Raw.of({}, raw.where).under({name: given})
+    if name == UNDEFENDED:
+        raise raw.error("none is the undefended victim: it has nothing to search. Leave it out.")
     first, *others = entries_of([item.plain()], grid, source)
     if others:
         raise raw.error(f"{name} has a judge for each of the grid's guides: name one in `guides`")

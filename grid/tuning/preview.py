@@ -4,13 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from defenses.base import OneOf
 from grid.plan import History
 from grid.stages import ModelStage, Stage
 from grid.tuning.scenes import Scenes, inputs
-from grid.tuning.spec import Campaign
+from grid.tuning.spec import Campaign, Searched
 from grid.tuning.tuned import words
 from victims.keys import Key
 from victims.store import Store
+
+
+def _ranges(searched: Searched) -> str:
+    """The space in words."""
+    found = []
+    for name, dimension in searched.space.items():
+        if isinstance(dimension, OneOf):
+            found.append(f"{name} in {{{', '.join(map(str, dimension.values))}}}")
+        else:
+            scale = " (log)" if dimension.log else ""
+            found.append(f"{name} {dimension.low:g} to {dimension.high:g}{scale}")
+    return ", ".join(found)
 
 
 def preview(campaign: Campaign, store_uri: str) -> list[str]:
@@ -37,7 +50,8 @@ def preview(campaign: Campaign, store_uri: str) -> list[str]:
             noun = "cell" if len(squares) == 1 else "cells"
             searches.append(
                 f"  {searched.label}, {label}: {campaign.search.by.value} over"
-                f" {', '.join(searched.space)}; {len(squares)} {noun} a trial, about {one:.0f} s"
+                f" {_ranges(searched)}; {len(squares)} {noun} a trial, about {one:.0f} s with the"
+                " defaults"
             )
     missing = [stage for key, stage in first.items() if store is None or key not in store]
     fits = sum(isinstance(stage, ModelStage) for stage in missing)

@@ -61,11 +61,12 @@ def known_of(recorded: Sequence[Record]) -> dict[str, list[Record]]:
     where it was not their settings' fault."""
     by_trial: dict[str, list[Record]] = defaultdict(list)
     for record in recorded:
-        by_trial[record["trial"]].append(record)
+        if not record["is_default"]:
+            by_trial[record["trial"]].append(record)
     found = {}
     for trial, records in by_trial.items():
         ended = [r for r in records if r["record"] == "trial"]
-        if not ended or ended[0]["is_default"] or _to_be_done_again(ended[0]):
+        if not ended or _to_be_done_again(ended[0]):
             continue
         order = {"epoch": 0, "cell": 1, "trial": 2}
         records.sort(key=lambda r: (order[r["record"]] == 2, r["cell"] or 0, r["epoch"] or 1e9))

@@ -3,6 +3,7 @@ search so far has come to."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -29,6 +30,7 @@ class SearchReport:
     stopped: int = 0
     failed: int = 0
     replayed: int = 0
+    lost: int = 0
     device_seconds: float = 0.0
     wall_seconds: float = 0.0
     chosen: str | None = None
@@ -46,6 +48,15 @@ class CampaignReport:
     searches: list[SearchReport]
     held_out: Path | None
     wall_seconds: float
+
+    @property
+    def short(self) -> list[str]:
+        """The searches that a failing process or an early end left without some of their trials."""
+        return [
+            f"{one.defense}, {one.objective} ({one.lost} of {one.trials} trials)"
+            for one in self.searches
+            if one.lost
+        ]
 
     def lines(self) -> list[str]:
         """What every search used of its budget, which is the same for all, and what it chose."""
@@ -71,7 +82,8 @@ def write_report(
     body = {
         "schema_version": SCHEMA_VERSION,
         "name": campaign.name,
-        "hash": campaign.grid.identity_hash,
+        "hash": hashlib.sha256(campaign.text.encode()).hexdigest()[:12],
+        "grid_hash": campaign.grid.identity_hash,
         "grid": campaign.grid.name,
         "tuning": {
             "attacks": list(campaign.tuning.attacks),

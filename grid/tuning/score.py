@@ -78,9 +78,10 @@ def score(numbers: TrialNumbers, objective: Objective) -> float:
 
 def best(trials: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """The trial record that a search chooses: of those that came to their end the smallest score,
-    then the most accurate, then the first; the default settings are none of its own. What trials
-    took plays no part: it differs from run to run."""
-    ended = [t for t in trials if t["status"] == "ok" and not t["is_default"]]
+    then the most accurate, then the first. The settings that the defense has anyway, number 0,
+    stand among them: no search chooses what is worse than they are. What trials took plays no
+    part: it differs from run to run."""
+    ended = [t for t in trials if t["status"] == "ok"]
     return min(ended, key=lambda t: (t["score"], -t["ca"], t["number"]), default=None)
 
 

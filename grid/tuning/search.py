@@ -3,7 +3,6 @@ its actors run them; what a trial did is in the store and in our records, never 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 import tempfile
@@ -157,13 +156,20 @@ def _trainable(context: Context) -> Callable[[dict[str, Any]], None]:
             except SystemExit as error:  # how Tune ends a trial in its middle
                 raise LeftOff from error
 
-        # Tune draws numbers of numpy's; settings are written as JSON.
-        values = {n: v.item() if hasattr(v, "item") else v for n, v in config.items()}
-        with contextlib.suppress(LeftOff):
-            run_trial(replace(context, runtime=here), values, tell)
+        try:
+            run_trial(replace(context, runtime=here), plain_values(config), tell)
+        except LeftOff:
+            # To return would have Tune's wrapper report once more, which nobody waits for: the
+            # actor could not be used again, and the trial that was to have it would be lost.
+            raise SystemExit(0) from None
 
     found: Callable[[dict[str, Any]], None] = tune.with_parameters(trial, context=context)
     return found
+
+
+def plain_values(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as JSON has them: Tune draws numbers of numpy's."""
+    return {n: v.item() if hasattr(v, "item") else v for n, v in config.items()}
 
 
 def _request(wants: Resources) -> PlacementGroupFactory:
@@ -349,7 +355,18 @@ class _Listener(tune.Callback):
         self._cut_short(name, self.rules.reasons.get(name, OUT_OF_BUDGET))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._cut_short(trial.trial_id, PROCESS_FAILED, "failed")
+        name = trial.trial_id
+        if name in self.last:
+            self._cut_short(name, PROCESS_FAILED, "failed")
+            return
+        # It never said a word: still it is a trial of the budget, which is run again later.
+        number = self.numbers.setdefault(name, trials.index(trial) + 1)
+        settings = json.dumps(plain_values(trial.config), sort_keys=True)
+        ended: Record = {"record": "trial", "trial": f"trial-of-{settings}", "settings": settings}
+        ended |= {"status": "failed", "reason": PROCESS_FAILED, "score": FAILED}
+        ended |= {"is_feasible": False, "device_seconds": 0.0, "started_at": time.time()}
+        self.say(Told(number=number, record=ended))
+        self._count(name, 0.0)
 
     def finish(self) -> None:
         """Of trials that were under way when the budget ended nobody is told otherwise."""
