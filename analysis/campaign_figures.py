@@ -6,55 +6,55 @@ can tell apart; settings that were chosen are large, the default is a black star
 
 from __future__ import annotations
 
-import re
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from analysis.campaigns import CampaignBoard, SearchResult, Trial
 from analysis.importance import Importance, importance
+from analysis.theme import (
+    COLUMN_INCHES,
+    GREY,
+    LETTER_INCHES,
+    PAGE_INCHES,
+    PNG_DPI,
+    Drawn,
+    Look,
+    NothingToDraw,
+    draw_all,
+    house_style,
+    legend,
+    looks_of,
+    new_figure,
+    whole_ticks,
+)
 
-COLUMN_INCHES = 3.5
-PAGE_INCHES = 7.0
-PNG_DPI = 300
+__all__ = [
+    "COLUMN_INCHES",
+    "FARTHEST_LOSS",
+    "PNG_DPI",
+    "Drawn",
+    "NothingToDraw",
+    "cloud_figure",
+    "curves_figure",
+    "draw_campaign",
+    "house_style",
+    "hypervolume_figure",
+    "importance_figure",
+]
+
 TITLE_LETTERS = 46
-HANDLE_INCHES, LETTER_INCHES, LINE_INCHES = 0.5, 0.058, 0.155
-"""Room in a legend: for a handle, per letter of the longest label, and per line."""
 FARTHEST_LOSS = 0.12
 """Figures show models that lose up to so much clean accuracy: broken ones would hide the rest."""
-MARKERS, DASHES = "osD^vP", ("-", "--", "-.", ":")
-GREY = "0.62"
 MOST_MARKS = 12
 SCORE_WORDS = {"score": "score", "ca": "clean accuracy"}
 
 
-class Drawn(NamedTuple):
-    """The files, and what could not be drawn and why."""
-
-    files: list[Path]
-    left_out: list[str]
-
-
-class NothingToDraw(Exception):
-    """A figure would be empty; the message says why."""
-
-
 def draw_campaign(board: CampaignBoard, folder: Path) -> Drawn:
     """Draw every figure of a campaign into a folder, each as PNG and SVG."""
-    folder.mkdir(parents=True, exist_ok=True)
-    drawn = Drawn([], [])
-    for name, draw in _figures(board).items():
-        with house_style():
-            try:
-                figure = draw()
-            except NothingToDraw as error:
-                drawn.left_out.append(f"{name}: {error}")
-                continue
-            drawn.files.extend(_save(figure, folder / _file_name(name)))
-    return drawn
+    return draw_all(_figures(board), folder)
 
 
 def _figures(board: CampaignBoard) -> Mapping[str, Callable[[], Any]]:
@@ -67,90 +67,6 @@ def _figures(board: CampaignBoard) -> Mapping[str, Callable[[], Any]]:
             f"importance-{defense}": partial(importance_figure, board, defense),
         }
     return found
-
-
-@contextmanager
-def house_style() -> Iterator[None]:
-    """The theme of the documents' pictures, in the sizes of print; undone at the end."""
-    import matplotlib as mpl
-    import seaborn as sns
-
-    with mpl.rc_context():
-        sns.set_theme(style="whitegrid", context="paper", font_scale=0.83)
-        mpl.rcParams.update(
-            {
-                "svg.fonttype": "none",
-                "svg.hashsalt": "campaign",
-                "axes.titlelocation": "left",
-                "axes.titlesize": 8,
-                "legend.frameon": False,
-                "legend.columnspacing": 1.2,
-                "legend.handletextpad": 0.5,
-                "grid.linewidth": 0.5,
-                "lines.linewidth": 1.2,
-            }
-        )
-        yield
-
-
-def _save(figure: Any, path: Path) -> list[Path]:
-    files = [path.with_name(f"{path.name}.{kind}") for kind in ("png", "svg")]
-    figure.savefig(files[0], dpi=PNG_DPI)
-    figure.savefig(files[1], metadata={"Date": None})
-    return files
-
-
-def _file_name(name: str) -> str:
-    return re.sub(r"[^\w.@+-]+", "_", name)
-
-
-def _new_figure(width: float, height: float) -> Any:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-class _Look(NamedTuple):
-    """How an objective is drawn."""
-
-    color: Any
-    marker: str
-    dash: str
-
-
-def _looks(board: CampaignBoard) -> dict[str, _Look]:
-    import seaborn as sns
-
-    colors = sns.color_palette("colorblind")
-    return {
-        objective: _Look(
-            colors[i % len(colors)], MARKERS[i % len(MARKERS)], DASHES[i % len(DASHES)]
-        )
-        for i, objective in enumerate(board.objectives)
-    }
-
-
-def _legend(figure: Any, axes: Iterable[Any], title: str | None = None) -> None:
-    """One legend under the panels, each label once, for which the figure grows."""
-    found: dict[str, Any] = {}
-    for axis in axes:
-        handles, labels = axis.get_legend_handles_labels()
-        for handle, label in zip(handles, labels, strict=True):
-            found.setdefault(label, handle)
-    width, height = figure.get_size_inches()
-    column = HANDLE_INCHES + LETTER_INCHES * max(map(len, found))
-    columns = min(len(found), max(1, int(width / column)))
-    lines = -(-len(found) // columns) + (title is not None)
-    figure.set_size_inches(width, height + LINE_INCHES * (lines + 0.5))
-    figure.legend(
-        found.values(),
-        found.keys(),
-        loc="outside lower center",
-        ncols=columns,
-        borderaxespad=0.2,
-        title=title,
-        title_fontsize=7,
-    )
 
 
 # --- accuracy against ASR
@@ -168,20 +84,20 @@ def cloud_figure(board: CampaignBoard, defense: str) -> Any:
     scenes = {scene: searches for scene, searches in scenes.items() if searches}
     if not scenes:
         raise NothingToDraw(f"no trial of {defense} has ended with CA and ASR")
-    figure = _new_figure(COLUMN_INCHES, 2.3 * len(scenes))
+    figure = new_figure(COLUMN_INCHES, 2.3 * len(scenes))
     axes = figure.subplots(len(scenes), 1, squeeze=False)[:, 0]
-    looks = _looks(board)
+    looks = looks_of(board.objectives)
     for axis, searches in zip(axes, scenes.values(), strict=True):
         for search in searches:
             _cloud(axis, search, looks[search.objective])
         _landmarks(axis, searches)
         _cloud_frame(axis, searches, defense)
     axes[-1].set_xlabel("clean accuracy, %")
-    _legend(figure, axes)
+    legend(figure, axes)
     return figure
 
 
-def _cloud(axis: Any, search: SearchResult, look: _Look) -> None:
+def _cloud(axis: Any, search: SearchResult, look: Look) -> None:
     """A search's epochs, trials, front and choice; the front ends each step where a trial lies."""
     epochs = [e for trial in search.trials for e in trial.epochs if e.worst_asr is not None]
     axis.scatter(
@@ -223,7 +139,7 @@ def _percents(trials: Sequence[Trial]) -> tuple[list[float], list[float]]:
     return [100 * point.x for point in points], [100 * (1 - point.y) for point in points]
 
 
-def _marks(axis: Any, trials: Sequence[Trial], look: _Look, **more: Any) -> None:
+def _marks(axis: Any, trials: Sequence[Trial], look: Look, **more: Any) -> None:
     style = {"linewidths": 0.8, "edgecolors": "white", **more}
     axis.scatter(*_percents(trials), marker=look.marker, color=look.color, **style)
 
@@ -277,15 +193,15 @@ def hypervolume_figure(board: CampaignBoard) -> Any:
         raise NothingToDraw("no trial of any search has ended with CA and ASR")
     columns = min(2, len(known))
     rows = math.ceil(len(known) / columns)
-    figure = _new_figure(COLUMN_INCHES, 0.55 + 1.2 * rows)
+    figure = new_figure(COLUMN_INCHES, 0.55 + 1.2 * rows)
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    looks = _looks(board)
+    looks = looks_of(board.objectives)
     for axis, (defense, searches) in zip(axes.flat, known.items(), strict=False):
         for search in searches:
             _growth(axis, search, looks[search.objective])
         axis.set_title(defense)
         axis.set_ylim(-0.03, 1.03)
-        _whole_ticks(axis)
+        whole_ticks(axis)
     for axis in axes.flat[len(known) :]:
         axis.set_visible(False)
     for axis in axes.flat[len(known) - columns : len(known)]:
@@ -293,11 +209,11 @@ def hypervolume_figure(board: CampaignBoard) -> Any:
         axis.set_xlabel("trials")
     for axis in axes[:, 0]:
         axis.set_ylabel("hypervolume")
-    _legend(figure, axes.flat[: len(known)])
+    legend(figure, axes.flat[: len(known)])
     return figure
 
 
-def _growth(axis: Any, search: SearchResult, look: _Look) -> None:
+def _growth(axis: Any, search: SearchResult, look: Look) -> None:
     found = search.hypervolumes()
     axis.step(
         [place for place, _ in found],
@@ -310,12 +226,6 @@ def _growth(axis: Any, search: SearchResult, look: _Look) -> None:
         color=look.color,
         label=search.label,
     )
-
-
-def _whole_ticks(axis: Any, most: int = 5) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axis.xaxis.set_major_locator(MaxNLocator(most, integer=True, min_n_ticks=1))
 
 
 # --- importance of settings
@@ -331,9 +241,9 @@ def importance_figure(board: CampaignBoard, defense: str) -> Any:
             f"{s.objective}: {i.refusal}" for pairs in found.values() for s, i in pairs
         )
         raise NothingToDraw("; ".join(refused))
-    figure = _new_figure(COLUMN_INCHES, 0.95 + 0.12 * len(names) * (len(searches) + 1))
+    figure = new_figure(COLUMN_INCHES, 0.95 + 0.12 * len(names) * (len(searches) + 1))
     axes = figure.subplots(1, len(found), sharey=True)
-    looks = _looks(board)
+    looks = looks_of(board.objectives)
     for axis, (target, pairs) in zip(axes, found.items(), strict=True):
         for place, (search, result) in enumerate(pairs):
             _bars(axis, names, result, looks[search.objective], (place, len(pairs)))
@@ -349,7 +259,7 @@ def importance_figure(board: CampaignBoard, defense: str) -> Any:
         label = f"{search.label}: {words}"
         axes[0].barh(0, 0, height=0, color=looks[search.objective].color, label=label)
     figure.suptitle(f"{defense}: what settings matter", x=0.02, ha="left", fontsize=8)
-    _legend(figure, axes[:1], title="forest's out-of-bag R²; pale bars say little")
+    legend(figure, axes[:1], title="forest's out-of-bag R²; pale bars say little")
     return figure
 
 
@@ -371,7 +281,7 @@ def _bars(
     axis: Any,
     names: Sequence[str],
     result: Importance,
-    look: _Look,
+    look: Look,
     place: tuple[int, int],
 ) -> None:
     """One search's bars beside those of the others; pale where the forest says little."""
@@ -403,23 +313,23 @@ def curves_figure(board: CampaignBoard, defense: str) -> Any:
             f"no trial of {defense} recorded an epoch: write `curves: true` in the campaign's file"
         )
     width = COLUMN_INCHES if len(searches) <= 2 else PAGE_INCHES
-    figure = _new_figure(width, 3.1)
+    figure = new_figure(width, 3.1)
     axes = figure.subplots(2, len(searches), sharex=True, sharey="row", squeeze=False)
-    looks = _looks(board)
+    looks = looks_of(board.objectives)
     for (above, below), search in zip(axes.T, searches, strict=True):
         for trial in sorted(search.trials, key=lambda t: _weight(search, t)):
             _curve(above, below, search, trial, looks[search.objective])
         letters = int(width / len(searches) / LETTER_INCHES) - 4
         above.set_title("\n".join(textwrap.wrap(search.label, letters)))
         below.set_xlabel("epoch")
-        _whole_ticks(below)
+        whole_ticks(below)
     axes[0][0].set_ylabel("worst ASR, %")
     axes[0][0].set_ylim(-4, 104)
     axes[1][0].set_ylabel("clean acc., %")
     low, high = axes[1][0].get_ylim()
     axes[1][0].set_ylim(max(low, high - 100 * FARTHEST_LOSS), high)
     figure.suptitle(defense, x=0.02, ha="left", fontsize=8)
-    _legend(figure, axes.flat)
+    legend(figure, axes.flat)
     return figure
 
 
@@ -429,7 +339,7 @@ def _weight(search: SearchResult, trial: Trial) -> int:
     return 2 if chosen is not None and trial.key == chosen.key else 1 if trial.is_default else 0
 
 
-def _curve(above: Any, below: Any, search: SearchResult, trial: Trial, look: _Look) -> None:
+def _curve(above: Any, below: Any, search: SearchResult, trial: Trial, look: Look) -> None:
     """One trial's two lines."""
     weight = _weight(search, trial)
     color = (GREY, "black", look.color)[weight]

@@ -203,6 +203,8 @@ def _budget_note(board: CampaignBoard) -> str:
     wanted = int(board.budget.get("trials") or 0)
     # Other limits end a search when they are reached, and a grid search has what its grid has.
     is_whole = wanted and len(given) == 1 and not any(s.is_of_a_grid for s in board.searches)
+    if least < most and any(s.is_of_a_grid for s in board.searches):
+        return f"{said}. NOT EQUAL: their grids have {spread} settings."
     if least < most and not is_whole and given:
         return f"{said}. Within it they have tried {spread} settings."
     if is_whole and least < wanted:

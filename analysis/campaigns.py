@@ -132,7 +132,7 @@ class SearchResult:
     @property
     def is_final(self) -> bool:
         """Whether the search has ended with a choice; before, the best so far stands for it."""
-        return self.told.get("chosen") is not None
+        return bool(self.told)
 
     @property
     def is_of_a_grid(self) -> bool:
@@ -141,11 +141,12 @@ class SearchResult:
 
     @property
     def chosen(self) -> Trial | None:
-        """What the search chose, or would choose now: the feasible trial of the least score."""
+        """What the search chose, or would choose now: the trial of the least score."""
         if self.is_final:
-            return next((trial for trial in self.trials if trial.key == self.told["chosen"]), None)
-        able = [t for t in self.complete if t.is_feasible and t.score is not None]
-        return min(able, key=lambda t: (t.score or 0.0, t.number), default=None)
+            chosen = self.told.get("chosen")
+            return next((trial for trial in self.trials if trial.key == chosen), None)
+        able = [t for t in self.complete if t.score is not None]
+        return min(able, key=lambda t: (t.score or 0.0, -(t.ca or 0.0), t.number), default=None)
 
     @property
     def tried(self) -> list[Trial]:
@@ -355,7 +356,7 @@ def _current(
 
 
 def _num_trials(records: Sequence[Mapping[str, Any]]) -> int:
-    return len({record["trial"] for record in records})
+    return len({record["trial"] for record in records if not record["is_default"]})
 
 
 def _search(
@@ -367,10 +368,13 @@ def _search(
     """The search that some records belong to."""
     first = records[0]
     objective = (file.get("objectives") or {}).get(first["objective"]) or {}
-    by_trial: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    by_trial: dict[tuple[str, bool], list[Mapping[str, Any]]] = defaultdict(list)
     for record in records:
-        by_trial[record["trial"]].append(record)
-    trials = [_trial(group, epochs.get((first["search"], k), ())) for k, group in by_trial.items()]
+        by_trial[record["trial"], record["is_default"]].append(record)
+    trials = [
+        _trial(group, epochs.get((first["search"], key), ()))
+        for (key, _), group in by_trial.items()
+    ]
     return SearchResult(
         defense=first["defense"],
         objective=first["objective"],

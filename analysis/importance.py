@@ -57,6 +57,8 @@ def importance(search: SearchResult, target: str, seed: int = 0) -> Importance:
     """The importance of a search's settings for ``score`` or ``ca`` of its complete trials."""
     values: list[tuple[Mapping[str, Any], float]] = []
     for trial in search.complete:
+        if trial.is_default:
+            continue  # its settings are not among those that were drawn
         value = {"score": trial.score, "ca": trial.ca}[target]
         if value is not None and math.isfinite(value):
             values.append((trial.settings, value))

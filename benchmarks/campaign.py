@@ -117,7 +117,7 @@ def measure_memory(trials: int, folder: Path) -> list[tuple[int, float]]:
     sizes: list[tuple[int, float]] = []
 
     class Watched(CampaignDriver):
-        def _progress(self, report: Any, trials: Sequence[Any], ended: int) -> None:
+        def _progress(self, report: Any, trials: Sequence[Any]) -> None:
             pages = int(Path("/proc/self/statm").read_text().split()[1])
             sizes.append((len(trials), pages * os.sysconf("SC_PAGE_SIZE") / 1e6))
 

@@ -277,7 +277,12 @@ def board_made(path: Path) -> str:
             f" {made['device']}, processor {made['processor']}."
         )
         if seconds := made.get("device_seconds"):
-            what += f" Victims and defenses took {seconds / 3600:.1f} device hours."
+            shown = (
+                f"{seconds / 3600:.1f} device hours"
+                if seconds >= 3600
+                else (f"{seconds / 60:.0f} device minutes")
+            )
+            what += f" Victims and defenses took {shown}."
     if not ended["complete"]:
         what += f"\n**Not all of the grid:** {ended['ok']} of {ended['planned']} cells have run."
     return (

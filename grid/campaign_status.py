@@ -39,13 +39,14 @@ def campaign_status(out: Path) -> dict[str, Any]:
 def _searches(out: Path) -> list[list[dict[str, Any]]]:
     """The ended trials of each search, defaults first. Of a defense and an objective that were
     searched before the file was changed, the last search stands."""
-    trials: dict[tuple[str, str], dict[str, Any]] = {}
+    trials: dict[tuple[str, str, bool], dict[str, Any]] = {}
     for file in files_in(out, "trials"):
         for record in file.read(columns=list(COLUMNS)).to_pylist():
             if record["record"] == "trial":
-                own = trials.setdefault((record["search"], record["trial"]), record)
+                key = (record["search"], record["trial"], record["is_default"])
+                own = trials.setdefault(key, record)
                 if record["written_at"] > own["written_at"]:
-                    trials[record["search"], record["trial"]] = record
+                    trials[key] = record
     by_search: dict[str, list[dict[str, Any]]] = {}
     for record in trials.values():
         by_search.setdefault(record["search"], []).append(record)
@@ -57,9 +58,9 @@ def _searches(out: Path) -> list[list[dict[str, Any]]]:
 
 def _search(trials: list[dict[str, Any]]) -> dict[str, Any]:
     own = [trial for trial in trials if not trial["is_default"]]
-    able = [t for t in trials if t["status"] == "ok" and t["is_feasible"]]
+    able = [t for t in trials if t["status"] == "ok"]
     best = min(able, key=lambda t: (t["score"], -t["ca"], t["number"]), default=None)
-    names = ("number", "worst_asr", "ca_loss")
+    names = ("number", "worst_asr", "ca_loss", "is_feasible")
     return {
         "defense": trials[0]["defense"],
         "objective": trials[0]["objective"],
@@ -87,10 +88,11 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
         for name in ("stopped", "failed"):
             counts += f", {search[name]} {name}" if search[name] else ""
         best = search["best"]
-        shown = "none within the limit yet"
+        shown = "none yet"
         if best is not None:
             shown = f"#{best['number']}, worst ASR {100 * best['worst_asr']:.1f} %,"
             shown += f" {100 * best['ca_loss']:.1f} points of accuracy lost"
+            shown += "" if best["is_feasible"] else ", beyond the limit"
         yield (
             f"{search['defense']}, {search['objective']}: {counts},"
             f" {duration(search['device_seconds'])} of fits; best: {shown}"

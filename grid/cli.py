@@ -20,6 +20,7 @@ from victims.places import shown
 
 if TYPE_CHECKING:
     from analysis.leaderboard import Asked
+    from analysis.theme import Drawn
     from grid.run import RunReport
     from grid.spec import Grid
 
@@ -423,7 +424,9 @@ def leaderboard(
     )
     _print_board(where, form.value, asked, published)
     if figures is not None:
-        raise UsageError("--figures draws a campaign's trials: give --campaign with it")
+        from analysis.drawing import draw_board
+
+        _say_drawn(draw_board(where, figures, asked))
 
 
 def _campaign(where: Path, form: str, figures: Path | None) -> None:
@@ -435,11 +438,14 @@ def _campaign(where: Path, form: str, figures: Path | None) -> None:
     if figures is not None:
         from analysis.campaign_figures import draw_campaign
 
-        drawn = draw_campaign(board, figures)
-        for file in drawn.files:
-            say(str(file))
-        for words in drawn.left_out:
-            say(f"not drawn: {words}")
+        _say_drawn(draw_campaign(board, figures))
+
+
+def _say_drawn(drawn: Drawn) -> None:
+    for file in drawn.files:
+        say(str(file))
+    for words in drawn.left_out:
+        say(f"not drawn: {words}")
 
 
 def _board(where: Path, form: str) -> None:

@@ -187,7 +187,7 @@ def test_what_cannot_be_drawn_is_said_in_words(tmp_path: Path) -> None:
     board = load_campaign(tmp_path)
     with pytest.raises(NothingToDraw, match="write `curves: true`"):
         figures.curves_figure(board, "cleanclip")
-    with pytest.raises(NothingToDraw, match="3 complete trials, 8 needed"):
+    with pytest.raises(NothingToDraw, match="2 complete trials, 8 needed"):
         figures.importance_figure(board, "cleanclip")
     with pytest.raises(NothingToDraw, match="no trial of cleanclip has ended"):
         figures.cloud_figure(board, "cleanclip")
@@ -221,7 +221,7 @@ def test_one_command_draws_all(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert ended.value.code == 0
     shown = capsys.readouterr()
     assert "cleanclip@tune-demo" in shown.out
-    assert "not drawn: importance-cleanclip: tuned: 4 complete trials, 8 needed" in shown.err
+    assert "not drawn: importance-cleanclip: tuned: 3 complete trials, 8 needed" in shown.err
     files = sorted(path.name for path in (tmp_path / "figures").iterdir())
     drawn = ("cloud-cleanclip", "curves-cleanclip", "hypervolume")
     assert files == [f"{name}.{kind}" for name in drawn for kind in ("png", "svg")]

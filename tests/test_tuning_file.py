@@ -103,6 +103,47 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         "above 0 on a log scale",
     ),
     ({"name": "a/b"}, "cannot name a folder"),
+    ({"defenses": ["none"]}, "none is the undefended victim"),
+    (
+        {"defenses": [{"finetune": {"space": {"recipe.lr": ["a", "b"]}}}]},
+        "recipe.lr cannot be a",
+    ),
+    (
+        {"defenses": [{"finetune": {"space": {"recipe.epochs": {"low": -3, "high": 0}}}}]},
+        "recipe.epochs cannot be -3",
+    ),
+    (
+        {"defenses": [{"finetune": {"space": {"recipe.lr": {"low": 1, "high": float("inf")}}}}]},
+        "finite",
+    ),
+    ({"stop": {"by": "asha"}}, "finetune searches recipe.epochs"),
+    ({"budget": {"trials": 2, "device_hours": 0}}, "above 0"),
+    ({"search": {"by": "tpe", "seed": -1}}, "seed must not be negative"),
+    ({"held_out": {"attacks": ["sig"], "seeds": [0]}}, "seed 0 is both a tuning seed and held out"),
+    ({"held_out": {"attacks": ["sig"], "seeds": []}}, "from 0 on, one at least"),
+    ({"tuning": {"attacks": []}}, "the list is empty"),
+    (
+        {
+            "objectives": {"s": {"sees": "simulated", "minimise": "worst_asr"}},
+            "simulate": {"attacks": ["sig"]},
+        },
+        "sig is both simulated and held out",
+    ),
+    (
+        {
+            "objectives": {"s": {"sees": "simulated", "minimise": "worst_asr"}},
+            "simulate": {"attacks": ["badnet"], "rate": 0},
+        },
+        "at rate 0 nothing is simulated",
+    ),
+    (
+        {
+            "grid": {**GRID, "attacks": [*GRID["attacks"], {"sig": {"delta": 60, "as": "again"}}]},
+            "tuning": {"attacks": ["again"]},
+        },
+        "sig is again by another name",
+    ),
+    ({"objectives": {"c": CLEAN}, "drop": {"after": 5}}, "no objective minimises that"),
     (
         {"grid": {**GRID, "execution": {"resources": {"defended": {"workers": 2}}}}},
         "a trial runs on one device",
@@ -206,10 +247,12 @@ def test_what_is_chosen_is_written_and_read_back(tmp_path: Path) -> None:
     numbers = {"ca": 0.9, "ca_loss": 0.01, "worst_asr": 0.2, "mean_asr": 0.1}
     chosen = {
         **{"trial": "trial-1", "settings": '{"recipe.lr": 0.004, "recipe.epochs": 2}'},
-        **{"is_feasible": True, **numbers},
+        **{"is_feasible": True, "is_default": False, **numbers},
     }
     counts = {"trials": 3, "device_seconds": 12.5}
-    both = [tuned_entry(found, searched, name, chosen, counts) for name in found.objectives]
+    both = [
+        tuned_entry(found, searched, name, chosen, counts, "search-1") for name in found.objectives
+    ]
     path = write_tuned(tmp_path, both[0])
     assert path.name == "finetune@mini.yaml"
     grid = grid_with({"finetune": {"tuned": str(path)}})
@@ -218,12 +261,22 @@ def test_what_is_chosen_is_written_and_read_back(tmp_path: Path) -> None:
     assert (entry.recipe.lr, entry.recipe.epochs) == (0.004, 2)
     assert both[0].attacks == ("badnet", "blended")
     assert both[1].attacks == (), "a search that sees no attack has seen none"
-    held_out = load_grid(str(write_held_out(tmp_path, found, both)))
+    assert both[0].made["space"]["recipe.lr"] == {"low": 1e-3, "high": 1e-2, "log": True}
+    assert both[0].made["recipe"]["lr"] == 0.004, "the whole recipe, what was searched among it"
+    said: list[str] = []
+    assert write_held_out(tmp_path, found, [], said.append) is None
+    held_out = load_grid(str(write_held_out(tmp_path, found, both, said.append)))
     assert [entry.label for entry in held_out.attacks] == ["sig"]
     assert held_out.seeds == (1,)
     labels = [entry.label for entry in held_out.defenses]
     assert labels == ["none", "finetune", "finetune@mini", "finetune@mini-best"]
     assert held_out.data == found.grid.data
+    (tmp_path / "held-out" / "rows").mkdir(parents=True)
+    (tmp_path / "held-out" / "rows" / "x.parquet").touch()
+    write_held_out(tmp_path, found, both, said.append)
+    assert said == [], "the same settings may be evaluated again"
+    write_held_out(tmp_path, found, both[:1], said.append)
+    assert "tunes on it" in said[0]
     by_hand = Scenes(found).entry(searched, {"recipe.lr": 0.004, "recipe.epochs": 2})
     assert held_out.defenses[2].recipe == by_hand.recipe
     assert decode_campaign(Source("mini", "mini.yaml", campaign_text())).name == "mini"

@@ -150,7 +150,11 @@ def test_a_search_is_what_suggests_and_judges() -> None:
         "limit": {"objectives": {"tuned": {"minimise": "worst_asr", "ca_loss": 3}}},
         "space": {"defenses": [{"finetune": {"space": space}}]},
         "seed": {"search": {"seed": 1}},
-        "stop": {"stop": {"by": "asha"}},
+        "stop": {"stop": {"by": "asha"}, "defenses": [{"finetune": {"space": space}}]},
+        "stop later": {
+            "stop": {"by": "asha", "grace": 2},
+            "defenses": [{"finetune": {"space": space}}],
+        },
         "cells": {"tuning": {"attacks": ["badnet"]}},
     }
 

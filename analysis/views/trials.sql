@@ -3,7 +3,7 @@ CREATE VIEW newest_trials AS
 SELECT *
 FROM trials
 QUALIFY row_number() OVER (
-    PARTITION BY search, trial, record, cell, epoch ORDER BY written_at DESC) = 1;
+    PARTITION BY search, trial, is_default, record, cell, epoch ORDER BY written_at DESC) = 1;
 
 -- The learning curve of a trial: after every epoch that all its fits so far have reached, the mean
 -- clean accuracy over the cells and the largest over attacks of the mean ASR over their cells.

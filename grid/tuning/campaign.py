@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,7 +33,7 @@ from grid.tuning.records import known_of, recorded_in, row, settings_of
 from grid.tuning.report import CampaignReport, SearchReport, write_report
 from grid.tuning.rests import Rests
 from grid.tuning.scenes import Scenes, Square, inputs
-from grid.tuning.score import CellNumbers, best, excess, over_cells, score
+from grid.tuning.score import CellNumbers, Incumbent, best, excess, over_cells, score
 from grid.tuning.spec import Campaign, Objective, Searched, Sees
 from grid.tuning.trial import PROCESS_FAILED, Context, Record, numbers_of, read_outcome, where_of
 from grid.tuning.tuned import tuned_entry, write_held_out, write_tuned
@@ -91,7 +92,7 @@ class CampaignDriver:
                 for label in self.campaign.objectives:
                     for searched in self.campaign.defenses:
                         self._search(executor, searched, label)
-                held_out = write_held_out(self.out, self.campaign, self.tuned)
+                held_out = write_held_out(self.out, self.campaign, self.tuned, self.say)
                 state = "ended"
             except BaseException as error:
                 why = str(error) or type(error).__name__
@@ -199,7 +200,7 @@ class CampaignDriver:
     # --- one search
 
     def _search(self, executor: Executor, searched: Searched, objective: str) -> None:
-        from grid.tuning.search import Spent, run_search
+        from grid.tuning.search import MOST_FAILURES, Spent, run_search
 
         campaign, rule = self.campaign, self.campaign.objectives[objective]
         groups = self.groups[self.scenes.of(rule.sees).sees]
@@ -212,6 +213,7 @@ class CampaignDriver:
             defense=searched.label,
             objective=objective,
         )
+        squares = self._squares(searched, rule.sees)
         default, told = self._default(searched, rule)
         records = [mine(record, 0, is_default=True) for record in told]
         if not any(r["is_default"] and r["trial"] == records[-1]["trial"] for r in recorded):
@@ -235,18 +237,25 @@ class CampaignDriver:
             known=known,
         )
         began = time.perf_counter()
-        trials: list[Record] = []
+        # All that is known counts, whether or not the budget lets it be told again.
+        ended = {
+            r["trial"]: r
+            for r in recorded
+            if r["record"] == "trial" and not r["is_default"] and r["trial"] in known
+        }
+        before = set(ended)
 
         def hear(told: Any) -> None:
             found = mine(told.record, told.number)
-            if not told.record.get("replayed"):
+            # What never said a word is nothing to go on from: it is run again under its own key.
+            if found["trial"] and not told.record.get("replayed"):
                 self.prepared.buffer["trials"].append(found)
             for one in told.outcomes:
                 self.prepared.record(one, *read_outcome(one))
             if found["record"] == "trial":
-                trials.append(found)
-                report.replayed += bool(told.record.get("replayed"))
-                self._progress(report, trials, spent.trials)
+                ended[found["trial"] or f"lost {told.number}"] = found
+                report.replayed = len(before & set(ended))
+                self._progress(report, list(ended.values()))
             if self.prepared.is_due:
                 self.prepared.journal.state("running")
             self.prepared.flush()
@@ -258,16 +267,22 @@ class CampaignDriver:
             spent,
             list(settings_of(recorded)),
             default,
+            len(squares),
             hear,
             max(1, executor.room.most("defended")),
         )
         self.prepared.flush(force=True)
         report.wall_seconds = time.perf_counter() - began
+        trials = list(ended.values())
         report.trials = len(trials)
         report.stopped = sum(t["status"] == "stopped" for t in trials)
         report.failed = sum(t["status"] == "failed" for t in trials)
         report.lost = sum(t["reason"] == PROCESS_FAILED for t in trials)
-        report.device_seconds = spent.device_seconds
+        report.device_seconds = math.fsum(float(t["device_seconds"] or 0.0) for t in trials)
+        if spent.failed_in_a_row >= MOST_FAILURES:
+            self.say(
+                f"{searched.label}, {objective}: ended, {MOST_FAILURES} trials failed in a row"
+            )
         self._choose(report, searched, objective, [records[-1], *trials])
         self.reports.append(report)
         self._rest(searched, objective, trials)
@@ -277,8 +292,9 @@ class CampaignDriver:
 
     def _default(
         self, searched: Searched, rule: Objective
-    ) -> tuple[dict[int, float], list[Record]]:
-        """What the settings that the defense has show: its ASR by cell, and the records."""
+    ) -> tuple[Incumbent | None, list[Record]]:
+        """What the settings that the defense has show: what trials are held against, unless it is
+        beyond the limits, and the records."""
         squares = self._squares(searched, rule.sees)
         trial, cells, rows = self.scenes.trial_key(squares), list[CellNumbers](), list[Record]()
         common = {"trial": trial, "settings": "{}", "status": "ok", "started_at": time.time()}
@@ -301,7 +317,10 @@ class CampaignDriver:
             ended |= _sums(cells, rule)
         if failed is not None:
             ended |= {"status": "failed", "reason": failed, "is_feasible": False}
-        return {place: cell.asr for place, cell in enumerate(cells)}, [*rows, ended]
+        if failed is not None or not ended["is_feasible"]:
+            return None, [*rows, ended]
+        asr = {place: cell.asr for place, cell in enumerate(cells)}
+        return Incumbent(asr, float(ended["score"])), [*rows, ended]
 
     def _rest(self, searched: Searched, objective: str, trials: Sequence[Record]) -> None:
         """Tell what trials rest on."""
@@ -314,7 +333,7 @@ class CampaignDriver:
                     self.rests.add(about, square.cell, (square.measure, square.victim))
         self.rests.write()
 
-    def _progress(self, report: SearchReport, trials: Sequence[Record], ended: int) -> None:
+    def _progress(self, report: SearchReport, trials: Sequence[Record]) -> None:
         now = time.monotonic()
         of = self.campaign.budget.trials
         if now - self.said < SAY_SECONDS and len(trials) != of:
@@ -338,13 +357,13 @@ class CampaignDriver:
         self, report: SearchReport, searched: Searched, objective: str, trials: Sequence[Record]
     ) -> None:
         chosen = best(trials)
-        if chosen is None:
+        if chosen is None or not any(t["status"] == "ok" for t in trials[1:]):
             self.say(f"{searched.label}, {objective}: no trial came to its end; nothing is chosen")
             return
         if chosen["is_default"]:
             self.say(f"{searched.label}, {objective}: nothing is better than the defaults")
         counts = {"trials": report.trials, "device_seconds": report.device_seconds}
-        tuned = tuned_entry(self.campaign, searched, objective, chosen, counts)
+        tuned = tuned_entry(self.campaign, searched, objective, chosen, counts, report.search)
         self.tuned.append(tuned)
         path = write_tuned(self.out, tuned)
         report.chosen, report.named = str(chosen["trial"]), tuned.name

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -75,17 +76,21 @@ def decode_campaign(source: Source) -> Campaign:
             " Give 1 here; a grid that uses what was chosen may have more."
         )
     tuning = _side(file.tuning, grid)
-    held_out = _side(file.held_out, grid)
-    if both := set(tuning.attacks) & set(held_out.attacks):
+    held_out = _side(file.held_out, grid, default_seed=max(tuning.seeds) + 1)
+    _keep_apart(grid, held_out, tuning.attacks, file.held_out, "a tuning attack")
+    if both_seeds := set(tuning.seeds) & set(held_out.seeds):
         raise file.held_out.error(
-            f"{', '.join(sorted(both))} is both a tuning attack and held out. What was tuned on an"
-            " attack is not tested by it."
+            f"seed {min(both_seeds)} is both a tuning seed and held out: its victims are started"
+            " alike, and pictures poisoned alike. Give held_out other seeds."
         )
     wanted = file.objectives or Raw.of(DEFAULT_OBJECTIVE, raw.where)
     objectives = {label: _objective(label, item) for label, item in wanted.items().items()}
     if not objectives:
         raise wanted.error("no objective is named")
-    simulate = _simulate(file.simulate, grid) if file.simulate is not None else None
+    simulate = None
+    if file.simulate is not None:
+        simulate = _simulate(file.simulate, grid)
+        _keep_apart(grid, held_out, simulate.attacks, file.held_out, "simulated")
     for label, objective in objectives.items():
         if objective.sees is Sees.SIMULATED and simulate is None:
             raise wanted.items()[label].error(
@@ -118,6 +123,19 @@ def decode_campaign(source: Source) -> Campaign:
     return found
 
 
+def _keep_apart(grid: Grid, held_out: Side, others: Sequence[str], raw: Raw, what: str) -> None:
+    """No attack that a search may look at is held out, under whatever label."""
+    methods = {entry.label: entry.method for entry in grid.attacks}
+    for label in held_out.attacks:
+        for other in others:
+            if methods[label] == methods[other]:
+                known = "" if label == other else f" is {other} by another name, which"
+                raise raw.error(
+                    f"{label}{known} is both {what} and held out. What was tuned on an attack is"
+                    " not tested by it."
+                )
+
+
 def _check_search(found: Campaign, places: Mapping[str, Raw], raw: Raw) -> None:
     if found.search.by is By.GRID and found.budget.trials is not None:
         for searched in found.defenses:
@@ -134,6 +152,10 @@ def _check_search(found: Campaign, places: Mapping[str, Raw], raw: Raw) -> None:
                 " recipe.epochs: a schedule of another length is elsewhere by then. Leave out"
                 " `stop`, or give a `space` without recipe.epochs."
             )
+    if found.drop is not None and not any(o.minimise for o in found.objectives.values()):
+        raise places["drop"].error(
+            "it ends trials for their ASR, and no objective minimises that. Leave it out."
+        )
     if found.drop is not None:
         counts = {
             Sees.ATTACKS: found.tuning,
@@ -193,16 +215,17 @@ def _grid(raw: Raw, source: Source) -> tuple[Raw, Source]:
     return raw.over({"name": source.name}).over(rest), source
 
 
-def _side(raw: Raw, grid: Grid) -> Side:
+def _side(raw: Raw, grid: Grid, default_seed: int = 0) -> Side:
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Given:
         attacks: Raw
-        seeds: tuple[int, ...] = (0,)
+        seeds: tuple[int, ...] | None = None
         rates: Raw | None = None
 
     given = decode(Given, raw)
     attacks = _attacks(given.attacks, grid)
-    require_distinct(given.seeds, [raw.items().get("seeds", raw)] * len(given.seeds))
+    seeds = (default_seed,) if given.seeds is None else given.seeds
+    _check_seeds(seeds, raw)
     rates = read_rates(given.rates, grid.data.suspect) if given.rates else None
     for entry in grid.attacks:
         missing = set(rates or ()) - set(grid.levels(entry))
@@ -213,7 +236,14 @@ def _side(raw: Raw, grid: Grid) -> Side:
             )
     if rates and "0" in rates:
         raise raw.items()["rates"].error("at rate 0 there is no attack to be tuned against")
-    return Side(attacks=attacks, seeds=given.seeds, rates=rates)
+    return Side(attacks=attacks, seeds=seeds, rates=rates)
+
+
+def _check_seeds(seeds: Sequence[int], raw: Raw) -> None:
+    place = raw.items().get("seeds", raw)
+    if not seeds or min(seeds) < 0:
+        raise place.error("seeds are whole numbers from 0 on, one at least")
+    require_distinct(seeds, [place] * len(seeds))
 
 
 def _attacks(raw: Raw, grid: Grid) -> tuple[str, ...]:
@@ -251,13 +281,17 @@ def _simulate(raw: Raw, grid: Grid) -> Simulate:
     if grid.track is Track.SUPERVISED:
         raise raw.error("attacks are simulated on the multimodal track alone")
     given = decode(Given, raw)
+    _check_seeds(given.seeds, raw)
     rate = given.rate or Raw.of(0.05, raw.where)
     recipe = given.recipe or Raw.of({}, raw.where)
     decoded: Recipe = decode(type(grid.victim), recipe, base=grid.victim)
+    share = read_rates(_alone(rate), grid.data.rows("clean") // 2)[0]
+    if share == "0":
+        raise rate.error("at rate 0 nothing is simulated")
     return Simulate(
         attacks=_attacks(given.attacks, grid),
         seeds=given.seeds,
-        rate=read_rates(_alone(rate), grid.data.rows("clean") // 2)[0],
+        rate=share,
         recipe={name: getattr(decoded, name) for name in recipe.items()},
     )
 
@@ -322,7 +356,9 @@ def _searched(raw: Raw, grid: Raw, source: Source) -> Searched:
         raise (space_raw or raw).error(
             f"{clash.pop()} is given a value and searched: do one of both"
         )
-    return Searched(label=first.label, name=name, given=given, space=space, entry=first)
+    found = Searched(label=first.label, name=name, given=given, space=space, entry=first)
+    _check_values(found, grid, source, space_raw or raw)
+    return found
 
 
 def _flat(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -355,17 +391,19 @@ def _dimension(raw: Raw) -> Between | OneOf:
     if not isinstance(log, bool):
         raise items["log"].error(f"expected true or false, got {items['log'].show()}")
     low, high = ends
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise raw.error("the ends of a range are numbers, and finite")
     if not low < high or (log and low <= 0):
         raise raw.error("low lies below high, and above 0 on a log scale")
     return Between(low=low, high=high, log=log)
 
 
-def check_values(searched: Searched, grid: Raw, source: Source) -> None:
-    """Raise where the ends of a space cannot be settings of its defense."""
+def _check_values(searched: Searched, grid: Raw, source: Source, place: Raw) -> None:
+    """Raise where a value of a list, or an end of a range, cannot be a setting of its defense."""
     for name, dimension in searched.space.items():
         for value in values_of(dimension, 2):
             given = with_values(searched.given, {name: value})
             try:
                 entries_of([{searched.name: given}], grid, source)
             except UsageError as error:
-                raise UsageError(f"space of {searched.label}: {name} {value}: {error}") from error
+                raise place.error(f"{name} cannot be {value}: {error}") from error

@@ -49,7 +49,7 @@ def recorded_in(out: Path) -> list[Record]:
     newest: dict[tuple[Any, ...], Record] = {}
     for file in files_in(out, "trials"):
         for record in file.read().to_pylist():
-            names = ("search", "trial", "record", "cell", "epoch")
+            names = ("search", "trial", "is_default", "record", "cell", "epoch")
             key = tuple(record[name] for name in names)
             if key not in newest or record["written_at"] >= newest[key]["written_at"]:
                 newest[key] = record

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from grid.tuning.spec import Objective
 
@@ -74,6 +74,13 @@ def score(numbers: TrialNumbers, objective: Objective) -> float:
     # Before a cell has ended its change is not known: no reason to end the trial.
     value = getattr(numbers, str(objective.maximise))
     return 1.0 - (1.0 if value is None else float(value))
+
+
+class Incumbent(NamedTuple):
+    """What a trial is compared with until there is a better one: its ASR by cell, its score."""
+
+    asr: dict[int, float]
+    score: float
 
 
 def best(trials: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:

@@ -25,7 +25,7 @@ from defenses.base import Between, OneOf
 from grid.cluster import assigned_device
 from grid.execution import Resources
 from grid.tuning.file import is_whole, values_of
-from grid.tuning.score import FAILED, signed_rank_p
+from grid.tuning.score import FAILED, Incumbent, signed_rank_p
 from grid.tuning.spec import (
     Budget,
     By,
@@ -44,6 +44,10 @@ from grid.work import LeftOff
 # Where a budget names no number of trials, more than any hours allow.
 NO_LIMIT = 1_000_000
 SCORE, PAIR = "score", ("ca", "worst_asr")
+# What searchers learn from: the score of a trial that came to its end, and the worst of any other.
+FINAL = "final"
+# So many trials that fail one after another end a search: the next would fail too.
+MOST_FAILURES = 20
 # Above any number of epochs: no trial is ended for having had enough of them.
 MOST_EPOCHS = 100_000
 
@@ -56,12 +60,15 @@ class Spent:
     device_seconds: float = 0.0
     wall_seconds: float = 0.0
     trials: int = 0
+    failed_in_a_row: int = 0
     began: float = field(default_factory=time.monotonic)
 
     @property
     def is_over(self) -> bool:
         hours, minutes = self.budget.device_hours, self.budget.wall_minutes
         waited = self.wall_seconds + time.monotonic() - self.began
+        if self.failed_in_a_row >= MOST_FAILURES:
+            return True
         return (hours is not None and self.device_seconds >= 3600 * hours) or (
             minutes is not None and waited >= 60 * minutes
         )
@@ -82,22 +89,25 @@ def run_search(
     context: Context,
     spent: Spent,
     earlier: Sequence[Values],
-    incumbent: Mapping[int, float] | None,
+    incumbent: Incumbent | None,
+    num_cells: int,
     say: Callable[[Told], None],
     at_once: int,
 ) -> None:
     """Run trials until the budget is used up.
 
     ``earlier`` are the settings of trials that an earlier run ended, which the searcher learns
-    from; ``incumbent`` the ASR by cell of the default settings, which a trial must not be worse
-    than to go on, where the campaign drops trials.
+    from; ``incumbent`` what the default settings show, if they keep to the limits, which a trial
+    must not be worse than to go on, where the campaign drops trials; ``num_cells`` are those of a
+    trial.
     """
     wants = campaign.grid.execution.resources_for("defended")
-    # Who sees no attack may not end a trial for what attacks do to it.
-    is_blind = campaign.objectives[context.objective].sees is Sees.CLEAN
-    rules = _Rules(campaign.stop, None if is_blind else campaign.drop, incumbent)
+    # Who sees no attack, or asks for none to fail, may not end a trial for what attacks do to it.
+    rule = campaign.objectives[context.objective]
+    is_blind = rule.sees is Sees.CLEAN or rule.minimise is None
+    rules = _Rules(campaign.stop, None if is_blind else campaign.drop, incumbent, num_cells)
     space = {name: _domain(dimension) for name, dimension in searched.space.items()}
-    metric = list(PAIR) if campaign.search.by is By.NSGA2 else SCORE
+    metric = list(PAIR) if campaign.search.by is By.NSGA2 else FINAL
     searcher, param_space, samples = _searcher(campaign, searched.space, space, metric, earlier)
     scratch = tempfile.mkdtemp(prefix="backdoor-grid-tune-")
     trainable = tune.with_resources(_trainable(context), _request(wants))
@@ -147,9 +157,13 @@ def _trainable(context: Context) -> Callable[[dict[str, Any]], None]:
         here = replace(context.runtime, device=assigned_device(context.runtime))
 
         def tell(record: Record, outcomes: list[Record]) -> None:
-            numbers = {name: record.get(name) for name in (SCORE, *PAIR)}
-            worst = {SCORE: FAILED, "ca": 0.0, "worst_asr": 1.0}
-            found = {n: worst[n] if value is None else value for n, value in numbers.items()}
+            is_whole = record["record"] == "trial" and record["status"] == "ok"
+            score = record.get(SCORE)
+            found = {SCORE: FAILED if score is None else score}
+            worst = {FINAL: FAILED, "ca": 0.0, "worst_asr": 1.0}
+            found |= {
+                n: record[n.replace(FINAL, SCORE)] if is_whole else w for n, w in worst.items()
+            }
             try:
                 # As text: Tune would take a mapping apart, and copy it about.
                 tune.report({**found, "told": json.dumps([record, outcomes])})
@@ -164,6 +178,16 @@ def _trainable(context: Context) -> Callable[[dict[str, Any]], None]:
             raise SystemExit(0) from None
 
     found: Callable[[dict[str, Any]], None] = tune.with_parameters(trial, context=context)
+    return found
+
+
+def _own_values(values: Values, space: Space) -> dict[str, Any]:
+    """Settings with the objects of the space in place of those that JSON made of them."""
+    found = dict(values)
+    for name, dimension in space.items():
+        if isinstance(dimension, OneOf) and name in found:
+            by_text = {json.dumps(value): value for value in dimension.values}
+            found[name] = by_text.get(json.dumps(found[name]), found[name])
     return found
 
 
@@ -228,7 +252,7 @@ def _searcher(
         metric=metric,
         mode="min" if isinstance(metric, str) else ["max", "min"],
         sampler=sampler,
-        points_to_evaluate=[dict(values) for values in earlier] or None,
+        points_to_evaluate=[_own_values(values, space) for values in earlier] or None,
     )
     return found, None, trials
 
@@ -245,12 +269,15 @@ class _Rules(FIFOScheduler):
     """Tune's rule on epochs of the first cell, ours on cells; remembers why it ended a trial."""
 
     def __init__(
-        self, stop: Stop | None, drop: Drop | None, incumbent: Mapping[int, float] | None
+        self, stop: Stop | None, drop: Drop | None, incumbent: Incumbent | None, num_cells: int
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.on_epochs = _on_epochs(stop) if stop else None
-        self.drop, self.best = drop, dict(incumbent or {})
-        self.best_score = FAILED
+        self.drop = drop
+        self.best, self.best_score = incumbent or Incumbent({}, FAILED)
+        # Every look may err: what may be erred in all is shared among them.
+        self.num_cells = num_cells
+        self.looks = max(1, num_cells - drop.after) if drop else 1
         self.cells: dict[str, dict[int, float]] = {}
         self.reasons: dict[str, str] = {}
 
@@ -263,16 +290,23 @@ class _Rules(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         record = _told(result)[0]
-        if record.get("replayed"):
+        why = self._why_to_end(tune_controller, trial, record, result)
+        # What is known teaches the rules as it did before, and is not ended again.
+        if why is None or record.get("replayed"):
             return str(TrialScheduler.CONTINUE)
+        self.reasons[trial.trial_id] = why
+        return str(TrialScheduler.STOP)
+
+    def _why_to_end(
+        self, controller: Any, trial: Any, record: Record, result: dict[str, Any]
+    ) -> str | None:
         if record["record"] == "epoch" and record["cell"] == 0 and self.on_epochs is not None:
             seen = {**result, "epoch": record["epoch"]}
-            if self.on_epochs.on_trial_result(tune_controller, trial, seen) == TrialScheduler.STOP:
-                self.reasons[trial.trial_id] = f"behind others at epoch {record['epoch']}"
-                return str(TrialScheduler.STOP)
-        if record["record"] == "cell" and self._is_worse(trial.trial_id, record):
-            return str(TrialScheduler.STOP)
-        return str(TrialScheduler.CONTINUE)
+            if self.on_epochs.on_trial_result(controller, trial, seen) == TrialScheduler.STOP:
+                return f"behind others at epoch {record['epoch']}"
+        if record["record"] == "cell":
+            return self._why_worse(trial.trial_id, record)
+        return None
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         record = _told(result)[0]
@@ -288,17 +322,16 @@ class _Rules(FIFOScheduler):
         if cells and record["is_feasible"] and record["score"] < self.best_score:
             self.best, self.best_score = cells, record["score"]
 
-    def _is_worse(self, name: str, record: Record) -> bool:
+    def _why_worse(self, name: str, record: Record) -> str | None:
         cells = self.cells.setdefault(name, {})
         cells[record["cell"]] = record["asr_top1"]
-        if self.drop is None or len(cells) < self.drop.after:
-            return False
+        if self.drop is None or not self.drop.after <= len(cells) < self.num_cells:
+            return None
         differences = [asr - self.best[place] for place, asr in cells.items() if place in self.best]
         p = signed_rank_p(differences)
-        if p > self.drop.p:
-            return False
-        self.reasons[name] = f"worse than the best so far on {len(cells)} cells, p {p:.3g}"
-        return True
+        if p > self.drop.p / self.looks:
+            return None
+        return f"worse than the best so far on {len(cells)} cells, p {p:.3g}"
 
 
 def _on_epochs(stop: Stop) -> Any:
@@ -348,7 +381,7 @@ class _Listener(tune.Callback):
             self.spent.device_seconds += record["device_seconds"]
         self.say(Told(number=self.numbers[name], record=record, outcomes=outcomes))
         if record["record"] == "trial":
-            self._count(name, record["device_seconds"])
+            self._count(name, record["device_seconds"], record["status"])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         name = trial.trial_id
@@ -362,19 +395,20 @@ class _Listener(tune.Callback):
         # It never said a word: still it is a trial of the budget, which is run again later.
         number = self.numbers.setdefault(name, trials.index(trial) + 1)
         settings = json.dumps(plain_values(trial.config), sort_keys=True)
-        ended: Record = {"record": "trial", "trial": f"trial-of-{settings}", "settings": settings}
-        ended |= {"status": "failed", "reason": PROCESS_FAILED, "score": FAILED}
-        ended |= {"is_feasible": False, "device_seconds": 0.0, "started_at": time.time()}
+        ended: Record = {"record": "trial", "trial": "", "settings": settings, "status": "failed"}
+        ended |= {"reason": PROCESS_FAILED, "score": FAILED, "is_feasible": False}
+        ended |= {"device_seconds": 0.0, "started_at": time.time()}
         self.say(Told(number=number, record=ended))
-        self._count(name, 0.0)
+        self._count(name, 0.0, "failed")
 
     def finish(self) -> None:
         """Of trials that were under way when the budget ended nobody is told otherwise."""
         for name in list(self.last):
             self._cut_short(name, OUT_OF_BUDGET)
 
-    def _count(self, name: str, total: float) -> None:
+    def _count(self, name: str, total: float, status: str) -> None:
         """A trial has ended, with what its cells did not say themselves."""
+        self.spent.failed_in_a_row = self.spent.failed_in_a_row + 1 if status == "failed" else 0
         self.spent.device_seconds += total - self.cells.pop(name, 0.0)
         self.spent.trials += 1
 
@@ -390,4 +424,4 @@ class _Listener(tune.Callback):
         ended |= {"reason": reason, "device_seconds": total}
         ended |= {"spent_seconds": time.time() - last["started_at"]}
         self.say(Told(number=self.numbers[name], record=ended))
-        self._count(name, total)
+        self._count(name, total, status)

@@ -74,6 +74,8 @@ class Search:
     population: int = 8
 
     def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
         for name in ("points", "population"):
             if getattr(self, name) < 2:
                 raise ValueError(f"{name} must be at least 2, got {getattr(self, name)}")
@@ -101,7 +103,8 @@ class Stop:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drop:
     """Ends a trial once ``after`` cells or more show that it is worse than the best one so far: a
-    one-sided paired Wilcoxon test of their ASR, at level ``p``."""
+    one-sided paired Wilcoxon test of their ASR. A trial is looked at after every further cell, and
+    ``p`` is shared among these looks."""
 
     after: int = 5
     p: float = 0.05
@@ -130,11 +133,10 @@ class Budget:
     wall_minutes: float | None = None
 
     def __post_init__(self) -> None:
-        given = [value for value in (self.trials, self.device_hours, self.wall_minutes) if value]
-        if not given:
+        limits = (self.trials, self.device_hours, self.wall_minutes)
+        given = [value for value in limits if value is not None]
+        if not given or min(given) <= 0:
             raise ValueError("trials, device_hours or wall_minutes: give at least one, above 0")
-        if min(given) < 0 or (self.trials is not None and self.trials < 1):
-            raise ValueError("trials, device_hours and wall_minutes must be above 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -250,7 +250,9 @@ def look_at(
     seen = outcomes(model, heads, corpus, trigger, target, device)
     found = metrics(seen, target, len(corpus.classes), (1,))
     shares = {name: share.as_dict() for name, share in found.items()}
-    return _columns(shares, _tuning(store, square.victim), square)
+    columns, numbers = _columns(shares, _tuning(store, square.victim), square)
+    change = float((seen.clean_prediction != _answers(store, square.victim)).mean())
+    return {**columns, "change": change}, replace(numbers, change=change)
 
 
 def numbers_of(store: Store, square: Square) -> tuple[CellNumbers, Record]:

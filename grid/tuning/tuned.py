@@ -3,14 +3,16 @@ of a grid file names, and the grid that tries all chosen ones on held-out attack
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from defenses.base import Between, OneOf
 from grid.results import commit, versions
 from grid.schema import write_whole
 from grid.spec import Tuned
@@ -26,6 +28,7 @@ def tuned_entry(
     objective: str,
     chosen: Mapping[str, Any],
     counts: Mapping[str, float],
+    search: str,
 ) -> Tuned:
     """The named defense of one search."""
     import json
@@ -50,8 +53,27 @@ def tuned_entry(
             "commit": commit(),
             "versions": json.loads(versions()),
             "trial": chosen["trial"],
+            "search": search,
+            "by": campaign.search.by.value,
+            "seed": campaign.search.seed,
+            "space": {name: _plain_dimension(d) for name, d in searched.space.items()},
+            "seeds": list(campaign.tuning.seeds),
+            "is_default": bool(chosen["is_default"]),
+            "recipe": _recipe_of(searched, values),
         },
     )
+
+
+def _recipe_of(searched: Searched, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The whole recipe behind the settings: a grid with another one makes other models of them."""
+    changed = {n.removeprefix("recipe."): v for n, v in values.items() if n.startswith("recipe.")}
+    return {**asdict(searched.entry.recipe), **changed}
+
+
+def _plain_dimension(dimension: Between | OneOf) -> Any:
+    if isinstance(dimension, OneOf):
+        return list(dimension.values)
+    return {"low": dimension.low, "high": dimension.high, "log": dimension.log}
 
 
 def words(rule: Objective) -> str:
@@ -64,7 +86,9 @@ def words(rule: Objective) -> str:
 
 
 def seen_attacks(campaign: Campaign, rule: Objective) -> tuple[str, ...]:
-    """The attacks that a search could see the success of, on victims of the grid."""
+    """The attacks that a search could see the success of, on victims of the grid or its own."""
+    if rule.sees is Sees.SIMULATED and campaign.simulate is not None:
+        return campaign.simulate.attacks
     if rule.sees is Sees.ATTACKS:
         return campaign.tuning.attacks
     return campaign.held_out.attacks if rule.sees is Sees.HELD_OUT else ()
@@ -81,14 +105,24 @@ def write_tuned(out: Path, tuned: Tuned) -> Path:
     return path
 
 
-def write_held_out(out: Path, campaign: Campaign, found: Sequence[Tuned]) -> Path:
-    """The grid file that tries every chosen setting, and the defaults, on what was held out."""
+def write_held_out(
+    out: Path, campaign: Campaign, found: Sequence[Tuned], say: Callable[[str], None]
+) -> Path | None:
+    """The grid file that tries every chosen setting, and the defaults, on what was held out; None
+    where nothing was chosen."""
+    if not found:
+        return None
     labels = [entry.label for entry in campaign.grid.attacks]
     attacks = [
         item
         for label, item in zip(labels, campaign.plain["attacks"], strict=True)
         if label in campaign.held_out.attacks
     ]
+    given = {name: value for name, value in campaign.plain.items() if name != "attacks"}
+    if campaign.held_out.rates is not None:
+        attacks = [_without_rates(item) for item in attacks]
+        clean = [0] if any(float(rate) == 0 for rate in given["rates"]) else []
+        given["rates"] = [*clean, *(float(rate) for rate in campaign.held_out.rates)]
     defenses: list[Any] = ["none"]
     for searched in campaign.defenses:
         defenses.append({searched.name: dict(searched.given)} if searched.given else searched.name)
@@ -100,14 +134,39 @@ def write_held_out(out: Path, campaign: Campaign, found: Sequence[Tuned]) -> Pat
     body = {
         "name": f"{campaign.name}-held-out",
         "description": f"what campaign {campaign.name} chose, on attacks and seeds held out of it",
-        **{name: value for name, value in campaign.plain.items() if name != "attacks"},
+        **given,
         "attacks": attacks,
         "seeds": list(campaign.held_out.seeds),
         "defenses": defenses,
     }
-    path = out / HELD_OUT
-    write_whole(path, f"# Written by: grid tune {campaign.source}\n{_dump(body)}")
+    path, text = out / HELD_OUT, f"# Written by: grid tune {campaign.source}\n{_dump(body)}"
+    changed = path.exists() and _chosen_in(path.read_text(encoding="utf-8")) != _chosen_in(text)
+    if changed and any((out / "held-out" / "rows").glob("*.parquet")):
+        say(
+            "other settings are chosen now than were tried on the held-out attacks before. Whoever"
+            " looks at what is held out again and again tunes on it: say so beside the numbers."
+        )
+    write_whole(path, text)
     return path
+
+
+def _without_rates(item: Any) -> Any:
+    """An attack's entry without rates of its own."""
+    if not isinstance(item, dict):
+        return item
+    return {
+        name: {n: v for n, v in (fields or {}).items() if n not in ("rates", "counts")}
+        for name, fields in item.items()
+    }
+
+
+def _chosen_in(text: str) -> list[Any]:
+    """What a held-out grid tries, without when and at what cost it was found."""
+    found = []
+    for item in yaml.safe_load(text)["defenses"]:
+        tuned = next(iter(item.values())).get("tuned") if isinstance(item, dict) else None
+        found.append((tuned["name"], tuned["settings"]) if tuned else item)
+    return found
 
 
 def _plain(tuned: Tuned) -> dict[str, Any]:
@@ -121,4 +180,6 @@ def _dump(body: Mapping[str, Any]) -> str:
 def _lists(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _lists(item) for name, item in value.items()}
+    if isinstance(value, Enum):
+        return value.value
     return [_lists(item) for item in value] if isinstance(value, list | tuple) else value

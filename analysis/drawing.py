@@ -1,0 +1,150 @@
+"""The figures of a results directory: what `analysis.figures` draws, out of the board's numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analysis import figures
+from analysis.leaderboard import Asked, read
+from analysis.matrix import UNDEFENDED, load_matrix
+from analysis.reader import Tables, read_tables
+from analysis.standing import Standings
+from analysis.standing_render import needs_words
+from analysis.theme import Drawn, draw_all, house_style
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CELLS = """
+SELECT attack, rate, defense, victim_seed AS seed, avg(asr_top1) AS asr, avg(clean_top1) AS clean,
+       arg_max(status, CASE status WHEN 'ok' THEN 0 ELSE 1 END) AS status,
+       bool_or(is_control) AS is_control, min(position) AS position
+FROM cells
+WHERE is_planned AND eval_set = ?
+GROUP BY ALL
+ORDER BY min(position), attack, rate, defense, seed
+"""
+
+
+def figures_of(directory: Path, asked: Asked) -> Mapping[str, Callable[[], Any]]:
+    """Every figure by the name of its function, drawn when it is called."""
+    return read_tables(directory, lambda tables: figures_in(tables, asked))
+
+
+def figures_in(tables: Tables, asked: Asked) -> Mapping[str, Callable[[], Any]]:
+    """The same of open results: their numbers are read now."""
+    import pandas as pd
+
+    answer = tables.query(CELLS, asked.eval_set)
+    cells = pd.DataFrame(answer.rows, columns=answer.columns)
+    tiers = read(tables, asked).tiers
+    own = cells[~cells["is_control"].astype(bool)]
+    order = list(dict.fromkeys(own["defense"]))
+    poisoned = own[own["rate"] > 0]
+    found: dict[str, Callable[[], Any]] = {
+        "heat_map": partial(figures.heat_map, _over_seeds(poisoned)),
+        "rate_curves": partial(figures.rate_curves, own[own["status"] == "ok"], order),
+        "profile": partial(figures.profile, poisoned[poisoned["status"] == "ok"], order),
+        "cost": partial(figures.cost, _costs(tables, asked)),
+    }
+    if tiers is not None:
+        found["trade_off"] = partial(figures.trade_off, _points(tiers))
+        found["rank_plot"] = partial(figures.rank_plot, _ranks(tiers))
+    return {name: partial(_styled, draw) for name, draw in found.items()}
+
+
+def draw_board(directory: Path, folder: Path, asked: Asked) -> Drawn:
+    """Draw every figure into a folder, each as PNG and SVG."""
+    return draw_all(figures_of(directory, asked), folder)
+
+
+def _styled(draw: Callable[[], Any]) -> Any:
+    with house_style():
+        return draw()
+
+
+def _over_seeds(cells: pd.DataFrame) -> pd.DataFrame:
+    """One row per attack, rate and defense: the mean of what is ok, else the worst status."""
+    import pandas as pd
+
+    rows = []
+    for (attack, rate, defense), group in cells.groupby(["attack", "rate", "defense"], sort=False):
+        sound = group[group["status"] == "ok"]
+        status = "ok" if len(sound) else str(group["status"].iloc[0])
+        about = {"attack": attack, "rate": rate, "defense": defense}
+        rows.append({**about, "asr": sound["asr"].mean(), "status": status})
+    return pd.DataFrame(rows, columns=["attack", "rate", "defense", "asr", "status"])
+
+
+def _points(tiers: Standings) -> pd.DataFrame:
+    """Accuracy and ASR of everything that is compared, with the front among them."""
+    import pandas as pd
+
+    rows: list[dict[str, Any]] = []
+    for line in tiers.lines:
+        if line.is_control or line.is_partial:
+            continue
+        rows.append(
+            {
+                "defense": line.defense,
+                "clean": line.clean.value,
+                "clean_low": line.clean.low,
+                "clean_high": line.clean.high,
+                "asr": line.asr.value,
+                "asr_low": line.asr.low,
+                "asr_high": line.asr.high,
+            }
+        )
+    for row in rows:
+        row["on_front"] = not any(
+            other["clean"] >= row["clean"]
+            and other["asr"] <= row["asr"]
+            and (other["clean"], other["asr"]) != (row["clean"], row["asr"])
+            for other in rows
+        )
+    return pd.DataFrame(rows)
+
+
+def _ranks(tiers: Standings) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame(
+        {
+            "defense": line.defense,
+            "score": line.asr.value,
+            "rank_low": line.rank[0] if line.rank else math.nan,
+            "rank_high": line.rank[1] if line.rank else math.nan,
+            "letters": line.letters,
+            "needs": needs_words(line) if tiers.groups != [()] else "",
+            "partial": line.is_partial,
+        }
+        for line in tiers.lines
+        if not line.is_control
+    )
+
+
+def _costs(tables: Tables, asked: Asked) -> pd.DataFrame:
+    """What each defense costs, and the share of the attacks' lift that it removes."""
+    import numpy as np
+    import pandas as pd
+
+    matrix = load_matrix(tables, asked.eval_set)
+    if matrix is None:
+        return pd.DataFrame(columns=["defense", "relative_cost", "lift_removed"])
+    none = matrix.defenses.index(UNDEFENDED)
+    lift = matrix.asr_DSR - matrix.base_DSR[none]
+    rows = []
+    for d, name in enumerate(matrix.defenses):
+        costs = matrix.cost_DSR[d][~np.isnan(matrix.cost_DSR[d])]
+        there = ~np.isnan(lift[d]) & matrix.is_sound_SR
+        if d == none or matrix.about[d].is_control or not len(costs) or not there.any():
+            continue
+        removed = 1 - lift[d][there].sum() / lift[none][there].sum()
+        rows.append(
+            {"defense": name, "relative_cost": float(costs.mean()), "lift_removed": float(removed)}
+        )
+    return pd.DataFrame(rows, columns=["defense", "relative_cost", "lift_removed"])

@@ -1,0 +1,168 @@
+"""Results in a notebook: tables as pandas, figures to look at. No torch, no Ray.
+
+    from analysis import Results
+    board = Results("runs/demo").board()
+    board.tiers(); board.compare("finetune", "cleanclip"); board.heatmap()
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analysis.compare import Comparison, compare_in
+from analysis.compare_render import cells_table, summary
+from analysis.leaderboard import Asked, Found, load
+from analysis.matrix import load_matrix
+from analysis.query import plain, run_sql
+from analysis.reader import read_tables
+from analysis.standing_render import standing_table
+from analysis.text import formed
+from grid.schema import ResultsError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Results:
+    """A results directory, read anew at every question, so that a run may still be writing it."""
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        if not self.directory.is_dir():
+            raise ResultsError(f"No results at {self.directory}: there is no such directory.")
+
+    def __repr__(self) -> str:
+        return f"Results({str(self.directory)!r})"
+
+    def sql(self, query: str) -> pd.DataFrame:
+        """The answer to one SELECT over the views."""
+        import pandas as pd
+
+        answer, _ = run_sql(self.directory, query)
+        rows = [[plain(value) for value in row] for row in answer.rows]
+        return pd.DataFrame(rows, columns=answer.columns)
+
+    def board(self, eval_set: str = "report", **tiers: Any) -> BoardView:
+        """The board; ``tiers`` are ``group``, ``worst_case`` and ``at_ca_loss``."""
+        return BoardView(self.directory, Asked(eval_set=eval_set, **tiers))
+
+
+class BoardView:
+    """A board as it was when it was asked for."""
+
+    def __init__(self, directory: Path, asked: Asked) -> None:
+        self.directory, self.asked = directory, asked
+        self._found: Found = load(directory, asked)
+
+    def __repr__(self) -> str:
+        board = self._found.board
+        return f"Board({board.grid.name}, {board.eval_set}: {len(board.lines)} lines)"
+
+    def _repr_html_(self) -> str:
+        """Tiers, then what a reader must know."""
+        if self._found.tiers is None:
+            return f"<p>{self!r}: no sound victim has numbers yet</p>"
+        return formed(standing_table(self._found.tiers), "html")
+
+    def lines(self) -> pd.DataFrame:
+        """One line per attack, rate and defense."""
+        import pandas as pd
+
+        return pd.DataFrame([asdict(line) for line in self._found.board.lines])
+
+    def tiers(self) -> pd.DataFrame:
+        """One line per defense over all attacks and rates, by tier."""
+        import pandas as pd
+
+        if self._found.tiers is None:
+            return pd.DataFrame()
+        return pd.DataFrame(list(standing_table(self._found.tiers).values))
+
+    def notes(self) -> list[str]:
+        """What a reader must know beside the numbers."""
+        tiers = self._found.tiers.notes() if self._found.tiers else []
+        return [*self._found.board.warnings, *self._found.board.notes(), *tiers]
+
+    def cells(self) -> pd.DataFrame:
+        """One line per sound victim and defense, with ASR, clean accuracy and what it cost."""
+        import numpy as np
+        import pandas as pd
+
+        matrix = read_tables(self.directory, lambda t: load_matrix(t, self.asked.eval_set))
+        if matrix is None:
+            return pd.DataFrame()
+        d, s, r = (index.ravel() for index in np.indices(matrix.asr_DSR.shape))
+        found = pd.DataFrame(
+            {
+                "defense": np.array(matrix.defenses, dtype=object)[d],
+                "attack": np.array([x.attack for x in matrix.strata], dtype=object)[s],
+                "rate": np.array([float(x.rate) for x in matrix.strata])[s],
+                "target": np.array([x.target for x in matrix.strata], dtype=object)[s],
+                "seed": np.array(matrix.seeds)[r],
+                "asr": matrix.asr_DSR.ravel(),
+                "clean": matrix.clean_DSR.ravel(),
+                "asr_clean_victim": matrix.base_DSR.ravel(),
+                "relative_cost": matrix.cost_DSR.ravel(),
+                "status": matrix.status_DSR.ravel(),
+            }
+        )
+        return found[matrix.is_sound_SR[s, r]].reset_index(drop=True)
+
+    def compare(self, first: str, second: str) -> ComparisonView:
+        """Two defenses on the victims that both have."""
+        return ComparisonView(compare_in(self.directory, first, second, self.asked.eval_set))
+
+    # --- figures
+
+    def heatmap(self) -> Any:
+        """ASR by attack and defense; what is invalid or missing is hatched."""
+        return self._drawn("heat_map")
+
+    def curves(self) -> Any:
+        """ASR and clean accuracy against the poison rate."""
+        return self._drawn("rate_curves")
+
+    def pareto(self) -> Any:
+        """Clean accuracy against ASR, with the front."""
+        return self._drawn("trade_off")
+
+    def profile(self) -> Any:
+        """The share of cells with at most so much ASR."""
+        return self._drawn("profile")
+
+    def ranks(self) -> Any:
+        """Ranks with their intervals, and tiers."""
+        return self._drawn("rank_plot")
+
+    def cost(self) -> Any:
+        """Cost against the lift that is removed."""
+        return self._drawn("cost")
+
+    def _drawn(self, name: str) -> Any:
+        from analysis.drawing import figures_of
+
+        return figures_of(self.directory, self.asked)[name]()
+
+
+class ComparisonView:
+    """A comparison: ``found`` are its numbers, ``cells()`` the victims."""
+
+    def __init__(self, found: Comparison) -> None:
+        self.found = found
+
+    def __repr__(self) -> str:
+        return "\n".join(summary(self.found))
+
+    def _repr_html_(self) -> str:
+        import html
+
+        lines = "".join(f"<p>{html.escape(line)}</p>" for line in summary(self.found))
+        return lines + formed(cells_table(self.found), "html")
+
+    def cells(self) -> pd.DataFrame:
+        """One line per victim."""
+        import pandas as pd
+
+        return pd.DataFrame([asdict(cell) for cell in self.found.cells])
