@@ -79,6 +79,11 @@ def _texts(cell: CellTest) -> list[str]:
     ]
 
 
+def comparison_line(mean: Mean) -> str:
+    """A difference in points with its interval, if there is one."""
+    return _points(mean).replace(" (no interval)", "")
+
+
 def _points(mean: Mean) -> str:
     if math.isinf(mean.low):
         return f"{100 * mean.value:+.1f} (no interval)"

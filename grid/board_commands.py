@@ -70,7 +70,32 @@ def sql(
         typer.echo(f"! {warning}", err=True)
 
 
+def report(
+    directory: Annotated[
+        str, typer.Argument(help="A results directory, or the name of what ran.")
+    ] = "demo",
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The page; default DIR/report.html.")
+    ] = None,
+    eval_set: EvalSetOpt = "report",
+    group: Annotated[
+        str, typer.Option("--group", help="Compare all, or within equal needs.")
+    ] = "all",
+    at_ca_loss: Annotated[
+        float | None,
+        typer.Option("--at-ca-loss", help="Compare what loses at most so many points of CA."),
+    ] = None,
+) -> None:
+    """Write results as one page that needs nothing else: open it in a browser."""
+    from analysis.leaderboard import Asked
+    from analysis.report import write_report
+
+    where = results_folder(directory)
+    asked = Asked(eval_set=eval_set, group=group, at_ca_loss=at_ca_loss)
+    typer.echo(str(write_report(where, out or where / "report.html", asked)))
+
+
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
-    for command in (compare, sql):
+    for command in (compare, sql, report):
         app.command()(command)
