@@ -1,12 +1,13 @@
 """Results in a notebook: tables as pandas, figures to look at. No torch, no Ray.
 
-    from analysis import Results
-    board = Results("runs/demo").board()
-    board.tiers(); board.compare("finetune", "cleanclip"); board.heatmap()
+from analysis import Results
+board = Results("runs/demo").board()
+board.tiers(); board.compare("finetune", "cleanclip"); board.heatmap()
 """
 
 from __future__ import annotations
 
+import io
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +20,13 @@ from analysis.query import plain, run_sql
 from analysis.reader import read_tables
 from analysis.standing_render import standing_table
 from analysis.text import formed
+from analysis.theme import PNG_DPI, house_style
 from grid.schema import ResultsError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+SCREEN_DPI = 150
 
 
 class Results:
@@ -116,34 +120,56 @@ class BoardView:
 
     # --- figures
 
-    def heatmap(self) -> Any:
+    def heatmap(self) -> Drawing:
         """ASR by attack and defense; what is invalid or missing is hatched."""
         return self._drawn("heat_map")
 
-    def curves(self) -> Any:
+    def curves(self) -> Drawing:
         """ASR and clean accuracy against the poison rate."""
         return self._drawn("rate_curves")
 
-    def pareto(self) -> Any:
+    def pareto(self) -> Drawing:
         """Clean accuracy against ASR, with the front."""
         return self._drawn("trade_off")
 
-    def profile(self) -> Any:
+    def profile(self) -> Drawing:
         """The share of cells with at most so much ASR."""
         return self._drawn("profile")
 
-    def ranks(self) -> Any:
+    def ranks(self) -> Drawing:
         """Ranks with their intervals, and tiers."""
         return self._drawn("rank_plot")
 
-    def cost(self) -> Any:
+    def cost(self) -> Drawing:
         """Cost against the lift that is removed."""
         return self._drawn("cost")
 
-    def _drawn(self, name: str) -> Any:
+    def _drawn(self, name: str) -> Drawing:
         from analysis.drawing import figures_of
 
-        return figures_of(self.directory, self.asked)[name]()
+        figures = figures_of(self.directory, self.asked)
+        if name not in figures:
+            raise ResultsError("No sound victim has numbers yet: there is nothing to draw.")
+        return Drawing(figures[name]())
+
+
+class Drawing:
+    """A picture that a notebook shows as it is; ``figure`` is matplotlib's."""
+
+    def __init__(self, figure: Any) -> None:
+        self.figure = figure
+
+    def save(self, path: str | Path) -> Path:
+        """Write it, as what the path ends with: png, svg or pdf."""
+        with house_style():
+            self.figure.savefig(path, dpi=PNG_DPI)
+        return Path(path)
+
+    def _repr_png_(self) -> bytes:
+        output = io.BytesIO()
+        with house_style():
+            self.figure.savefig(output, format="png", dpi=SCREEN_DPI)
+        return output.getvalue()
 
 
 class ComparisonView:

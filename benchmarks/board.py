@@ -118,6 +118,21 @@ def _load(out: Path, calls: int) -> float:
     return min(timed(lambda: load_board(out)).wall for _ in range(calls))
 
 
+def _tiers(out: Path) -> float:
+    """Seconds from open results to tiers with all their draws."""
+    from analysis.matrix import load_matrix
+    from analysis.reader import read_tables
+    from analysis.resample import DRAWS
+    from analysis.standing import standings
+
+    def make() -> None:
+        matrix = read_tables(out, load_matrix)
+        assert matrix is not None
+        standings(matrix, draws=DRAWS)
+
+    return timed(make).wall
+
+
 def _boards(folder: Path, sizes: Mapping[str, tuple[int, int]]) -> Iterator[tuple[str, Path]]:
     for name, (num_cells, rows_per_cell) in sizes.items():
         out = folder / name.replace(" ", "-")
@@ -151,5 +166,8 @@ def main(*, quick: bool = False, num_cells: int = 10_000, calls: int = 7) -> Fig
                 figures[f"rows, {name}"] = Figure(value=rows, unit="rows")
                 figures[f"board in process, {name}"] = Figure(
                     value=_load(out, calls), unit="s", at_most=1.0
+                )
+                figures[f"tiers, 10,000 draws, {name}"] = Figure(
+                    value=_tiers(out), unit="s", at_most=5.0
                 )
     return figures

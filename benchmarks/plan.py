@@ -28,12 +28,13 @@ def peak():
     found = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
     return found[0] / 1024 if found else 0.0
 from grid.plan import History, make_plan, summary
+from grid.room import on_lanes
 from grid.gridfile import load_grid
 before, wall, cpu = peak(), time.perf_counter(), time.process_time()
 plan = make_plan(load_grid(sys.argv[1]))
 wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
 told = time.process_time()
-summary(plan, set(), History(None), 2)
+summary(plan, set(), History(None), on_lanes(plan.grid.execution, 2))
 told = time.process_time() - told
 print(json.dumps({"wall": wall, "cpu": cpu, "summary": told, "cells": len(plan.cells),
                   "stages": len(plan.stages), "peak": peak(), "more": peak() - before}))

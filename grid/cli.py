@@ -119,6 +119,11 @@ def _run(
         remember(source, where)
         _tell(report, where, uri)
         code = report.code
+        if report.counts.get("invalid_victim"):
+            say(
+                "a victim failed its gate, so nothing was defended on it: give it more epochs, rows"
+                " or a higher rate, or other thresholds with `gate` (docs/grid-files.md)"
+            )
     _board(where, "table")
     if code:
         raise typer.Exit(code)

@@ -23,7 +23,7 @@ from victims.world import World
 
 torch.set_num_threads(1)
 
-pytest_plugins = ["tests.clusters"]
+pytest_plugins = ["tests.browsers", "tests.clusters"]
 
 # Files that take long go first: a worker that meets one last keeps the other waiting. The two that
 # wait for Ray stand apart, so that each has one beside it that computes.

@@ -245,6 +245,8 @@ def test_board_reads_what_was_made_up_for_it() -> None:
         "grid leaderboard, a small grid",
         "board in process, many cells",
         "board in process, many rows",
+        "tiers, 10,000 draws, many cells",
+        "tiers, 10,000 draws, many rows",
     }
 
 

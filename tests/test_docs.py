@@ -40,6 +40,21 @@ def test_every_relative_link_and_picture_is_there(document: Path) -> None:
     assert links(text) or document.name != "README.md"
 
 
+def test_every_key_of_a_grid_file_is_told() -> None:
+    from dataclasses import fields
+
+    from grid.execution import Execution
+    from grid.gridfile import _File
+    from grid.spec import Evaluate, Gate
+
+    text = (ROOT / "docs" / "grid-files.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert named == {field.name for field in fields(_File)}
+    for kind in (Gate, Evaluate, Execution):
+        assert [f.name for f in fields(kind) if f.name not in text] == []
+
+
 def test_links_are_found() -> None:
     text = '[a](b.md#c) ![p](d/e.png "t") [x](https://x.y) [h](#h)\n```\n[no](no)\n```\n'
     assert links(text) == ["b.md", "d/e.png"]

@@ -7,14 +7,12 @@ import csv
 import hashlib
 import io
 import re
-import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
@@ -33,13 +31,10 @@ from analysis.page import (
 )
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Page
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-QUIET = (
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update"),
-)
+    from tests.browsers import Open
+
 LEAST_CONTRAST = 4.5
 MOST_SECONDS = 5.0
 MOST_SECONDS_TO_MOVE = 1.5
@@ -232,58 +227,6 @@ def test_what_is_empty_leaves_nothing_behind() -> None:
 
 
 # ---- In a browser --------------------------------------------------------------------------------
-
-
-class Open(Protocol):
-    """Opens a page from a file; the test fails if it says, throws or asks for anything."""
-
-    def __call__(
-        self, html: str, *, init: str = "", may_complain: bool = False, **how: Any
-    ) -> Page:
-        """``init`` runs first, ``how`` are options of a browser's context."""
-        ...
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """A browser without a window."""
-    api = pytest.importorskip("playwright.sync_api", reason="no playwright to drive a browser")
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is on the path")
-    with api.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=path, args=list(QUIET))
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def view(browser: Browser, tmp_path: Path) -> Iterator[Open]:
-    contexts, complaints, allowed = [], [], []
-
-    def open_page(html: str, *, init: str = "", may_complain: bool = False, **how: Any) -> Page:
-        file = tmp_path / "page.html"
-        file.write_text(html, "utf-8")
-        context = browser.new_context(**how)
-        contexts.append(context)
-        if init:
-            context.add_init_script(init)
-        shown = context.new_page()
-        allowed.append(file.as_uri())
-        if not may_complain:
-            shown.on("console", lambda message: complaints.append(message.text))
-            shown.on("request", lambda request: complaints.append(request.url))
-        shown.on("pageerror", lambda error: complaints.append(str(error)))
-        shown.on("dialog", lambda dialog: complaints.append(dialog.message))
-        shown.goto(file.as_uri())
-        return shown
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    # Images of data are no requests to anybody.
-    heard = [said for said in complaints if not said.startswith("data:")]
-    assert [said for said in heard if said.split("#")[0] not in allowed] == []
 
 
 def names(shown: Page) -> list[str]:

@@ -1,0 +1,142 @@
+"""The report of results: what it holds, and how it behaves in a real browser."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from analysis.leaderboard import Asked
+from analysis.methods import method_of, told_by
+from analysis.report import write_report
+from tests.boards import steady, write_board, write_pictures
+from tests.grids import call, environment
+
+if TYPE_CHECKING:
+    from tests.browsers import Open
+
+ATTACKS = ("badnet", "blended", "sig", "wanet", "trojvqa", "badclip")
+HOSTILE = "<img src=x onerror=window.hit=1>"
+ASR = {
+    "none": steady(0.95, 0.01),
+    "finetune": steady(0.4, 0.03),
+    "cleanclip": steady(0.3, 0.03),
+    "roclip": steady(0.1, 0.03),
+    "oracle_filter": steady(0.01, 0.01),
+    HOSTILE: steady(0.5, 0.03),
+}
+SECTIONS = (
+    *("What was run", "Are the victims sound?", "Where defenses stand", "The board"),
+    *("Against finetune", "Figures", "Attack by attack", "What this can and cannot tell"),
+    "Methods",
+)
+
+
+@pytest.fixture(scope="module")
+def board(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("board")
+    gone = {("roclip", "sig", "0.01", 0): "failed_method"}
+    write_board(folder, ASR, attacks=ATTACKS, rates=("0", "0.01"), status=gone)
+    for defense in ("none", "finetune"):
+        write_pictures(folder, f"badnet-0.01-{defense}-0-0", [True, False], [True, True], [1, 2])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(board: Path) -> str:
+    return write_report(board, board / "report.html", Asked()).read_text()
+
+
+def test_every_part_is_there_and_nothing_is_fetched(page: str) -> None:
+    for title in SECTIONS:
+        assert f">{title}</h2>" in page
+    for drawn in ("ASR by attack and defense", "Accuracy against safety", "Ranks", "Cost"):
+        assert f'alt="{drawn}: ' in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "https://" not in page
+    assert HOSTILE not in page
+    assert "3 seeds, indicative" in page
+    assert "failed" in page
+    assert "ft (FT)" not in page
+    assert "Fine-tune (FT): keep training the victim" in page, "the appendix is the docstring"
+
+
+def test_the_command_writes_it_beside_the_results_with_nothing_heavy(
+    board: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    said = call(capsys, "report", board, "--out", tmp_path / "deep" / "x.html")
+    assert said.out.strip() == str(tmp_path / "deep" / "x.html")
+    assert (tmp_path / "deep" / "x.html").stat().st_size > 10_000
+    code = (
+        "import sys; from grid.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as ended: assert not ended.code\n"
+        "assert not {'torch', 'ray', 'open_clip'} & set(sys.modules)"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, "report", str(board), "--out", str(tmp_path / "y.html")],
+        env=environment(),
+        check=True,
+        capture_output=True,
+    )
+    nowhere = call(capsys, "report", tmp_path / "nothing")
+    assert (nowhere.code, "there is no such directory" in nowhere.err) == (1, True)
+
+
+def test_a_grid_that_has_only_begun_has_a_report(tmp_path: Path) -> None:
+    failed = {("none", a, "0.01", s): "invalid_victim" for a in ATTACKS for s in (0, 1, 2)}
+    write_board(tmp_path, {"none": steady(0.3)}, attacks=ATTACKS, status=failed)
+    text = write_report(tmp_path, tmp_path / "report.html", Asked()).read_text()
+    assert "No sound victim has numbers yet." in text
+    assert "Against" not in text
+
+
+def test_pictures_of_attacks_join_where_they_were_drawn(board: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "board"
+    shutil.copytree(board, folder)
+    from PIL import Image
+
+    Image.new("RGB", (8, 8), "red").save(folder / "gallery.png")
+    text = write_report(folder, folder / "report.html", Asked()).read_text()
+    assert 'alt="Pairs before and after each attack' in text
+
+
+def test_methods_are_found_by_their_labels() -> None:
+    assert method_of("cleanclip@tune-demo", "defenses") == "cleanclip"
+    assert method_of("cgd_classifier-strong", "defenses") == "cgd_classifier"
+    assert method_of("badnet-big", "attacks") == "badnet"
+    assert method_of("badnets", "attacks") is None
+    assert all(told_by("attacks").values())
+    assert told_by("defenses")["finetune"].startswith("Fine-tune (FT)")
+
+
+# --- in a browser
+
+
+def test_it_opens_in_peace_and_its_board_sorts_and_filters(view: Open, page: str) -> None:
+    shown = view(page)
+    assert shown.title().startswith("made: backdoor attacks and defenses")
+    assert shown.evaluate("window.hit") is None
+    board = shown.locator("section#board table")
+    count = shown.locator("section#board").get_by_text("of 72 rows")
+    assert count.inner_text() == "72 of 72 rows"
+    board.locator("thead th", has_text="ASR %").get_by_role("button").click()
+    first = board.locator("tbody tr:not([hidden]) th").first.inner_text()
+    assert first == "oracle_filter", "the smallest ASR comes first"
+    shown.locator("section#board select").first.select_option("sig")
+    assert count.inner_text() == "12 of 72 rows"
+
+
+def test_every_figure_has_a_size_and_a_text(view: Open, page: str) -> None:
+    shown = view(page)
+    images = shown.locator("figure img")
+    assert images.count() >= 5
+    for place in range(images.count()):
+        image = images.nth(place)
+        assert image.get_attribute("alt")
+        assert image.evaluate("image => image.naturalWidth") > 100
