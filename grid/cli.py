@@ -340,7 +340,7 @@ def _print_offer(cluster: dict[str, Any]) -> None:
 def check(
     grid: GridArg, out: OutOpt = None, store: StoreOpt = None, as_json: JsonOpt = False
 ) -> None:
-    """Is the grid complete? Exit 3 and a list of what is missing or failed, and why."""
+    """Is the grid complete? Exit 3 and a list of what is missing, failed or unreadable, and why."""
     from grid.quick import completeness, exit_code
     from grid.registry import grid_source
     from grid.schema import completeness_words
@@ -354,7 +354,9 @@ def check(
         typer.echo(f"{found['grid']}: {completeness_words(found['counts'], found['planned'])}.")
         for cell in (*found["incomplete"], *found["failed"], *found["invalid"]):
             typer.echo(f"  {cell['label']}: {cell['status']}: {cell['why']}")
-    if code := exit_code(found["counts"]):
+        for words in found["unreadable"]:
+            typer.echo(f"  skipped: {words}")
+    if code := exit_code(found["counts"]) or (3 if found["unreadable"] else 0):
         raise typer.Exit(code)
 
 

@@ -124,7 +124,11 @@ def _rate(raw: Raw, num_rows: int) -> str:
     """A share as exact decimal text, e.g. 1e-4 as 0.0001."""
     value, text = raw.node.data, raw.node.text.replace("_", "")
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 1:
-        raise raw.error(f"expected a share in 0..1 such as 0.01, got {raw.show()}")
+        hint = ""
+        percent = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%?", raw.node.text)
+        if percent and float(percent[1]) <= 100:
+            hint = f". {percent[1]} % is {Decimal(percent[1]) / 100:f}"
+        raise raw.error(f"expected a share in 0..1 such as 0.01, got {raw.show()}{hint}")
     try:
         poison_count(text, num_rows)
     except UsageError as error:

@@ -21,6 +21,7 @@ from grid.nodes import Raw, parse
 from grid.registry import Source, code_digest
 from grid.schema import (
     KIND_KEY,
+    KINDS,
     SCHEMA_VERSION,
     VERSION_KEY,
     WITHOUT_OUTCOME,
@@ -70,24 +71,43 @@ def files_in(out: Path, kind: str) -> Iterator[pq.ParquetFile]:
     A board names files that are not whole or not ours; here they only mean that what they may
     have held is computed again. Files that are put into one meanwhile may be read both ways.
     """
+    for path in _listed(out / kind):
+        file, fault = _opened(path, kind)
+        if file is not None and not fault:
+            yield file
+
+
+def unreadable_in(out: Path) -> list[str]:
+    """The files of a results directory that are not whole or not ours, each with its fault."""
+    found = []
+    for kind in KINDS:
+        for path in _listed(out / kind):
+            if fault := _opened(path, kind)[1]:
+                found.append(f"{path}: {fault}")
+    return found
+
+
+def _opened(path: Path, kind: str) -> tuple[pq.ParquetFile | None, str]:
+    """A file of a kind, or what is wrong with it; a file that went meanwhile is neither."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    for path in _listed(out / kind):
-        try:
-            file = pq.ParquetFile(path)
-        except (OSError, pa.ArrowException):
-            continue
-        marks = file.schema_arrow.metadata or {}
-        version = marks.get(VERSION_KEY.encode(), b"").decode(errors="replace")
-        if not version.isdigit() or marks.get(KIND_KEY.encode()) != kind.encode():
-            continue
-        if int(version) > SCHEMA_VERSION:
-            raise UsageError(
-                f"{path} was written by a newer version of this tool (results schema {version},"
-                f" this version reads up to {SCHEMA_VERSION}). Upgrade, or give another --out."
-            )
-        yield file
+    try:
+        file = pq.ParquetFile(path)
+    except FileNotFoundError:
+        return None, ""
+    except (OSError, pa.ArrowException) as error:
+        return None, f"cannot be read ({str(error).splitlines()[0]})"
+    marks = file.schema_arrow.metadata or {}
+    version = marks.get(VERSION_KEY.encode(), b"").decode(errors="replace")
+    if not version.isdigit() or marks.get(KIND_KEY.encode()) != kind.encode():
+        return file, f"is no {kind} file of this tool"
+    if int(version) > SCHEMA_VERSION:
+        raise UsageError(
+            f"{path} was written by a newer version of this tool (results schema {version},"
+            f" this version reads up to {SCHEMA_VERSION}). Upgrade, or give another --out."
+        )
+    return file, ""
 
 
 def _listed(folder: Path) -> Iterator[Path]:
@@ -207,7 +227,8 @@ def plan_summary(
 def completeness(source: Source, out: Path, store_uri: str) -> dict[str, Any]:
     """Planned cells against rows: what is missing, what failed and why, what was invalid.
 
-    ``incomplete`` are the cells without an outcome, ``failed`` those whose method failed.
+    ``incomplete`` are the cells without an outcome, ``failed`` those whose method failed;
+    ``unreadable`` are files that are skipped, whatever they may have held.
     """
     cells = _planned(source, out)
     status = outcomes_in(out)
@@ -228,6 +249,7 @@ def completeness(source: Source, out: Path, store_uri: str) -> dict[str, Any]:
         "planned": len(cells),
         "counts": dict(counts),
         "complete": is_complete(counts),
+        "unreadable": unreadable_in(out),
         **told,
     }
 

@@ -240,6 +240,30 @@ def test_a_live_run_is_paused_cancelled_in_part_and_resumed(
         assert row == calm[key]
 
 
+def test_files_that_are_not_whole_or_not_ours_are_named_by_a_check(
+    finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A board warns of them; a check fails, since nobody knows what they held."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    run = finished.copy(tmp_path)
+    where = ("--out", run.out, "--store", run.store)
+    assert call(capsys, "check", run.file, *where).code == 0
+    whole = next((run.out / "rows").glob("*.parquet")).read_bytes()
+    (run.out / "rows" / "half.parquet").write_bytes(whole[: len(whole) // 2])
+    pq.write_table(pa.table({"a": [1]}), run.out / "samples" / "foreign.parquet")
+    done = call(capsys, "check", run.file, *where)
+    assert done.code == 3
+    assert "half.parquet: cannot be read (" in done.out
+    assert "foreign.parquet: is no samples file of this tool" in done.out
+    told = json.loads(call(capsys, "check", run.file, "--json", *where).out)
+    assert (told["complete"], len(told["unreadable"])) == (True, 2)
+    board = call(capsys, "leaderboard", run.out)
+    assert board.code == 0
+    assert "half.parquet: skipped, cannot be read" in " ".join(board.out.split())
+
+
 def test_cancelling_keeps_the_stages_that_others_need(finished: Finished, tmp_path: Path) -> None:
     """A clean victim serves every attack; a poisoned one, the cells of its rate alone."""
     driver = Driver(finished.grid, tmp_path / "out", Store(tmp_path / "store"), say=_quiet)
