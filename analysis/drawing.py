@@ -143,7 +143,10 @@ def _costs(tables: Tables, asked: Asked) -> pd.DataFrame:
         there = ~np.isnan(lift[d]) & matrix.is_sound_SR
         if d == none or matrix.about[d].is_control or not len(costs) or not there.any():
             continue
-        removed = 1 - lift[d][there].sum() / lift[none][there].sum()
+        whole = lift[none][there].sum()
+        if whole <= 0:
+            continue  # the attacks lifted nothing that could be removed
+        removed = 1 - lift[d][there].sum() / whole
         rows.append(
             {"defense": name, "relative_cost": float(costs.mean()), "lift_removed": float(removed)}
         )

@@ -95,7 +95,30 @@ def report(
     typer.echo(str(write_report(where, out or where / "report.html", asked)))
 
 
+def view(
+    directory: Annotated[
+        str, typer.Argument(help="A results directory, or the name of what ran.")
+    ] = "demo",
+    port: Annotated[
+        int, typer.Option("--port", help="Of this machine; 0 takes any that is free.", min=0)
+    ] = 8787,
+) -> None:
+    """Show results and live progress in a browser of this machine, until Ctrl-C."""
+    from grid.view import HOST, serve
+
+    where = results_folder(directory)
+    if not where.is_dir():
+        raise UsageError(f"{where}: no such results directory")
+    try:
+        server = serve(where, port)
+    except (OSError, OverflowError) as error:
+        raise UsageError(f"port {port} cannot be had ({error}): give another --port") from error
+    typer.echo(f"http://{HOST}:{server.server_port}/")
+    with server:
+        server.serve_forever()
+
+
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
-    for command in (compare, sql, report):
+    for command in (compare, sql, report, view):
         app.command()(command)

@@ -1,0 +1,213 @@
+"""`grid view`: the board of a results directory in a browser of this machine, a page at a time, and
+what its run is doing. Read-only, on loopback alone, and only for who names this machine."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Mapping
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import resources
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from analysis.leaderboard import Asked
+from analysis.query import plain
+from analysis.reader import FilesChanged, Tables
+from analysis.report import report
+from grid.campaign_status import campaign_status, campaign_status_words
+from grid.places import CAMPAIGN_FILE, GRID_FILE
+from grid.schema import Status
+from grid.status import status_of
+from grid.status_words import status_words
+from victims.errors import GridError
+
+HOST = "127.0.0.1"
+ASSETS = {
+    "/": ("view.html", "text/html"),
+    "/view.js": ("view.js", "text/javascript"),
+    "/view.css": ("view.css", "text/css"),
+}
+COLUMNS = (
+    *("attack", "rate", "defense", "clean_top1", "asr_top1", "asr_top1_low", "asr_top1_high"),
+    *("asr_clean_victim_top1", "lift_top1", "r_acc", "relative_cost", "num_seeds", "status"),
+)
+FILTERS = ("attack", "defense", "status")
+MOST_ROWS, KEPT_SECONDS, MOST_IN_REPORT = 500, 5.0, 20_000
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:;"
+    " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+class Viewed:
+    """A results directory as it was some seconds ago at most; one question at a time."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._lock = threading.Lock()
+        self._tables: Tables | None = None
+        self._opened = 0.0
+
+    def rows(self, given: Mapping[str, str]) -> dict[str, Any]:
+        """Some lines of the board. ``sort`` names a column, after a minus downwards."""
+        offset, limit = _whole(given, "offset", 0), _whole(given, "limit", 100)
+        eval_set, sort = given.get("set") or "report", given.get("sort", "")
+        if sort.removeprefix("-") not in ("", *COLUMNS):
+            raise GridError(f"no column {sort.removeprefix('-')!r}. There: {', '.join(COLUMNS)}.")
+        where, values = ["eval_set = ?"], [eval_set]
+        for name in FILTERS:
+            if text := given.get(name, "").strip():
+                where.append(f"contains(lower({name}), lower(?))")
+                values.append(text)
+        order = "position, attack, rate, defense"
+        if sort:
+            way = "DESC" if sort.startswith("-") else "ASC"
+            order = f"{sort.removeprefix('-')} {way} NULLS LAST, {order}"
+        listed = ", ".join(COLUMNS)
+        some = f"FROM board WHERE {' AND '.join(where)}"
+        with self._lock:
+            tables = self._open()
+            sets = [name for (name,) in tables.query("FROM eval_sets ORDER BY 1").rows]
+            (total,) = tables.query(f"SELECT count(*) {some}", *values).rows[0]
+            found = tables.query(
+                f"SELECT {listed} {some} ORDER BY {order} LIMIT ? OFFSET ?",
+                *values,
+                min(limit, MOST_ROWS),
+                offset,
+            ).rows
+        lines = [[plain(value) for value in row] for row in found]
+        return {
+            "columns": COLUMNS,
+            "rows": lines,
+            "total": total,
+            "offset": offset,
+            "sets": sets,
+            "set": eval_set,
+        }
+
+    def status(self) -> dict[str, Any]:
+        """What the run, or the campaign, is doing."""
+        if not (self.directory / GRID_FILE).is_file():
+            if (self.directory / CAMPAIGN_FILE).is_file():
+                found = campaign_status(self.directory)
+                words = campaign_status_words(found).splitlines()
+                about = {"name": found["campaign"], "state": found["state"]}
+                return {**about, "planned": 0, "ended": 0, "words": words, "running": []}
+            raise GridError(f"{self.directory}: no run of a grid is there")
+        found = status_of(self.directory)
+        words = status_words(found).splitlines()
+        waiting = ("running", Status.MISSING, Status.CANCELLED, Status.REQUEUED)
+        ended = sum(n for state, n in found["cells"].items() if state not in waiting)
+        return {
+            "name": found["grid"],
+            "state": found["state"],
+            "planned": found["planned"],
+            "ended": ended,
+            "words": words,
+            "running": [line for line in words if line.startswith(("running:", "submitted:"))],
+        }
+
+    def report(self) -> str:
+        """The report as one page, unless the board is too long for a page."""
+        with self._lock:
+            tables = self._open()
+            ((lines,),) = tables.query("SELECT count(*) FROM board").rows
+            if lines > MOST_IN_REPORT:
+                raise GridError(
+                    f"{lines:,} lines are too many for one page; `grid leaderboard --part tiers`"
+                    " sums them up, and the view shows them a page at a time"
+                )
+            return report(tables, Asked())
+
+    def close(self) -> None:
+        with self._lock:
+            if self._tables is not None:
+                self._tables.close()
+                self._tables = None
+
+    def _open(self) -> Tables:
+        if self._tables is None or time.monotonic() - self._opened > KEPT_SECONDS:
+            if self._tables is not None:
+                self._tables.close()
+                self._tables = None
+            self._tables, self._opened = Tables(self.directory), time.monotonic()
+        return self._tables
+
+
+def _whole(given: Mapping[str, str], name: str, default: int) -> int:
+    text = given.get(name, "")
+    if text and not (text.isdecimal() and len(text) < 10):
+        raise GridError(f"{name} is a whole number, found {text[:20]!r}")
+    return int(text) if text else default
+
+
+def serve(directory: Path, port: int) -> ThreadingHTTPServer:
+    """A server on loopback, not yet serving; port 0 takes any that is free."""
+    viewed = Viewed(directory)
+
+    class Handler(BaseHTTPRequestHandler):
+        server_version, sys_version = "grid-view", ""
+
+        def do_GET(self) -> None:
+            parts = urlsplit(self.path)
+            given = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+            if not self._is_meant():
+                self._send(HTTPStatus.FORBIDDEN, "text/plain", "this view is of one machine alone")
+                return
+            for _ in range(20):
+                try:
+                    self._answer(parts.path, given)
+                    return
+                except FilesChanged:
+                    viewed.close()  # merged by the run meanwhile: look again
+                except GridError as error:
+                    body = json.dumps({"error": str(error)})
+                    self._send(HTTPStatus.BAD_REQUEST, "application/json", body)
+                    return
+            body = json.dumps({"error": "files keep changing; try again"})
+            self._send(HTTPStatus.SERVICE_UNAVAILABLE, "application/json", body)
+
+        def _answer(self, path: str, given: Mapping[str, str]) -> None:
+            if path in ASSETS:
+                name, kind = ASSETS[path]
+                asset = resources.files("analysis") / "assets" / name
+                self._send(HTTPStatus.OK, kind, asset.read_text("utf-8"))
+            elif path == "/status":
+                self._send(HTTPStatus.OK, "application/json", json.dumps(viewed.status()))
+            elif path == "/rows":
+                self._send(HTTPStatus.OK, "application/json", json.dumps(viewed.rows(given)))
+            elif path == "/report":
+                # The page brings a policy of its own, which lets its own script alone run.
+                self._send(HTTPStatus.OK, "text/html", viewed.report(), policy="")
+            else:
+                body = json.dumps({"error": "nothing is here"})
+                self._send(HTTPStatus.NOT_FOUND, "application/json", body)
+
+        def _is_meant(self) -> bool:
+            """Whether the browser asked for this machine by its own name: a page from elsewhere
+            may have had its name point here."""
+            name = (self.headers.get("Host") or "").rpartition(":")[0]
+            return name in (HOST, "localhost")
+
+        def _send(self, status: HTTPStatus, kind: str, text: str, policy: str = POLICY) -> None:
+            body = text.encode()
+            self.send_response(status)
+            self.send_header("Content-Type", f"{kind}; charset=utf-8")
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Cache-Control", "no-store")
+            self.send_header("X-Content-Type-Options", "nosniff")
+            if policy:
+                self.send_header("Content-Security-Policy", policy)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *values: Any) -> None:
+            """Requests of one's own browser are no news."""
+
+    server = ThreadingHTTPServer((HOST, port), Handler)
+    server.daemon_threads = True
+    return server
