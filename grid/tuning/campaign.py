@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from grid.cluster import Executor
+from grid.interrupts import Interrupt, heeded
 from grid.lock import only_driver
 from grid.places import BEGAN_FILE, CAMPAIGN_FILE
 from grid.plan import Group
@@ -67,12 +68,13 @@ class CampaignDriver:
         self.tuned: list[Tuned] = []
         self.rests = Rests(out, campaign.grid, store.shown)
         self.said = 0.0
+        self.interrupt = Interrupt()
 
     def run(self) -> CampaignReport:
         started = time.perf_counter()
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        with only_driver(self.out), clear_errors(self.out):
+        with only_driver(self.out), clear_errors(self.out), heeded() as self.interrupt:
             self._say_what()
             sees = dict.fromkeys(self.scenes.of(o.sees).sees for o in self._objectives)
             self.prepared = Preparation(
@@ -223,7 +225,7 @@ class CampaignDriver:
             searched.label, objective, rule.is_oracle, key, campaign.search.by.value
         )
         wall = sum(float(r["spent_seconds"] or 0) for r in recorded if r["record"] == "trial")
-        spent = Spent(campaign.budget, wall_seconds=wall / executor.lanes)
+        spent = Spent(campaign.budget, wall_seconds=wall / executor.lanes, interrupt=self.interrupt)
         runtime = self.prepared.runtime
         context = Context(
             source=self.source,
@@ -272,6 +274,8 @@ class CampaignDriver:
             max(1, executor.room.most("defended")),
         )
         self.prepared.flush(force=True)
+        if self.interrupt.seen:
+            raise KeyboardInterrupt
         report.wall_seconds = time.perf_counter() - began
         trials = list(ended.values())
         report.trials = len(trials)

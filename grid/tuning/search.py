@@ -24,6 +24,7 @@ from ray.tune.search import BasicVariantGenerator, Searcher
 from defenses.base import Between, OneOf
 from grid.cluster import assigned_device
 from grid.execution import Resources
+from grid.interrupts import Interrupt
 from grid.tuning.file import is_whole, values_of
 from grid.tuning.score import FAILED, Incumbent, signed_rank_p
 from grid.tuning.spec import (
@@ -61,13 +62,14 @@ class Spent:
     wall_seconds: float = 0.0
     trials: int = 0
     failed_in_a_row: int = 0
+    interrupt: Interrupt = field(default_factory=Interrupt)
     began: float = field(default_factory=time.monotonic)
 
     @property
     def is_over(self) -> bool:
         hours, minutes = self.budget.device_hours, self.budget.wall_minutes
         waited = self.wall_seconds + time.monotonic() - self.began
-        if self.failed_in_a_row >= MOST_FAILURES:
+        if self.interrupt.seen or self.failed_in_a_row >= MOST_FAILURES:
             return True
         return (hours is not None and self.device_seconds >= 3600 * hours) or (
             minutes is not None and waited >= 60 * minutes
