@@ -216,6 +216,10 @@ def check_tidy(figure: Any) -> None:
     assert figure.get_size_inches()[0] in (COLUMN_INCHES, PAGE_INCHES)
 
 
+def _shape(size: tuple[int, ...]) -> str:
+    return "x".join(map(str, size))
+
+
 SIZES = (
     (1, 1, 1, 1),
     (2, 1, 1, 1),
@@ -223,11 +227,11 @@ SIZES = (
     (8, 4, 3, 2),
     (12, 6, 3, 3),
     (5, 15, 1, 1),
-    (25, 15, 3, 2),
+    pytest.param((25, 15, 3, 2), marks=pytest.mark.exhaustive, id="25x15x3x2"),
 )
 
 
-@pytest.mark.parametrize("size", SIZES, ids=lambda size: "x".join(map(str, size)))
+@pytest.mark.parametrize("size", SIZES, ids=_shape)
 @pytest.mark.parametrize("name", every(1, 1, 1, 1))
 def test_no_word_hides_another(name: str, size: tuple[int, int, int, int]) -> None:
     check_tidy(every(*size)[name]())

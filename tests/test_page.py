@@ -505,6 +505,7 @@ CLICK = """(() => {
 })()"""
 
 
+@pytest.mark.exhaustive
 def test_ten_thousand_rows_sort_and_filter_in_time(view: Open) -> None:
     num = 10_000
     rows: list[list[Cell]] = [

@@ -278,7 +278,7 @@ def test_a_defense_that_raises_is_a_row(ran: Ran, tmp_path: Path, brittle: Britt
     assert report.counts == {"ok": 4, "failed_method": 2}
     row = outcomes(out)["badnet/0.1/brittle/s0"]
     assert row["detail"] == "defended:brittle: ValueError: no tea left"
-    assert row["attempts"] == 0  # its measurement was never tried
+    assert row["attempts"] == 1  # of its defense; its measurement was never tried
     assert (tmp_path / "calls").read_text() == "xx"
     log = (out / "logs" / f"{row['defended_key']}.log").read_text()
     assert "second line" in log

@@ -270,7 +270,7 @@ def test_a_job_whose_driver_never_started_says_why() -> None:
     assert submit.verdict(JobState("j", "RUNNING"), "") == ("job j is running", 0)
 
 
-def test_progress_in_a_log_is_one_line_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_in_a_log_is_one_line_soon_and_then_one_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     """However often a run looks: a job's log is read by people, and kept."""
     now = [0.0]
     monkeypatch.setattr("grid.progress.time.monotonic", lambda: now[0])
@@ -280,7 +280,7 @@ def test_progress_in_a_log_is_one_line_a_minute(monkeypatch: pytest.MonkeyPatch)
     for now[0] in (0.5 * tick for tick in range(2 * 3600 + 1)):
         progress.update(cells_left=5, stages_done=1, stages_planned=2, running=["a"])
     progress.close()
-    assert said == [60.0 * minute for minute in range(1, 61)]
+    assert said == [10.0 + 60.0 * minute for minute in range(60)]
 
 
 # Nodes that are not fit: each with its cause and what to do.
