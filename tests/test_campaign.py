@@ -409,7 +409,8 @@ def test_every_defense_and_objective_is_searched(tmp_path: Path) -> None:
     "sent", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.exhaustive)]
 )
 def test_a_stopped_driver_s_campaign_goes_on(sent: int, ran: Ran, tmp_path: Path) -> None:
-    write_campaign_file(tmp_path, **CHANGES)
+    one = {"objectives": {"tuned": CHANGES["objectives"]["tuned"]}}
+    write_campaign_file(tmp_path, **{**CHANGES, **one})
     process = subprocess.Popen(
         command(tmp_path),
         env=environment(),
@@ -428,12 +429,12 @@ def test_a_stopped_driver_s_campaign_goes_on(sent: int, ran: Ran, tmp_path: Path
     again = tune(tmp_path)
     assert sum(one["replayed"] for one in again.told()["searches"]) >= 2
     found, undisturbed = ended(again.out), ended(ran.out)
-    assert found.keys() == undisturbed.keys()
+    assert found.keys() == {key for key in undisturbed if key[1] == "tuned"}
     for key, record in found.items():
         for name in ("trial", "settings", "ca", "worst_asr", "mean_asr", "score", "status"):
             assert record[name] == undisturbed[key][name]
-    for one, other in zip(again.told()["searches"], ran.told()["searches"], strict=True):
-        assert (one["chosen"], one["settings"]) == (other["chosen"], other["settings"])
+    (mine,), theirs = again.told()["searches"], ran.told()["searches"][0]
+    assert (mine["chosen"], mine["settings"]) == (theirs["chosen"], theirs["settings"])
 
 
 def _num_trials(out: Path) -> int:

@@ -270,7 +270,7 @@ def test_a_job_whose_driver_never_started_says_why() -> None:
     assert submit.verdict(JobState("j", "RUNNING"), "") == ("job j is running", 0)
 
 
-def test_progress_in_a_log_is_one_line_soon_and_then_one_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_has_a_line_soon_and_then_one_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     """However often a run looks: a job's log is read by people, and kept."""
     now = [0.0]
     monkeypatch.setattr("grid.progress.time.monotonic", lambda: now[0])
