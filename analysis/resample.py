@@ -89,7 +89,8 @@ class Bootstrap:
             return measured_D + spread_D * rng.standard_normal((self.draws, len(measured_D)))
         stretch_S = share_S * np.sqrt(self._count_S / (self._count_S - 1))
         each_F = np.repeat(stretch_S, self._count_S)
-        found = (self._weight_NF * each_F) @ self._flat_DF(values_DSR).T
+        held = each_F != 0  # of an attack alone: its own strata
+        found = self._weight_NF[:, held] @ (self._flat_DF(values_DSR) * each_F)[:, held].T
         return np.asarray(measured_D + found - mean_DS @ stretch_S)
 
     @cached_property
