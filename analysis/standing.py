@@ -109,6 +109,10 @@ class Standings:
                 "One seed gives no ranks: its pictures tell how well one victim was measured, and"
                 " not how another would fare. Intervals here are of pictures."
             )
+        if self.groups == [()] and self.family > 1:
+            found.append(
+                f"Friedman's test that all rank alike over strata: p {self.friedman_p:.3g}."
+            )
         if self.strata < SEPARABLE and self.tested == "signed-rank tests":
             found.append(
                 f"{self.strata} strata can never show p <= 0.05, so that nothing is told apart:"

@@ -153,7 +153,7 @@ def test_curves_end_where_the_trial_does(ran: Ran) -> None:
         epochs = [e for t, c, e in looks if (t, c) == (trial, cell)]
         assert sorted(epochs) == list(range(1, len(epochs) + 1))
         last = looks[trial, cell, max(epochs)]
-        for name in ("clean_top1", "asr_top1"):
+        for name in ("clean_top1", "asr_top1", "change"):
             assert last[name] == cells[trial, cell][name]
 
 
@@ -400,6 +400,24 @@ def test_every_defense_and_objective_is_searched(tmp_path: Path) -> None:
             other = found[d, "tuned", n]
             assert (record["trial"], record["ca"]) == (other["trial"], other["ca"])
             assert n == 0 or record["score"] == pytest.approx(1 - record["change"])
+
+
+@pytest.mark.exhaustive
+def test_what_is_known_counts_though_the_time_is_up(in_process: Any, tmp_path: Path) -> None:
+    """The same command once rewrote what was chosen from the few trials that it still replayed."""
+    one = {
+        "budget": {"wall_minutes": 0.25},
+        "held_out": {"attacks": ["sig"]},
+        "tuning": {"attacks": ["badnet"]},
+    }
+    (first,) = in_process(tmp_path, **one).report.searches
+    assert first.trials >= 2
+    (again,) = in_process(tmp_path, **one).report.searches
+    # The one that was under way when the time was up is no trial to go on from.
+    assert again.trials >= first.trials - first.stopped > 0
+    assert again.device_seconds > first.device_seconds / 2
+    before = {r["trial"] for r in ended(tmp_path / "out").values()}
+    assert again.chosen in before
 
 
 # --- a driver that dies

@@ -107,6 +107,32 @@ def test_a_stage_past_its_limit_is_stopped_and_a_waiting_one_is_not(
     assert time.monotonic() - began < 150, "long before the 300 s that it would have slept"
 
 
+def test_a_stage_that_has_a_place_and_does_not_begin_is_tried_again(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("grid.cluster.BEGIN_SECONDS", 5.0)
+    executor = start()
+    executor.submit(Note("stuck", str(tmp_path), seconds=60))
+    (call_,) = executor._pending.values()
+    assert executor._overdue() == []
+    call_.placed = time.time() - 6
+    (outcome,) = executor._overdue()
+    assert outcome.ended is Ended.INFRASTRUCTURE
+    assert "given a place, it did not begin in 6 s" in outcome.message
+    assert executor.running == 0
+
+
+def test_a_node_that_was_lost_is_not_said_to_be_used_by_others(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = start(resources={"gate": Resources(gpus=8)})
+    executor.submit(Note("never", str(tmp_path), kind="gate"))
+    starved = executor.starved()
+    assert starved is not None
+    assert "1 CPUs and 8 GPUs, and no node has them" in starved.words
+    assert "others use" not in starved.words
+
+
 WANTS: list[tuple[Resources, str]] = [
     (Resources(cpus=3), "3 CPUs and 0 GPUs, and no node has them"),
     (Resources(gpus=3), "1 CPUs and 3 GPUs, and no node has them"),

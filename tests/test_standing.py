@@ -63,6 +63,7 @@ def test_tiers_hold_what_no_test_tells_apart(board: Path) -> None:
     assert ranks["finetune"] == ranks["cleanclip"] == (2, 3)
     assert found.friedman_p < 0.001
     assert "3 seeds, indicative" in " ".join(found.notes())
+    assert f"p {found.friedman_p:.3g}." in " ".join(found.notes())
 
 
 def test_means_are_over_strata_and_intervals_over_seeds(board: Path) -> None:

@@ -330,6 +330,21 @@ def test_a_store_is_written_read_elsewhere_and_left_as_it_was(
     assert preflight.look_around(str(tmp_path / "file"), "preflight-x/a", 0)["store"]
 
 
+def test_data_are_looked_for_unless_the_store_has_what_is_made_of_them(tmp_path: Path) -> None:
+    from grid.stages import CorpusStage, FileModelStage
+    from victims.labelled_files import LabelledFiles
+    from victims.models import ModelSpec
+
+    spec = LabelledFiles(
+        dataset="cifar10", root="/data/cifar", fingerprint="f", size=32, split="suspect", num_rows=1
+    )
+    corpus, weights = CorpusStage(spec), FileModelStage(ModelSpec(), "/w.safetensors", "0" * 64)
+    store = Store(tmp_path / "store")
+    assert preflight.data_places([corpus, weights], store) == ["/data/cifar", "/w.safetensors"]
+    store.get_or_make(corpus.key, lambda scratch: {})
+    assert preflight.data_places([corpus, weights], store) == ["/w.safetensors"]
+
+
 def test_the_same_check_without_a_cluster_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     done = call(capsys, "run", "smoke", "--preflight", "--executor", "serial")
     assert done.code == 2

@@ -280,3 +280,22 @@ def test_what_is_chosen_is_written_and_read_back(tmp_path: Path) -> None:
     by_hand = Scenes(found).entry(searched, {"recipe.lr": 0.004, "recipe.epochs": 2})
     assert held_out.defenses[2].recipe == by_hand.recipe
     assert decode_campaign(Source("mini", "mini.yaml", campaign_text())).name == "mini"
+
+
+def test_simulated_attacks_are_seen_ones_and_held_out_rates_are_kept(tmp_path: Path) -> None:
+    found = campaign(
+        grid={**GRID, "rates": [0, 0.05, 0.1]},
+        objectives={"s": {"sees": "simulated", "minimise": "worst_asr"}},
+        simulate={"attacks": ["badnet"]},
+        held_out={"attacks": ["sig"], "rates": [0.05]},
+    )
+    (searched,) = found.defenses
+    numbers = dict.fromkeys(("ca", "ca_loss", "worst_asr", "mean_asr"), 0.1)
+    chosen = {"trial": "t", "settings": "{}", "is_feasible": True, "is_default": False, **numbers}
+    counts = {"trials": 1, "device_seconds": 1.0}
+    tuned = tuned_entry(found, searched, "s", chosen, counts, "search-1")
+    assert tuned.attacks == ("badnet",), "a board marks them as seen"
+    grid = load_grid(str(write_held_out(tmp_path, found, [tuned], print)))
+    (entry,) = grid.attacks
+    assert list(grid.levels(entry)) == ["0", "0.05"]
+    assert grid.seeds == (1,), "by default the seed after the tuning ones"
