@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis import figures
+from analysis import exhibits, figures
 from analysis.leaderboard import Asked, read
 from analysis.matrix import UNDEFENDED, load_matrix
 from analysis.reader import Tables, read_tables
@@ -54,12 +54,37 @@ def figures_in(tables: Tables, asked: Asked) -> Mapping[str, Callable[[], Any]]:
     if tiers is not None:
         found["trade_off"] = partial(figures.trade_off, _points(tiers))
         found["rank_plot"] = partial(figures.rank_plot, _ranks(tiers))
+    curves = exhibits.rocs(tables)
+    if len(curves):
+        found["detection"] = partial(figures.detection, curves, order)
     return {name: partial(_styled, draw) for name, draw in found.items()}
+
+
+def attack_figures(tables: Tables) -> Mapping[str, Mapping[str, Callable[[], Any]]]:
+    """By attack, what was kept of one victim to be looked at: pictures, features, fits."""
+    found: dict[str, dict[str, Callable[[], Any]]] = {}
+    shown = exhibits.pictures(tables)
+    for name in dict.fromkeys(picture.attack for picture in shown):
+        own = [picture._replace(attack="") for picture in shown if picture.attack == name]
+        found.setdefault(name, {})["gallery"] = partial(_styled, partial(figures.gallery, own))
+    for name, draw, frame in (
+        ("feature_map", figures.feature_map, exhibits.features(tables)),
+        ("training", figures.training, exhibits.fits(tables)),
+    ):
+        for attack, rows in frame.groupby("attack", sort=False):
+            found.setdefault(str(attack), {})[name] = partial(_styled, partial(draw, rows))
+    return found
 
 
 def draw_board(directory: Path, folder: Path, asked: Asked) -> Drawn:
     """Draw every figure into a folder, each as PNG and SVG."""
-    return draw_all(figures_of(directory, asked), folder)
+
+    def every(tables: Tables) -> dict[str, Callable[[], Any]]:
+        by_attack = attack_figures(tables)
+        of_attacks = {f"{n}-{a}": d for a, own in by_attack.items() for n, d in own.items()}
+        return {**figures_in(tables, asked), **of_attacks}
+
+    return draw_all(read_tables(directory, every), folder)
 
 
 def _styled(draw: Callable[[], Any]) -> Any:

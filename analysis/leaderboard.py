@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from analysis.board import Board, read_board
+from analysis.knobs import Knob, knob_table, load_knobs
 from analysis.matrix import load_matrix
 from analysis.pointwise import pointwise
 from analysis.reader import Tables, read_tables
 from analysis.render import lines_table, render
+from analysis.spread import load_spread
 from analysis.standing import Standings, standings
 from analysis.standing_render import standing_table
 from analysis.text import FORMS, formed
@@ -40,10 +42,11 @@ class Asked:
 
 
 class Found(NamedTuple):
-    """The lines, and the tiers where a victim is sound."""
+    """The lines, the tiers where a victim is sound, and what knobs can buy."""
 
     board: Board
     tiers: Standings | None
+    knobs: list[Knob]
 
 
 def load(directory: Path, asked: Asked) -> Found:
@@ -56,18 +59,20 @@ def read(tables: Tables, asked: Asked) -> Found:
     board = read_board(tables, asked.eval_set)
     matrix = load_matrix(tables, asked.eval_set) if asked.part != "lines" else None
     if matrix is None:
-        return Found(board, None)
+        return Found(board, None, [])
     found = standings(
         matrix,
         by_needs=asked.group == "needs",
         worst_case=asked.worst_case,
         at_ca_loss=asked.at_ca_loss,
+        chance=1 / board.grid.classes if board.grid.classes else 0.0,
+        spread=load_spread(tables, asked.eval_set),
     )
     if asked.worst_case:
         each = pointwise(tables, matrix, asked.eval_set)
         lines = [replace(line, pointwise=each.get(line.defense)) for line in found.lines]
         found = replace(found, lines=lines)
-    return Found(board, found)
+    return Found(board, found, load_knobs(tables, found))
 
 
 def text(
@@ -79,7 +84,7 @@ def text(
     published: bool = False,
 ) -> str:
     """What is printed. CSV, TeX and HTML hold one table: the lines, unless tiers are asked for."""
-    board, tiers = found
+    board, tiers, knobs = found
     if form not in FORMS:
         raise ResultsError(f"No format {form!r}. There are: {', '.join(FORMS)}.")
     if asked.part == "tiers" and tiers is None:
@@ -96,6 +101,8 @@ def text(
     if asked.part != "tiers":
         above = render(board, form, width=width, color=color, published=published)
     below = formed(standing_table(tiers), form, width) if tiers is not None else ""
+    if knobs and tiers is not None:
+        below = f"{below}\n{formed(knob_table(knobs), form, width)}"
     return f"{above}\n{below}" if above and below else above or below
 
 
@@ -108,4 +115,7 @@ def _json(found: Found, asked: Asked) -> str:
             "rows": list(table.values),
             "notes": list(table.notes),
         }
+    if found.knobs:
+        knobs = knob_table(found.knobs)
+        body["knobs"] = {"rows": list(knobs.values), "notes": list(knobs.notes)}
     return json.dumps(body, indent=1, allow_nan=False) + "\n"

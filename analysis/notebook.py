@@ -22,11 +22,16 @@ from analysis.standing_render import standing_table
 from analysis.text import formed
 from analysis.theme import PNG_DPI, house_style
 from grid.schema import ResultsError
+from victims.errors import unknown
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SCREEN_DPI = 150
+NO_EXHIBITS = (
+    "This run kept nothing to look at. Write `evaluate: {exhibits: true}` into its grid file and"
+    " run it again: models are found in the store, and are only measured anew."
+)
 
 
 class Results:
@@ -144,10 +149,41 @@ class BoardView:
         """Cost against the lift that is removed."""
         return self._drawn("cost")
 
+    def detection(self) -> Drawing:
+        """ROC curves of what tells poisoned rows, where the run kept exhibits."""
+        return self._drawn("detection")
+
+    def pictures(self, attack: str) -> Drawing:
+        """Pictures before and after an attack's trigger, where the run kept exhibits."""
+        return self._of_attack(attack, "gallery")
+
+    def features(self, attack: str) -> Drawing:
+        """Where clean and triggered pictures lie for one victim and for what defenses made of it,
+        where the run kept exhibits."""
+        return self._of_attack(attack, "feature_map")
+
+    def training(self, attack: str) -> Drawing:
+        """What the fits of one victim and of its defenses recorded, where exhibits were kept."""
+        return self._of_attack(attack, "training")
+
+    def _of_attack(self, attack: str, name: str) -> Drawing:
+        from analysis.drawing import attack_figures
+
+        by_attack = read_tables(self.directory, attack_figures)
+        if not by_attack:
+            raise ResultsError(NO_EXHIBITS)
+        if attack not in by_attack:
+            raise unknown("attack with exhibits", attack, by_attack)
+        if name not in by_attack[attack]:
+            raise ResultsError(f"{attack}: the run kept nothing of this kind.")
+        return Drawing(by_attack[attack][name]())
+
     def _drawn(self, name: str) -> Drawing:
         from analysis.drawing import figures_of
 
         figures = figures_of(self.directory, self.asked)
+        if name == "detection" and name not in figures:
+            raise ResultsError(f"No defense gave rows a score, or: {NO_EXHIBITS}")
         if name not in figures:
             raise ResultsError("No sound victim has numbers yet: there is nothing to draw.")
         return Drawing(figures[name]())

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 VIEWS = ("newest", "cells", "intervals", "board", "completeness", "trials")
 QUERIED = (
     *("rows", "newest", "cells", "outcomes", "board", "completeness", "samples", "stages"),
-    *("attempts", "trials", "newest_trials", "curves"),
+    *("attempts", "trials", "newest_trials", "curves", "fits", "rocs", "features", "pictures"),
 )
 """What a user's SQL may read."""
 SQL_TYPES = {
@@ -46,6 +46,7 @@ SQL_TYPES = {
     "int64": "BIGINT",
     "float64": "DOUBLE",
     "timestamp": "TIMESTAMP",
+    "binary": "BLOB",
 }
 MAX_SEEDS_TABLE = 30
 """Beyond 31 seeds the board uses t of 30 degrees of freedom: wider by under 5 %."""
@@ -68,11 +69,13 @@ class FilesChanged(ResultsError):
 
 
 class GridInfo(NamedTuple):
-    """What ``grid.json`` says: name, hash and the number of planned cells, where known."""
+    """What ``grid.json`` says: name, hash, how many cells are planned and how many classes there
+    are, where known."""
 
     name: str | None
     hash: str | None
     planned: int | None
+    classes: int | None = None
 
 
 class Tables:
@@ -233,15 +236,15 @@ class Tables:
             return GridInfo(None, None, None)
         layout = (
             "{schema_version: 'BIGINT', name: 'VARCHAR', hash: 'VARCHAR', planned: 'BIGINT', "
-            f"cells: 'STRUCT({fields})[]'}}"
+            f"classes: 'BIGINT', cells: 'STRUCT({fields})[]'}}"
         )
         source = (
             f"read_json({_quoted(_literal(path))}, format = 'unstructured', columns = {layout}, "
             f"maximum_object_size = {path.stat().st_size + 1})"
         )
         self._run(f"CREATE TEMP TABLE grid_file AS FROM {source}")
-        version, name, digest, planned = self.query(
-            "SELECT schema_version, name, hash, planned FROM grid_file"
+        version, name, digest, planned, classes = self.query(
+            "SELECT schema_version, name, hash, planned, classes FROM grid_file"
         ).rows[0]
         if version is not None and version > SCHEMA_VERSION:
             raise SchemaError(
@@ -253,7 +256,7 @@ class Tables:
             "generate_subscripts(cells, 1) AS position FROM grid_file)"
         )
         self._run("DROP TABLE grid_file")
-        return GridInfo(name, digest, planned)
+        return GridInfo(name, digest, planned, classes)
 
     def _lock(self) -> None:
         """From here on: this directory only, and no setting can be changed back."""

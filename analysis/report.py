@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from analysis.board import Board, BoardRow
 from analysis.compare import Comparison, compare
 from analysis.compare_render import cells_table, comparison_line
-from analysis.drawing import figures_in
+from analysis.drawing import attack_figures, figures_in
 from analysis.leaderboard import Asked, Found, read
 from analysis.methods import method_of, told_by
 from analysis.page import (
@@ -47,6 +47,14 @@ WORDS = {
     " highest victim seed.",
     "profile": "The share of victims on which a defense leaves at most so much ASR.",
     "cost": "What a defense costs beside its victim's training, and the share of lift it removes.",
+    "detection": "How what a defense says of rows tells the poisoned ones, of one victim an attack;"
+    " cover rows are left out.",
+}
+OF_ATTACK = {
+    "gallery": "Pictures of the evaluation set before and after the trigger, and what it changed.",
+    "feature_map": "Image features of clean and triggered pictures in the model's own plane: of one"
+    " victim, and of what defenses made of it.",
+    "training": "What the last fit of each model recorded, of one victim and its defenses.",
 }
 TITLES = {
     "heat_map": "ASR by attack and defense",
@@ -55,6 +63,7 @@ TITLES = {
     "rate_curves": "Poison rates",
     "profile": "Performance profile",
     "cost": "Cost",
+    "detection": "Telling poisoned rows",
 }
 MOST_COMPARED = 30
 
@@ -312,12 +321,18 @@ def _svg(figure: Any) -> bytes:
 def _attacks(tables: Tables, board: Board) -> Section:
     """A part per attack, and the pictures where they were drawn."""
     blocks: list[Picture | Prose] = []
-    gallery = tables.directory / "gallery.png"
+    gallery, shown = tables.directory / "gallery.png", attack_figures(tables)
     if gallery.is_file():
         words = "Pairs before and after each attack, and what it changed."
         blocks.append(Picture(alt=words, caption=words, data=gallery.read_bytes(), kind="png"))
-    else:
-        blocks.append(Prose("`grid gallery` draws what every attack does; the page then shows it."))
+    elif not shown:
+        blocks.append(
+            Prose(
+                "`grid gallery` draws what every attack does, and `evaluate: {exhibits: true}` in"
+                " the grid file keeps pictures, features and training curves: this page then shows"
+                " them."
+            )
+        )
     parts = []
     for attack in dict.fromkeys(row.attack for row in board.lines):
         rows = [row for row in board.lines if row.attack == attack]
@@ -325,10 +340,25 @@ def _attacks(tables: Tables, board: Board) -> Section:
             Section(
                 name=f"attack-{attack}",
                 title=attack,
-                blocks=[*_method(attack, "attacks"), _attack_table(attack, rows)],
+                blocks=[
+                    *_method(attack, "attacks"),
+                    *_pictures(attack, shown.get(attack, {})),
+                    _attack_table(attack, rows),
+                ],
             )
         )
     return Section(name="attacks", title="Attack by attack", blocks=blocks, parts=parts)
+
+
+def _pictures(attack: str, shown: Mapping[str, Callable[[], Any]]) -> Iterator[Picture]:
+    """What the run kept of an attack to be looked at."""
+    for name, draw in shown.items():
+        words = OF_ATTACK[name]
+        try:
+            data = _svg(draw())
+        except NothingToDraw:
+            continue
+        yield Picture(alt=f"{attack}: {words}", caption=words, data=data, kind="svg")
 
 
 def _attack_table(attack: str, rows: Sequence[BoardRow]) -> Table:

@@ -26,6 +26,7 @@ from analysis.inference import (
 )
 from analysis.matrix import FULL, UNDEFENDED, Matrix
 from analysis.resample import DRAWS, Bootstrap, Span
+from analysis.spread import Spread
 from grid.schema import ResultsError
 
 BUDGET = "finetune"
@@ -39,7 +40,8 @@ class Standing:
     """A defense over all strata. Shares are 0 to 1; ``loss`` is clean accuracy given up.
 
     ``rank`` and ``letters`` are among those it is compared with; None and empty where it is not.
-    ``bounds`` are the best and the worst mean ASR that the missing cells allow.
+    ``bounds`` are the best and the worst mean ASR that the missing cells allow, and
+    ``loss_bounds`` those of ``loss``.
     """
 
     defense: str
@@ -63,6 +65,7 @@ class Standing:
     coverage: float = 1.0
     failures: int = 0
     bounds: tuple[float, float] | None = None
+    loss_bounds: tuple[float, float] | None = None
     is_beyond: bool = False
     """It loses more clean accuracy than was asked for."""
 
@@ -89,6 +92,7 @@ class Standings:
     detectable: float | None
     volume: Span | None
     draws: int
+    spread: Spread | None
 
     def notes(self) -> list[str]:
         """One sentence each."""
@@ -109,6 +113,8 @@ class Standings:
                 "One seed gives no ranks: its pictures tell how well one victim was measured, and"
                 " not how another would fare. Intervals here are of pictures."
             )
+        if self.spread is not None:
+            found.append(self.spread.words())
         if self.groups == [()] and self.family > 1:
             found.append(
                 f"Friedman's test that all rank alike over strata: p {self.friedman_p:.3g}."
@@ -148,11 +154,14 @@ def standings(
     worst_case: bool = False,
     at_ca_loss: float | None = None,
     draws: int = DRAWS,
+    chance: float = 0.0,
+    spread: Spread | None = None,
 ) -> Standings:
-    """Everything above, of all defenses with a number. ``at_ca_loss`` is in points."""
+    """Everything above, of all defenses with a number. ``at_ca_loss`` is in points, ``chance`` the
+    accuracy of guessing, to which a missing cell may have fallen."""
     if at_ca_loss is not None and not 0 <= at_ca_loss <= 100:
         raise ResultsError(f"--at-ca-loss is in points, from 0 to 100, found {at_ca_loss:g}")
-    lines = [_line(matrix, d) for d in range(len(matrix.defenses))]
+    lines = [_line(matrix, d, chance) for d in range(len(matrix.defenses))]
     beyond = [
         at_ca_loss is not None and 100 * line.loss.value > at_ca_loss + 1e-9 for line in lines
     ]
@@ -195,6 +204,7 @@ def standings(
         detectable=float(np.median(least)) if least else None,
         volume=volume,
         draws=draws,
+        spread=spread,
     )
 
 
@@ -205,7 +215,7 @@ def _tier(line: Standing, groups: Sequence[tuple[str, ...]]) -> tuple[object, ..
     return (*state, place, line.letters or "~", line.defense != UNDEFENDED, line.defense)
 
 
-def _line(matrix: Matrix, d: int) -> Standing:
+def _line(matrix: Matrix, d: int, chance: float) -> Standing:
     planned, about = matrix.is_sound_SR, matrix.about[d]
     none = matrix.defenses.index(UNDEFENDED)
     asr, clean = (np.where(planned, v[d], np.nan) for v in (matrix.asr_DSR, matrix.clean_DSR))
@@ -213,11 +223,17 @@ def _line(matrix: Matrix, d: int) -> Standing:
     costs = matrix.cost_DSR[d][~np.isnan(matrix.cost_DSR[d])]
     coverage = matrix.coverage(d)
     gaps = planned & np.isnan(asr)
-    bounds = None
+    loss = np.where(planned, matrix.loss_DSR()[d], np.nan)
+    bounds = loss_bounds = None
     if gaps.any():
         best = np.where(gaps, matrix.base_DSR[none], asr)[planned]
         worst = np.where(gaps, matrix.asr_DSR[none], asr)[planned]
         bounds = float(np.nanmean(best)), float(np.nanmean(worst))
+        most = matrix.clean_DSR[none] - chance
+        loss_bounds = (
+            float(np.nanmean(np.where(gaps, 0.0, loss)[planned])),
+            float(np.nanmean(np.where(gaps, most, loss)[planned])),
+        )
     return Standing(
         defense=matrix.defenses[d],
         needs=about.needs,
@@ -226,13 +242,14 @@ def _line(matrix: Matrix, d: int) -> Standing:
         is_control=about.is_control,
         asr=over_strata(asr),
         clean=over_strata(clean),
-        loss=over_strata(np.where(planned, matrix.loss_DSR()[d], np.nan)),
+        loss=over_strata(loss),
         lift=over_strata(asr - base),
         relative_cost=float(costs.mean()) if len(costs) else None,
         coverage=coverage,
         failures=matrix.failures(d),
         improves=_improves(matrix, d),
         bounds=bounds,
+        loss_bounds=loss_bounds,
     )
 
 

@@ -54,10 +54,11 @@ def _texts(line: Standing) -> list[str]:
     worst = UNKNOWN
     if line.worst is not None:
         worst = f"{_span(line.worst)} {line.worst_attack}"
-    asr = _mean(line.asr)
+    asr, loss = _mean(line.asr), _mean(line.loss)
     if line.bounds is not None:
-        asr = f"{percent(line.bounds[0])} to {percent(line.bounds[1])}"
-        asr += f" ({100 * line.coverage:.0f} % there)"
+        asr = f"{_range(line.bounds)} ({100 * line.coverage:.0f} % there)"
+    if line.loss_bounds is not None:
+        loss = _range(line.loss_bounds)
     failed = f" ({line.failures} failed)" if line.failures else ""
     return [
         line.letters or UNKNOWN,
@@ -65,13 +66,17 @@ def _texts(line: Standing) -> list[str]:
         f"{line.defense}{failed}",
         needs_words(line),
         asr,
-        _mean(line.loss),
+        loss,
         worst,
         UNKNOWN if line.pointwise is None else _mean(line.pointwise),
         UNKNOWN if line.on_front is None else f"{line.on_front:.2f}",
         UNKNOWN if line.improves is None else f"{line.improves:.2f}",
         UNKNOWN if line.relative_cost is None else f"{line.relative_cost:.2f}",
     ]
+
+
+def _range(bounds: tuple[float, float]) -> str:
+    return f"{percent(bounds[0])} to {percent(bounds[1])}"
 
 
 def _mean(mean: Mean) -> str:
@@ -98,6 +103,8 @@ def _values(line: Standing) -> dict[str, Any]:
             found["rank_low"], found["rank_high"] = own or (None, None)
         elif name == "bounds":
             found["asr_best"], found["asr_worst"] = own or (None, None)
+        elif name == "loss_bounds":
+            found["loss_best"], found["loss_worst"] = own or (None, None)
         elif name == "needs":
             found["needs"] = " ".join(own)
         elif name in ("middle", "worst", "pointwise"):

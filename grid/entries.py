@@ -3,8 +3,9 @@
 Lists hold a method's name or ``name: {field: value}``. Beside a method's own fields stand ``as``
 (its label on the board), ``variant`` (a named set of values; explicit fields win), for attacks
 ``rates`` or ``counts`` (this attack's own poison rates, or numbers of poisoned rows) and, for
-defenses, ``recipe`` (changes to the grid's recipes for this entry alone) or ``tuned`` (the file of
-a campaign that has all of an entry's settings, or what it says). A control whose ``like``
+defenses, ``recipe`` (changes to the grid's recipes for this entry alone), ``along`` (several values
+of one knob, see `grid.knobs`) or ``tuned`` (the file of a campaign that has all of an entry's
+settings, or what it says). A control whose ``like``
 names another entry takes over that entry's changes. The undefended victim, ``none``, is always
 the reference of the gate: where a file does not list it, it is added at the front.
 """
@@ -21,15 +22,16 @@ from typing import Any, NamedTuple
 from attacks.base import Aim, poison_count
 from defenses.base import Need, Phase
 from grid.decode import decode
+from grid.knobs import expanded
 from grid.nodes import Raw, parse, read_text
 from grid.registry import Kind, Method, resolve, table
-from grid.spec import UNDEFENDED, AttackEntry, Data, DefenseEntry, Guide, Tuned
+from grid.spec import UNDEFENDED, AttackEntry, Data, DefenseEntry, Guide, Knob, Tuned
 from victims.errors import GridError, UsageError, near, unknown
 from victims.recipe import ClassifierRecipe, Recipe, Select
 
 RESERVED: Mapping[Kind, tuple[str, ...]] = {
     "attacks": ("as", "variant", "rates", "counts"),
-    "defenses": ("as", "variant", "recipe", "guides", "tuned"),
+    "defenses": ("as", "variant", "recipe", "guides", "tuned", "along"),
 }
 # A name becomes a folder and a part of a cell's label: no separators, no spaces.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]*")
@@ -63,6 +65,7 @@ class _Entry(NamedTuple):
     at: Raw
     more: Mapping[str, Raw]
     tuned: Tuned | None = None
+    knob: Knob | None = None
 
     @property
     def recipe(self) -> Raw | None:
@@ -141,7 +144,11 @@ def defense_entries(
     raw: Raw, recipes: Recipes, data: Data, guides: Sequence[Guide] = ()
 ) -> tuple[DefenseEntry, ...]:
     methods = table("defenses")
-    entries = [_entry("defenses", item, methods) for item in elements(raw)]
+    entries = [
+        _entry("defenses", own, methods, knob)
+        for item in elements(raw)
+        for own, knob in expanded(item)
+    ]
     if not any(entry.method.name == UNDEFENDED for entry in entries):
         entries.insert(0, _entry("defenses", Raw.of(UNDEFENDED, raw.where), methods))
     _require_labels(entries)
@@ -168,6 +175,7 @@ def defense_entries(
             victim_recipe=victim,
             overrides=values,
             tuned=entry.tuned,
+            knob=entry.knob,
         )
         found.extend(guided(own_entry, entry.more.get("guides"), guides))
     return tuple(found)
@@ -226,7 +234,7 @@ def _inherited(
     return others[0] if others else {}
 
 
-def _entry(kind: Kind, raw: Raw, methods: Mapping[str, Method]) -> _Entry:
+def _entry(kind: Kind, raw: Raw, methods: Mapping[str, Method], knob: Knob | None = None) -> _Entry:
     """``name``, or ``name: {field: value}``."""
     if isinstance(raw.node.data, Mapping):
         items = raw.items()
@@ -257,9 +265,9 @@ def _entry(kind: Kind, raw: Raw, methods: Mapping[str, Method]) -> _Entry:
     if "variant" in items:
         own = own.over(_variant(cls, items["variant"]))
     label = items["as"].node.text if "as" in items else name
-    if not (NAME_AT if tuned else NAME).fullmatch(label):
+    if not (NAME_AT if tuned or knob else NAME).fullmatch(label):
         raise items["as"].error(f"{label!r} cannot be a label. Use {NAME_HELP}.")
-    return _Entry(label, decode(cls, own), given, given.only(reserved).items(), tuned)
+    return _Entry(label, decode(cls, own), given, given.only(reserved).items(), tuned, knob)
 
 
 def _tuned(name: str, raw: Raw) -> tuple[Tuned, Raw]:

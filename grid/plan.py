@@ -336,6 +336,7 @@ class Builder:
                 reader,
                 evaluate.retrieval and reports,
                 self.corpora["clean"] if evaluate.probe and reports else None,
+                evaluate.shown if reports else None,
             ),
         )
         return stage

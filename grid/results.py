@@ -207,6 +207,7 @@ class RowMaker:
             "attack_params": _params(cell.attack.method),
             "defense_params": _defense_params(cell.defense),
             "tuned": _tuned(cell),
+            "knob": _knob(cell),
             "num_rows": grid.data.suspect,
             "threads": self.runtime.threads,
             "commit": commit(),
@@ -348,6 +349,12 @@ def _tuned(cell: Cell) -> str | None:
     about = {name: getattr(tuned, name) for name in ("campaign", "objective", "trials", "oracle")}
     about |= {"device_seconds": tuned.device_seconds, "seen": cell.attack.label in tuned.attacks}
     return json.dumps(about)
+
+
+def _knob(cell: Cell) -> str | None:
+    """Of which settings of one defense a cell's are one."""
+    knob = cell.defense.knob
+    return json.dumps({"of": knob.of, "name": knob.name, "value": knob.value}) if knob else None
 
 
 def _params(method: Any) -> str:

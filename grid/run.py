@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from grid import exhibits
 from grid.chains import write_chains
 from grid.cluster import Executor
 from grid.filters import CellFilter, require_match
@@ -180,7 +181,8 @@ class Driver(Scheduler):
     def _announce(self) -> None:
         """Write what is planned, so that a board knows from the start what is missing."""
         name, number = self.grid.name, self.grid.identity_hash
-        write_grid(self.out, name, number, planned_cells(self.plan))
+        cells, classes = planned_cells(self.plan), len(self.grid.data.classes)
+        write_grid(self.out, name, number, cells, classes)
         write_whole(self.out / TEXT_FILE, self.grid.text)
         source = self.grid.source
         place = source if source.startswith("preset ") else str(Path(source).absolute())
@@ -424,6 +426,8 @@ class Driver(Scheduler):
         columns = {name: table[name].combine_chunks() for name in table.column_names}
         columns["eval_set"] = table["eval_set"].combine_chunks().cast("string")
         write_columns(self.out, "samples", {**columns, "cell": cell.key}, len(table))
+        for kind, exhibit, number in exhibits.tables(self.store, cell):
+            write_columns(self.out, kind, exhibit, number)
 
     def _report(self, started: float, executor: Executor | None) -> RunReport:
         wanted = [c for c in self.plan.cells if self.only is None or self.only.matches(c.cell)]

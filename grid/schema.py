@@ -1,8 +1,9 @@
 """The words and columns of a results directory: what a run writes and a board reads.
 
-DIR holds ``rows/ samples/ stages/ attempts/ trials/`` as Parquet and ``grid.json``. Writers only
-ever add files, under a scratch name that is renamed when complete; of several rows of one
-(cell, eval_set, metric) the newest ``written_at`` wins. Nothing heavy is imported here.
+DIR holds ``rows/ samples/ stages/ attempts/ trials/`` as Parquet, where exhibits were asked for
+``fits/ rocs/ features/ pictures/``, and ``grid.json``. Writers only ever add files, under a scratch
+name that is renamed when complete; of several rows of one (cell, eval_set, metric) the newest
+``written_at`` wins. Nothing heavy is imported here.
 """
 
 from __future__ import annotations
@@ -174,6 +175,7 @@ ROW = (
     lr_rule         string    fixed, or select: chosen on held-out pairs
     lr_curve        string    JSON: the choices, each with its rates and their metric
     tuned           string    JSON: the campaign that chose the settings, its cost, what it saw
+    knob            string    JSON: of which settings of a defense this is one, by which field
     notes           string    JSON: numbers that the defense tells about its run
     peak_memory_bytes int64   of the defense's training
     wall_seconds    float64   of the defense's training
@@ -273,12 +275,51 @@ TRIAL = _columns("""
     started_at      timestamp! UTC
 """)
 
+_OF_CELL = _columns("""
+    schema_version  int16!    filled by the writer
+    written_at      timestamp! filled by the writer when absent
+    cell            string!   cell key
+""")
+
+FIT = _OF_CELL + _columns("""
+    epoch           int32!    of the last fit of the cell's model, from 1
+    name            string!   a term of its loss, its learning rate, ...
+    value           float64   mean over the epoch
+""")
+
+ROC = _OF_CELL + _columns("""
+    score           string!   name of the defense's score; empty if it has one alone
+    false_positive  float64!  share of the clean rows at or above a threshold
+    true_positive   float64!  share of the poisoned rows there; cover rows are left out
+    auroc           float64   of the whole curve
+""")
+
+FEATURE = _OF_CELL + _columns("""
+    image           int64!    row of the evaluation set
+    label           int32!    true class
+    kind            string!   clean, triggered, or target: a clean picture of the target's class
+    x               float64!  place of its image feature in the plane of this cell's model
+    y               float64!  the same
+    projection      string!   pca or tsne
+""")
+
+PICTURE = _OF_CELL + _columns("""
+    image           int64!    row of the evaluation set
+    label           int32!    true class
+    clean           binary!   PNG
+    triggered       binary!   PNG, with the trigger
+""")
+
 KINDS: Mapping[str, tuple[Column, ...]] = {
     "rows": ROW,
     "samples": SAMPLE,
     "stages": STAGE,
     "attempts": ATTEMPT,
     "trials": TRIAL,
+    "fits": FIT,
+    "rocs": ROC,
+    "features": FEATURE,
+    "pictures": PICTURE,
 }
 
 # What a metric that is a share of something begins with.
@@ -501,11 +542,16 @@ def _array(kind: str, column: Column, values: object) -> pa.Array:
 
 
 def write_grid(
-    results: Path, name: str, grid_hash: str, cells: Sequence[Mapping[str, object]]
+    results: Path,
+    name: str,
+    grid_hash: str,
+    cells: Sequence[Mapping[str, object]],
+    classes: int | None = None,
 ) -> Path:
     """Write ``grid.json``: the planned cells, in file order, with the columns of CELL.
 
-    A board takes its order from here, and knows from here which cells are missing.
+    A board takes its order from here, knows from here which cells are missing, and from the number
+    of ``classes`` how low their accuracy may be.
     """
     required = [column.name for column in CELL if column.required]
     for cell in cells:
@@ -518,6 +564,7 @@ def write_grid(
         "name": name,
         "hash": grid_hash,
         "planned": len(planned),
+        "classes": classes,
         "cells": planned,
     }
     results.mkdir(parents=True, exist_ok=True)

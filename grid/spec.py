@@ -16,6 +16,7 @@ from grid.execution import Execution, at_least
 from victims.classifiers import LABEL_TEMPLATES, ClassifierSpec
 from victims.corpora import CorpusSpec
 from victims.embedded import WorldCorpus
+from victims.exhibits import Exhibits
 from victims.keys import digest
 from victims.labelled import LabelledWorld
 from victims.labelled_files import LabelledFiles
@@ -211,18 +212,27 @@ class Gate:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluate:
     """Evaluation sets of the board, the k of its top-k metrics, and what is measured besides:
-    ``retrieval`` between pictures and captions, a linear ``probe`` trained on clean pairs."""
+    ``retrieval`` between pictures and captions, a linear ``probe`` trained on clean pairs, and
+    ``exhibits`` to look at, which are no numbers of the board."""
 
     sets: tuple[Literal["report", "shifted"], ...] = ("report", "shifted")
     ks: tuple[int, ...] = (1, 3, 5, 10)
     retrieval: bool = False
     probe: bool = False
+    exhibits: bool | Exhibits = field(default=False, metadata={"keyed": False})
 
     def __post_init__(self) -> None:
+        if self.exhibits is True:
+            object.__setattr__(self, "exhibits", Exhibits())  # as it is written otherwise
         _distinct("sets", self.sets)
         _distinct("ks", self.ks)
         if min(self.ks) < 1 or 1 not in self.ks:
             raise ValueError(f"ks are positive and hold 1, which the gate reads; got {self.ks}")
+
+    @property
+    def shown(self) -> Exhibits | None:
+        """What measurements of the board keep to be looked at."""
+        return self.exhibits if isinstance(self.exhibits, Exhibits) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -282,6 +292,19 @@ class Tuned:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Knob:
+    """One of several settings of a defense that differ in ``name`` alone; ``of`` is their label."""
+
+    of: str
+    name: str
+    value: str
+
+    @property
+    def label(self) -> str:
+        return f"{self.of}@{self.name}={self.value}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DefenseEntry:
     """A defense and the recipes it trains with. ``victim_recipe`` differs from the grid's only for
     defenses that replace the victim's own training."""
@@ -296,6 +319,8 @@ class DefenseEntry:
     overrides: Mapping[str, Any] = field(default_factory=dict, metadata={"keyed": False})
     # Who chose its settings, which are what counts.
     tuned: Tuned | None = field(default=None, metadata={"keyed": False})
+    # Which settings it belongs to, of which its own are what counts.
+    knob: Knob | None = field(default=None, metadata={"keyed": False})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

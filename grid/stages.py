@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +34,7 @@ from attacks.base import (
     trigger_key,
 )
 from defenses.base import Case, Defended, Defense, Need, Recipes, Truth, check_truth
+from grid.exhibits import write_features, write_pictures, write_rocs
 from victims.corpora import (
     Corpus,
     CorpusSpec,
@@ -44,6 +45,7 @@ from victims.corpora import (
     write_corpus,
 )
 from victims.errors import GridError
+from victims.exhibits import Exhibits
 from victims.keys import Key, content_key, file_sha256
 from victims.lab import DataRef, Lab, Ledger, ModelRef, Watch, memo, model_key, spec_meta
 from victims.labels import plain
@@ -71,7 +73,7 @@ from victims.models import (
     save_weights,
 )
 from victims.recipe import Recipe, Runtime, Select
-from victims.store import Store
+from victims.store import Artefact, Store
 from victims.triggers import Queries, Targets, Trigger
 
 
@@ -532,7 +534,8 @@ STAMPED = re.compile(r"(^|_)(asr|target_rate|r_acc|target_top)")
 class MeasureStage:
     """Clean accuracy and attack success of one model on some evaluation sets, in one pass each.
 
-    ``retrieval`` and ``probe`` (the corpus that a linear probe is trained on) are opt-in.
+    ``retrieval``, ``probe`` (the corpus that a linear probe is trained on) and ``exhibits`` are
+    opt-in.
     """
 
     defended: DefendStage
@@ -542,6 +545,7 @@ class MeasureStage:
     reader: Reader
     retrieval: bool = False
     probe: CorpusStage | None = None
+    exhibits: Exhibits | None = None
 
     @property
     def kind(self) -> str:
@@ -564,6 +568,8 @@ class MeasureStage:
         params = {"protocol": PROTOCOL_VERSION, "ks": self.ks, "goal": self.trigger.goal}
         if self.retrieval:
             params["retrieval"] = True
+        if self.exhibits:
+            params["exhibits"] = self.exhibits
         truth = [self.truth.truth_key] if self.truth else []
         return content_key(self.kind, params, [*self.inputs, *truth])
 
@@ -621,6 +627,8 @@ class MeasureStage:
             columns = {name: pa.array(column) for name, column in seen.columns().items()}
             split = pa.array([corpus.split] * len(corpus)).dictionary_encode()
             tables.append(pa.table({"eval_set": split, **columns}))
+            if self.exhibits and stage is self.sets[0]:
+                self._show(bench, scratch, self.exhibits, model, corpus, trigger)
         pq.write_table(pa.concat_tables(tables), scratch / "samples.parquet")
         told = {**self._detection(bench), **self._alike(bench, corpus, device)}
         body = {"sets": found, "detection": told}
@@ -670,6 +678,30 @@ class MeasureStage:
             shares["clean_other_top1"] = other
         return names, shares
 
+    def _show(
+        self,
+        bench: Bench,
+        scratch: Path,
+        exhibits: Exhibits,
+        model: Clip,
+        corpus: Corpus,
+        trigger: Trigger,
+    ) -> None:
+        """Keep what was asked for to be looked at."""
+        target = self.trigger.goal.target
+        if self.trigger.attack.aim in STAMPING:
+            device = torch.device(bench.runtime.device)
+            write_features(scratch, exhibits, model, corpus, trigger, target, device)
+            if not self.defended.trains:
+                write_pictures(scratch, exhibits, corpus, trigger, target)
+        if self.truth is not None:
+            roles = roles_of(bench.store, self.truth)
+            counted = roles != ROLES.index(Role.COVER)
+            poisoned = (roles == ROLES.index(Role.POISON))[counted]
+            scores = judgements(bench.store.need(self.defended.key))
+            told = ((n, v[counted], poisoned) for what, n, v in scores if what == "suspicion")
+            write_rocs(scratch, told)
+
     def _alike(self, bench: Bench, corpus: Corpus, device: torch.device) -> dict[str, Any]:
         """Cosines of what looks like triggered pictures and the prompts: of the target, and the
         mean over the other classes."""
@@ -704,15 +736,21 @@ class MeasureStage:
             rows = _edited(bench.store, self.truth)
             num_clean = self.defended.clean.spec.num_rows
             shares["clean_pool_edited"] = Share(int((rows < num_clean).sum()), num_clean)
-        for file in sorted(f for f in artefact.files if f.endswith(".npy") and f != ALIKE):
-            what, _, name = file.removesuffix(".npy").partition("-")
-            values = np.load(artefact.path(file), allow_pickle=False)
+        for what, name, values in judgements(artefact):
             judge = detection if what == "flagged" else separation
             for reading, (judged, is_poison) in readings.items():
                 prefix = reading + (f"{name}_" if name else "")
                 measured = judge(values[judged], is_poison[judged])
                 shares |= {f"{prefix}{metric}": share for metric, share in measured.items()}
         return {name: share.as_dict() for name, share in shares.items()}
+
+
+def judgements(artefact: Artefact) -> Iterator[tuple[str, str, npt.NDArray[Any]]]:
+    """What a defense said of rows: ``flagged`` or ``suspicion``, the name of the set or score that
+    it is (often none), and the values."""
+    for file in sorted(f for f in artefact.files if f.endswith(".npy") and f != ALIKE):
+        what, _, name = file.removesuffix(".npy").partition("-")
+        yield what, name, np.load(artefact.path(file), allow_pickle=False)
 
 
 def heads_of(

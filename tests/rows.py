@@ -134,3 +134,16 @@ def trial_row(number: int = 0, record: str = "trial", **more: object) -> dict[st
         "is_default": number == 0,
         **more,
     }
+
+
+def exhibit_rows(cell: str) -> dict[str, list[dict[str, Any]]]:
+    """Exhibits of a cell, one row of each kind."""
+    shown = {"cell": cell, "image": 1, "label": 3}
+    place = {"kind": "clean", "x": 0.5, "y": -0.5, "projection": "pca"}
+    roc = {"score": "", "false_positive": 0.5, "true_positive": 1.0, "auroc": 0.75}
+    return {
+        "fits": [{"cell": cell, "epoch": 1, "name": "clip", "value": 2.5}],
+        "rocs": [{"cell": cell, **roc}],
+        "features": [{**shown, **place}],
+        "pictures": [{**shown, "clean": b"png", "triggered": b"png"}],
+    }

@@ -23,7 +23,7 @@ from analysis.render import render
 from analysis.stats import defense_effectiveness, normalised_asr, over_seeds
 from grid import schema
 from grid.schema import ResultsError, SchemaError, Status, write_grid, write_rows, write_table
-from tests.rows import cell_columns, cell_rows, trial_row
+from tests.rows import cell_columns, cell_rows, exhibit_rows, trial_row
 
 
 def board_of(results: Path, *cells: list[dict[str, Any]], planned: int | None = None) -> Board:
@@ -149,6 +149,8 @@ def test_every_kind_is_written_with_its_schema_version(tmp_path: Path) -> None:
     columns = {**shared, **ranks, "image": range(100), "triggered_prediction": [4] * 100}
     schema.write_columns(tmp_path, "samples", columns, 100)
     write_table(tmp_path, "trials", [trial_row()])
+    for kind, exhibits in exhibit_rows("c").items():
+        write_table(tmp_path, kind, exhibits)
     write_rows(tmp_path, cell_rows())
     results = Tables(tmp_path)
     for kind, columns_of_kind in schema.KINDS.items():

@@ -23,7 +23,7 @@ from grid.compact import compact
 from grid.quick import outcomes_in
 from grid.schema import KINDS, REPLACES_KEY, ResultsError, write_grid, write_rows, write_table
 from tests.grids import call, records
-from tests.rows import EPOCH, cell_columns, cell_rows, trial_row
+from tests.rows import EPOCH, cell_columns, cell_rows, exhibit_rows, trial_row
 
 FORK = multiprocessing.get_context("fork")
 
@@ -50,6 +50,8 @@ def write_one(results: Path, number: int) -> None:
     write_table(results, "attempts", [attempt(number)])
     write_table(results, "samples", [sample(number), sample(number + 1000)])
     write_table(results, "trials", [trial_row(number)])
+    for kind, exhibits in exhibit_rows(f"cell-{number}").items():
+        write_table(results, kind, exhibits)
 
 
 def age(results: Path, seconds: float = 3600) -> None:
