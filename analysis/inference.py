@@ -236,10 +236,10 @@ def interquartile_mean(values: Floats, axis: int = -1) -> Floats:
 
 def profile(values: Floats, taus: Floats) -> Floats:
     """The share of values at or below each tau."""
-    known = values[~np.isnan(values)]
+    known = np.sort(values[~np.isnan(values)])
     if not len(known):
         return np.full(len(taus), math.nan)
-    return np.asarray((known[:, None] <= taus).mean(axis=0))
+    return np.asarray(np.searchsorted(known, taus, side="right") / len(known))
 
 
 def improvement(ours_SR: Floats, theirs_SR: Floats) -> float:

@@ -14,6 +14,7 @@ from analysis.board import Board, BoardRow
 from analysis.compare import Comparison, compare
 from analysis.compare_render import cells_table, comparison_line
 from analysis.drawing import attack_figures, figures_in
+from analysis.inference import benjamini_hochberg, holm
 from analysis.leaderboard import Asked, Found, read
 from analysis.methods import method_of, told_by
 from analysis.page import (
@@ -259,11 +260,21 @@ def _comparisons(tables: Tables, found: Found, asked: Asked) -> Iterator[Section
             continue  # no victim that both have
     if not compared:
         return
+    ps = [one.p_signed_rank for one in compared]
     columns = [
         Column(name="defense", heading="Defense"),
         Column(name="asr", heading="ASR, points", is_number=True),
         Column(name="clean", heading="CA, points", is_number=True),
         Column(name="p", heading="p", is_number=True, help="signed ranks over strata, two-sided"),
+        Column(
+            name="holm", heading="p, Holm", is_number=True, help="corrected for all of this table"
+        ),
+        Column(
+            name="q",
+            heading="q",
+            is_number=True,
+            help="false discovery rate (Benjamini and Hochberg), for exploring alone",
+        ),
         Column(name="shared", heading="Shared victims", is_number=True),
         Column(name="says", heading="Says"),
     ]
@@ -273,10 +284,12 @@ def _comparisons(tables: Tables, found: Found, asked: Asked) -> Iterator[Section
             Shown(comparison_line(one.asr), one.asr.value),
             Shown(comparison_line(one.clean), one.clean.value),
             one.p_signed_rank,
+            round(p, 4),
+            round(q, 4),
             float(one.shared),
             one.verdict,
         ]
-        for one in compared
+        for one, p, q in zip(compared, holm(ps), benjamini_hochberg(ps), strict=True)
     ]
     table = Table(
         name="comparisons",

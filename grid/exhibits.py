@@ -114,10 +114,10 @@ def tables(store: Store, planned: CellPlan) -> Iterator[tuple[str, dict[str, Any
 
 def _fits(store: Store, planned: CellPlan) -> Iterator[tuple[int, str, float]]:
     """What the last fit of a cell's model recorded: its defense's, of no defense the victim's."""
-    defended = store.need(planned.measure.defended.key)
-    key = str(defended.meta["model_key"])
-    if key == planned.victim.key and planned.cell.defense.method.name != "none":
-        return  # nothing was trained
+    stage = planned.measure.defended
+    key = str(store.need(stage.key).meta["model_key"])
+    if not stage.is_bare and (key == planned.victim.key or not stage.trains):
+        return  # it fitted nothing itself
     for epoch, record in enumerate(_curves(store.need(key)), start=1):
         for name, value in record.items():
             if name not in ("epoch", "steps"):

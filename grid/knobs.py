@@ -35,8 +35,6 @@ def expanded(item: Raw) -> Iterator[tuple[Raw, Knob | None]]:
     if place is not None and field in place.items():
         raise place.items()[field].error(f"{knob} is the knob of `along`: give it there alone")
     for value in values:
-        if isinstance(value.node.data, Mapping | tuple):
-            raise value.error(f"a knob's values are numbers or words, got {value.show()}")
         setting = {field: value.plain()}
         if is_recipe:
             setting = {"recipe": {**(place.plain() if place is not None else {}), **setting}}
@@ -54,6 +52,9 @@ def _knob(along: Raw) -> tuple[str, list[Raw]]:
         )
     ((name, raw),) = knobs.items()
     values = raw.elements()
+    for value in values:
+        if isinstance(value.node.data, Mapping | tuple):
+            raise value.error(f"a knob's values are numbers or words, got {value.show()}")
     texts = [value.node.text for value in values]
     if len(values) < 2 or len(set(texts)) < len(texts):
         raise raw.error(f"a knob needs two or more values, all different; got {', '.join(texts)}")

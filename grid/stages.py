@@ -379,6 +379,11 @@ class DefendStage:
         return Need.VICTIM in self.defense.needed() and bool(data & self.defense.needed())
 
     @property
+    def is_bare(self) -> bool:
+        """Whether it is the victim as it came."""
+        return self.defense.needed() == {Need.VICTIM}
+
+    @property
     def trains(self) -> bool:
         """Whether the recipes and the seed can matter: only then are they handed over and keyed."""
         return Need.START in self.defense.needed() or self.repairs
@@ -692,7 +697,7 @@ class MeasureStage:
         if self.trigger.attack.aim in STAMPING:
             device = torch.device(bench.runtime.device)
             write_features(scratch, exhibits, model, corpus, trigger, target, device)
-            if not self.defended.trains:
+            if self.defended.is_bare:
                 write_pictures(scratch, exhibits, corpus, trigger, target)
         if self.truth is not None:
             roles = roles_of(bench.store, self.truth)

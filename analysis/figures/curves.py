@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from analysis import inference
 from analysis.figures.panels import (
     FIXED,
     as_numbers,
@@ -35,7 +36,7 @@ def profile(frame: pd.DataFrame, order: Sequence[str] = ()) -> Any:
     """
     require(frame, "defense asr", "cells")
     cells = {
-        defense: np.sort(as_numbers(frame["asr"][frame["defense"].astype(str) == defense]))
+        defense: as_numbers(frame["asr"][frame["defense"].astype(str) == defense])
         for defense in names_in(frame["defense"])
     }
     known = {defense: values[~np.isnan(values)] for defense, values in cells.items()}
@@ -49,7 +50,7 @@ def profile(frame: pd.DataFrame, order: Sequence[str] = ()) -> Any:
     for defense in sorted(known, key=lambda name: float(known[name].mean())):
         values = known[defense]
         taus = np.unique([0.0, *values, 1.0])
-        shares = np.searchsorted(values, taus, side="right") / len(values)
+        shares = inference.profile(values, taus)
         gaps = f"({len(values)} of {len(cells[defense])} cells)".replace(" ", FIXED)
         axis.plot(
             100 * taus,
