@@ -90,11 +90,6 @@ def test_curves_are_those_of_the_store_and_of_the_board(shown: Path) -> None:
         " AND defense = 'local_outlier'"
     )
     areas = dict(zip(told["attack"], told["value"], strict=True))
-    told = Results(shown).sql(
-        "SELECT attack, value FROM newest WHERE metric = 'found_auroc' AND rate > 0"
-        " AND defense = 'local_outlier'"
-    )
-    areas = dict(zip(told["attack"], told["value"], strict=True))
     for attack, points in curve.groupby("attack"):
         assert set(points["auroc"]) == {areas[attack]}
         x, y = points["false_positive"].to_numpy(), points["true_positive"].to_numpy()
