@@ -12,18 +12,21 @@ from pathlib import Path
 import numpy as np
 
 from analysis.inference import (
+    ALPHA,
     Floats,
     Mean,
     detectable,
     holm,
     improvement,
+    least_p,
     mcnemar,
     over_differences,
     over_strata,
+    rank_direction,
     sign_flip,
     signed_rank,
 )
-from analysis.matrix import Matrix, Stratum, load_matrix
+from analysis.matrix import Matrix, Stratum, kinds_of, load_matrix
 from analysis.reader import Tables, read_tables
 from grid.schema import ResultsError
 
@@ -31,11 +34,12 @@ from grid.schema import ResultsError
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellTest:
     """One victim: on how many pictures the attack fools only one of the two models, and the same
-    of clean pictures that only one gets right."""
+    of clean pictures that only one gets right. ``kind`` is what the board has several of."""
 
     attack: str
     rate: str
     seed: int
+    kind: str = ""
     asr_difference: float
     clean_difference: float
     only_first: int | None = None
@@ -66,23 +70,35 @@ class Comparison:
     clean_p_signed_rank: float
     first_better: float
     detectable: float | None
+    direction: int
+    """Of the signed ranks of ASR: -1 where the first leaves less."""
+    defense_seeds: int
     cells: tuple[CellTest, ...]
     warnings: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> str:
         """What the numbers allow to be said, in one sentence."""
-        least = 2 / 2**self.strata
+        return self.says(self.p_signed_rank)
+
+    def says(self, p: float) -> str:
+        """The same by another p than the test's own, such as one of a whole family."""
+        least = least_p(self.strata)
         if self.strata < 2:
             return "One stratum: nothing can be said of other attacks or rates."
-        if least > 0.05:
+        if least > ALPHA:
             return (
                 f"{self.strata} strata cannot show p <= 0.05 (at best {least:.3g}): no difference"
                 " over attacks is claimed."
             )
-        if self.p_signed_rank > 0.05:
+        if p > ALPHA:
             return "Not told apart over strata."
-        better = self.first if self.asr.value < 0 else self.second
+        if self.direction * self.asr_strata.value <= 0:
+            return (
+                "Signed ranks tell them apart and the mean points the other way: few strata differ"
+                " much. Neither is claimed to be safer."
+            )
+        better = self.first if self.direction < 0 else self.second
         return f"{better} leaves the smaller ASR over strata."
 
 
@@ -103,7 +119,6 @@ def compare(tables: Tables, first: str, second: str, eval_set: str = "report") -
     )
     kept = both.any(axis=1)
     asr_S, clean_S = np.nanmean(asr[kept], axis=1), np.nanmean(clean[kept], axis=1)
-    masked = [np.where(both, matrix.asr_DSR[d], np.nan) for d in (a, b)]
     return Comparison(
         first=first,
         second=second,
@@ -119,8 +134,12 @@ def compare(tables: Tables, first: str, second: str, eval_set: str = "report") -
         p_signed_rank=signed_rank(list(asr_S)),
         p_sign_flip=sign_flip(list(asr_S)),
         clean_p_signed_rank=signed_rank(list(clean_S)),
-        first_better=improvement(*masked),
+        first_better=improvement(
+            matrix.asr_DSR[a][kept], np.where(both, matrix.asr_DSR[b], np.nan)[kept]
+        ),
         detectable=detectable(list(asr_S)),
+        direction=rank_direction(list(asr_S)),
+        defense_seeds=_defense_seeds(tables, (first, second), eval_set),
         cells=_cells(tables, matrix, (a, b), asr, clean, eval_set),
         warnings=tuple(tables.warnings),
     )
@@ -135,20 +154,36 @@ def _measured(matrix: Matrix, d: int) -> int:
     return int((~np.isnan(matrix.asr_DSR[d]) & matrix.is_sound_SR).sum())
 
 
+def _defense_seeds(tables: Tables, names: tuple[str, str], eval_set: str) -> int:
+    """The most defense seeds that a victim has."""
+    ((most,),) = tables.query(
+        "SELECT coalesce(max(n), 0) FROM (SELECT count(DISTINCT defense_seed) AS n FROM cells"
+        " WHERE eval_set = ? AND is_planned AND status = 'ok' AND defense IN (?, ?)"
+        " GROUP BY defense, attack, rate, track, regime, model, target, victim_seed)",
+        eval_set,
+        *names,
+    ).rows
+    return int(most)
+
+
 # A picture's own class is the target where both have one rank on all pictures of that class.
 PICTURES = """
 WITH chosen AS (
     SELECT cell, defense, attack, rate_text, track, regime, model, target, victim_seed
     FROM cells
-    WHERE eval_set = ? AND status = 'ok' AND defense IN (?, ?)
-    QUALIFY defense_seed = min(defense_seed) OVER (PARTITION BY defense)
+    WHERE eval_set = ? AND is_planned AND status = 'ok' AND rate > 0 AND defense IN (?, ?)
+    -- Of a victim's several defense seeds the first, for a test needs two models.
+    QUALIFY row_number() OVER (
+        PARTITION BY defense, attack, rate_text, track, regime, model, target, victim_seed
+        ORDER BY defense_seed, cell
+    ) = 1
 ),
 pictures AS (
     SELECT chosen.* EXCLUDE (cell), image,
            triggered_target_rank = 0 AS is_fooled, clean_prediction = label AS is_right,
            bool_and(clean_true_rank = clean_target_rank) OVER (PARTITION BY samples.cell, label)
                AS is_of_target
-    FROM samples JOIN chosen USING (cell)
+    FROM newest_samples AS samples JOIN chosen USING (cell)
     WHERE samples.eval_set = ?
 )
 SELECT one.attack, one.rate_text, one.track, one.regime, one.model, one.target, one.victim_seed,
@@ -175,6 +210,7 @@ def _cells(
     names = [matrix.defenses[d] for d in pair]
     rows = tables.query(PICTURES, eval_set, *names, eval_set, *names).rows
     counted = {(Stratum(*row[:6]), row[6]): row[7:] for row in rows}
+    kinds = kinds_of(matrix.strata)
     found = []
     for s, stratum in enumerate(matrix.strata):
         for r, seed in enumerate(matrix.seeds):
@@ -186,6 +222,7 @@ def _cells(
                     attack=stratum.attack,
                     rate=stratum.rate,
                     seed=seed,
+                    kind=kinds[s],
                     asr_difference=float(asr_SR[s, r]),
                     clean_difference=float(clean_SR[s, r]),
                     only_first=counts[0] if counts else None,

@@ -42,11 +42,16 @@ def summary(found: Comparison) -> list[str]:
         f"Clean accuracy: {_points(found.clean)} over victim seeds, {_points(found.clean_strata)}"
         f" over strata; signed-rank p {_p(found.clean_p_signed_rank)}.",
         f"Probability that a victim has the smaller ASR with {found.first}:"
-        f" {found.first_better:.2f}.",
+        f" {found.first_better:.2f} (of the victims that both have, ties by half).",
     ]
     if found.detectable is not None:
         least = min(100.0, 100 * found.detectable)
-        lines.append(f"A true difference of {least:.1f} points would be found 4 times in 5.")
+        lines.append(
+            f"A paired t test over these strata would find a true difference of {least:.1f} points"
+            " 4 times in 5."
+        )
+    if found.defense_seeds > 1:
+        lines.append("McNemar's test is of each victim's first defense seed; means are of all.")
     return [*lines, *(f"! {warning}" for warning in found.warnings)]
 
 
@@ -66,7 +71,7 @@ def cells_table(found: Comparison) -> Grid:
 
 def _texts(cell: CellTest) -> list[str]:
     return [
-        cell.attack,
+        f"{cell.attack} ({cell.kind})" if cell.kind else cell.attack,
         cell.rate,
         str(cell.seed),
         f"{100 * cell.asr_difference:+.1f}",
@@ -99,6 +104,8 @@ def _p(p: float | None) -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, Mean):
+        return _plain(value._asdict())
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):

@@ -20,6 +20,7 @@ Floats = npt.NDArray[np.float64]
 EXACT_FLIPS, FLIP_DRAWS = 16, 20_000
 EXACT_RANKS = 200
 ALPHA = 0.05
+NOISE = 12  # decimals of a difference that mean something
 
 
 class Mean(NamedTuple):
@@ -37,8 +38,29 @@ def mcnemar(only_first: int, only_second: int) -> float:
     n, least = only_first + only_second, min(only_first, only_second)
     if least < 0:
         raise ValueError(f"counts are not negative, found {only_first} and {only_second}")
-    tail = sum(math.comb(n, k) for k in range(least + 1))
-    return float(min(1.0, 2 * tail / 2**n))
+    # In logarithms, since there are thousands of pictures.
+    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
+    k = np.arange(least + 1)
+    log_ways = log_factorial[n] - log_factorial[k] - log_factorial[n - k]
+    return float(min(1.0, 2 * np.exp(log_ways - n * math.log(2)).sum()))
+
+
+def _signed(differences: Sequence[float]) -> Floats:
+    """Differences without zeros, those among them that rounding alone made to be some."""
+    values = np.round(np.asarray(differences, dtype=float), NOISE)
+    return np.asarray(values[values != 0])
+
+
+def _doubled_ranks(values: Floats) -> npt.NDArray[np.int64]:
+    """Twice the mid-ranks of sizes: whole numbers, for ties too."""
+    _, place, count = np.unique(np.abs(values), return_inverse=True, return_counts=True)
+    return np.asarray((2 * np.cumsum(count) - count + 1)[place], dtype=np.int64)
+
+
+def rank_direction(differences: Sequence[float]) -> int:
+    """Which sign has the larger signed ranks: -1, 1, or 0 where neither has."""
+    values = _signed(differences)
+    return int(np.sign((_doubled_ranks(values) * np.sign(values)).sum()))
 
 
 def signed_rank(differences: Sequence[float]) -> float:
@@ -46,13 +68,10 @@ def signed_rank(differences: Sequence[float]) -> float:
 
     Exact, but for more than `EXACT_RANKS` differences, where the normal curve is as good.
     """
-    values = np.asarray([d for d in differences if d], dtype=float)
+    values = _signed(differences)
     if not len(values):
         return 1.0
-    _, place, count = np.unique(np.abs(values), return_inverse=True, return_counts=True)
-    # Twice the mid-ranks: whole numbers, for ties too.
-    above = np.cumsum(count)
-    doubled = (2 * above - count + 1)[place]
+    doubled = _doubled_ranks(values)
     total = int(doubled.sum())
     seen = int(doubled[values > 0].sum())
     if len(values) > EXACT_RANKS:
@@ -70,7 +89,7 @@ def signed_rank(differences: Sequence[float]) -> float:
 
 def sign_flip(differences: Sequence[float], seed: int = 0) -> float:
     """Two-sided p that the mean difference is 0, were every sign a coin's."""
-    values = np.asarray([d for d in differences if d], dtype=float)
+    values = _signed(differences)
     n = len(values)
     if not n:
         return 1.0
@@ -149,9 +168,36 @@ def chi_square_above(x: float, df: int) -> float:
 # --- intervals over victim seeds
 
 
+def seed_effects(values_SR: Floats) -> Floats:
+    """What each victim seed adds to its strata's means, NaN being a seed that is not there.
+
+    Scaled so that, of one stratum, squares sum to the variance of its mean. A seed is the same in
+    every stratum (it sets where training starts, and in which order), so what it does to several
+    strata is added before it is squared. A stratum of one seed moves as the others do on average.
+    The last two axes count.
+    """
+    present = ~np.isnan(values_SR)
+    count_S = present.sum(axis=-1, keepdims=True)
+    mean_S = np.where(present, values_SR, 0.0).sum(-1, keepdims=True) / np.maximum(count_S, 1)
+    scale_S = np.sqrt(count_S / np.maximum(count_S - 1, 1)) / np.maximum(count_S, 1)
+    effect_SR = np.where(present & (count_S > 1), (values_SR - mean_S) * scale_S, 0.0)
+    several = count_S > 1
+    others = (effect_SR * several).sum(-2, keepdims=True)
+    others = others / np.maximum(several.sum(-2, keepdims=True), 1)
+    return np.asarray(np.where(count_S == 1, others, effect_SR))
+
+
+def seed_freedom(present_SR: npt.NDArray[np.bool_]) -> int:
+    """Degrees of freedom between victim seeds: of the strata that have several, the median of
+    their number, less one; 0 where none has."""
+    count_S = present_SR.sum(axis=1)
+    several = count_S[count_S > 1]
+    return int(np.median(several)) - 1 if len(several) else 0
+
+
 def over_strata(values_SR: Floats) -> Mean:
     """The mean over strata of means over victim seeds, its t interval from what seeds differ by
-    inside strata. Strata are the board's own and no sample; NaN is a seed that is not there.
+    (`seed_effects`). Strata are the board's own and no sample; NaN is a seed that is not there.
 
     One seed says nothing of others: the interval is then all there is, from -inf to inf.
     """
@@ -159,19 +205,13 @@ def over_strata(values_SR: Floats) -> Mean:
     values_SR, present = values_SR[present.any(axis=1)], present[present.any(axis=1)]
     if not len(values_SR):
         return Mean(math.nan, math.nan, math.nan, 0)
-    count_S = present.sum(axis=1)
-    mean_S = np.nanmean(values_SR, axis=1)
-    value = float(mean_S.mean())
-    if count_S.min() < 2:
+    value = float(np.nanmean(values_SR, axis=1).mean())
+    df = seed_freedom(present)
+    if not df:
         return Mean(value, -math.inf, math.inf, 0)
-    variance_S = np.nanvar(values_SR, axis=1, ddof=1) / count_S
-    error2 = float(variance_S.sum()) / len(mean_S) ** 2
-    if not error2:
-        return Mean(value, value, value, int((count_S - 1).sum()))
-    # Welch and Satterthwaite; rounded down, which widens.
-    df = int(variance_S.sum() ** 2 / (variance_S**2 / (count_S - 1)).sum() + 1e-9)
-    half = t_quantile(0.975, max(1, df)) * math.sqrt(error2)
-    return Mean(value, value - half, value + half, max(1, df))
+    total_R = seed_effects(values_SR).sum(axis=0) / len(values_SR)
+    half = t_quantile(0.975, df) * math.sqrt(float((total_R**2).sum()))
+    return Mean(value, value - half, value + half, df)
 
 
 def over_differences(differences: Sequence[float]) -> Mean:
@@ -187,13 +227,27 @@ def over_differences(differences: Sequence[float]) -> Mean:
     return Mean(value, value - half, value + half, n - 1)
 
 
-def detectable(differences: Sequence[float]) -> float | None:
-    """The smallest true difference that a paired test over these strata finds 4 times in 5."""
+def detectable(differences: Sequence[float], alpha: float = ALPHA) -> float | None:
+    """The smallest true difference that a paired t test over these strata finds 4 times in 5 at
+    ``alpha``; None where a signed-rank test could find none, or nothing differs."""
     n = len(differences)
-    if n < 2:
+    if n < 2 or least_p(n) > alpha:
         return None
     spread = float(np.std(np.asarray(differences), ddof=1))
-    return (t_quantile(0.975, n - 1) + t_quantile(0.8, n - 1)) * spread / math.sqrt(n)
+    if round(spread, NOISE) == 0:
+        return None
+    quantiles = t_quantile(1 - alpha / 2, n - 1) + t_quantile(0.8, n - 1)
+    return quantiles * spread / math.sqrt(n)
+
+
+def least_p(num_strata: int) -> float:
+    """The smallest p that a signed-rank test over so many strata can have."""
+    return float(min(1.0, 2 / 2**num_strata))
+
+
+def strata_needed(pairs: int, alpha: float = ALPHA) -> int:
+    """How many strata it takes for one of so many pairs to be told apart by Holm's correction."""
+    return math.ceil(1 + math.log2(max(1, pairs) / alpha) - 1e-12)
 
 
 class Components(NamedTuple):
@@ -218,8 +272,8 @@ def variance_components(share_RK: Floats, n: int) -> Components:
     between = None
     if len(rows) > 1:
         between = float(np.var([row.mean() for row in rows], ddof=1))
-        per_victim = float(np.mean([len(row) for row in rows]))
-        between = max(0.0, between - (within or 0.0) / per_victim)
+        inverse = float(np.mean([1 / len(row) for row in rows]))
+        between = max(0.0, between - (within or 0.0) * inverse)
     return Components(between, within, mean * (1 - mean) / n)
 
 
@@ -243,15 +297,15 @@ def profile(values: Floats, taus: Floats) -> Floats:
 
 
 def improvement(ours_SR: Floats, theirs_SR: Floats) -> float:
-    """The probability that a run of ours has a smaller number than one of theirs, ties by half:
-    the mean over strata of the share of pairs."""
-    shares = []
-    for ours, theirs in zip(ours_SR, theirs_SR, strict=True):
-        a, b = ours[~np.isnan(ours)], theirs[~np.isnan(theirs)]
-        if len(a) and len(b):
-            less = (a[:, None] < b).mean() + 0.5 * (a[:, None] == b).mean()
-            shares.append(float(less))
-    return float(np.mean(shares)) if shares else math.nan
+    """The probability that a victim has a smaller number with ours than with theirs, ties by half:
+    the mean over strata of the share of the victims that both have."""
+    difference_SR = np.round(ours_SR - theirs_SR, NOISE)
+    shared = ~np.isnan(difference_SR)
+    kept = shared.any(axis=1)
+    if not kept.any():
+        return math.nan
+    less_SR = (difference_SR < 0) + 0.5 * (difference_SR == 0)
+    return float((less_SR * shared)[kept].sum(axis=1) @ (1 / shared[kept].sum(axis=1)) / kept.sum())
 
 
 # --- groups that no test tells apart
@@ -284,8 +338,9 @@ def separated_by_draws(score_ND: Floats, alpha: float = ALPHA) -> tuple[npt.NDAr
     return differ, len(pairs)
 
 
-def letters(order: Sequence[int], differ: npt.NDArray[np.bool_]) -> list[str]:
-    """Letters by defense: two that share one are not told apart. ``order`` is best first.
+def groups_of(order: Sequence[int], differ: npt.NDArray[np.bool_]) -> list[tuple[int, ...]]:
+    """The groups that each defense belongs to, by their numbers from 0, best first: two that share
+    one are not told apart. ``order`` is best first.
 
     Insert and absorb: start from one group of all, split it at every pair that differs.
     """
@@ -302,13 +357,26 @@ def letters(order: Sequence[int], differ: npt.NDArray[np.bool_]) -> list[str]:
             groups = [g for g in split if not any(g < other for other in split)]
     place = {defense: i for i, defense in enumerate(order)}
     groups.sort(key=lambda group: sorted(place[d] for d in group))
-    names = [_letter(i) for i in range(len(groups))]
-    found = [""] * (max(order, default=-1) + 1)
-    for name, group in zip(names, groups, strict=True):
-        for defense in group:
-            found[defense] += name
-    return found
+    return [
+        tuple(i for i, group in enumerate(groups) if d in group)
+        for d in range(max(order, default=-1) + 1)
+    ]
+
+
+def letters(groups: Sequence[int]) -> str:
+    """The groups of a defense as letters; three or more that follow each other as a range."""
+    found, start = [], 0
+    for i in range(1, len(groups) + 1):
+        if i < len(groups) and groups[i] == groups[i - 1] + 1:
+            continue
+        run = groups[start:i]
+        names = [_letter(group) for group in run]
+        found.append(f"{names[0]}-{names[-1]}" if len(run) > 2 else "".join(names))
+        start = i
+    return " ".join(found) if any(len(part) > 2 for part in found) else "".join(found)
 
 
 def _letter(i: int) -> str:
-    return chr(ord("a") + i) if i < 26 else f"({i + 1})"
+    """a to z, then aa, ab, ..."""
+    head = _letter(i // 26 - 1) if i >= 26 else ""
+    return head + chr(ord("a") + i % 26)

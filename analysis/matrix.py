@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +37,12 @@ class Stratum(NamedTuple):
     @property
     def label(self) -> str:
         return f"{self.attack}@{self.rate}"
+
+
+def kinds_of(strata: Sequence[Stratum]) -> list[str]:
+    """What tells strata apart besides attack and rate, in words; empty where nothing does."""
+    several = [name for name in Stratum._fields[2:] if len({getattr(s, name) for s in strata}) > 1]
+    return [", ".join(str(getattr(s, name)) for name in several) for s in strata]
 
 
 class About(NamedTuple):
@@ -80,9 +87,13 @@ class Matrix:
             )
         return self.defenses.index(defense)
 
+    def applies_SR(self, defense: int) -> npt.NDArray[np.bool_]:
+        """The sound victims that the defense can be run on at all."""
+        return np.asarray(self.is_sound_SR & ~np.isin(self.status_DSR[defense], NOT_ITS_FAULT))
+
     def coverage(self, defense: int) -> float:
-        """The share of the sound victims on which the defense was measured."""
-        wanted = self.is_sound_SR
+        """The share of the sound victims that it can be run on with numbers of the defense."""
+        wanted = self.applies_SR(defense)
         has = ~np.isnan(self.asr_DSR[defense]) & wanted
         return float(has.sum() / wanted.sum()) if wanted.any() else 0.0
 
@@ -93,6 +104,38 @@ class Matrix:
     def loss_DSR(self) -> Floats:
         """Clean accuracy lost against the undefended victim."""
         return np.asarray(self.clean_DSR[self.defenses.index(UNDEFENDED)] - self.clean_DSR)
+
+    def gaps(self, defense: int) -> npt.NDArray[np.bool_]:
+        """The sound victims of which the defense has no number."""
+        return np.asarray(self.is_sound_SR & np.isnan(self.asr_DSR[defense]))
+
+    def filled(self, defenses: Sequence[int], chance: float) -> Matrix:
+        """Some of the defenses with a number for every sound victim, so that all can be ranked on
+        the same ones.
+
+        Where a method failed, or cannot be run, nothing is defended: its ASR is the undefended
+        one's, and of a failure accuracy is that of guessing. What the machines lost is taken to
+        be as the other victims of its stratum, where there are any.
+        """
+        none = self.index(UNDEFENDED)
+        asr_DSR, clean_DSR = self.asr_DSR.copy(), self.clean_DSR.copy()
+        for d in defenses:
+            failed = self.gaps(d) & (self.status_DSR[d] == Status.FAILED_METHOD.value)
+            off = self.gaps(d) & ~self.applies_SR(d)
+            lost = self.gaps(d) & ~failed & ~off
+            asr_SR, clean_SR = self.asr_DSR[d], self.clean_DSR[d]
+            has = (~np.isnan(asr_SR) & self.is_sound_SR).any(axis=1, keepdims=True)
+            alike = lost & has
+            for values, own, undefended in (
+                (asr_DSR, asr_SR, self.asr_DSR[none]),
+                (clean_DSR, clean_SR, self.clean_DSR[none]),
+            ):
+                mean_S = _mean_over_seeds(np.where(self.is_sound_SR, own, np.nan))
+                values[d] = np.where(
+                    alike, mean_S[:, None], np.where(failed | off | lost, undefended, own)
+                )
+            clean_DSR[d][failed] = chance
+        return replace(self, asr_DSR=asr_DSR, clean_DSR=clean_DSR).only(defenses)
 
     def only(self, defenses: Sequence[int]) -> Matrix:
         """Some of the defenses, in that order."""
@@ -109,6 +152,13 @@ class Matrix:
         )
 
 
+def _mean_over_seeds(values_SR: Floats) -> Floats:
+    """Means of what is there; NaN where nothing is."""
+    there = ~np.isnan(values_SR)
+    total = np.where(there, values_SR, 0.0).sum(axis=1)
+    return np.asarray(np.where(there.any(axis=1), total / np.maximum(there.sum(axis=1), 1), np.nan))
+
+
 NUMBERS = ("clean_top1", "asr_top1", "asr_clean_victim_top1", "relative_cost")
 SQL = """
 SELECT attack, rate_text, track, regime, model, target, defense, victim_seed,
@@ -122,8 +172,18 @@ ORDER BY min(position), attack, rate_text, defense, victim_seed
 """
 
 
+_loaded: WeakKeyDictionary[Tables, dict[str, Matrix | None]] = WeakKeyDictionary()
+
+
 def load_matrix(tables: Tables, eval_set: str = "report") -> Matrix | None:
-    """The cells of open results; None where no victim has a number yet."""
+    """The cells of open results, which do not change; None where no victim has a number yet."""
+    known = _loaded.setdefault(tables, {})
+    if eval_set not in known:
+        known[eval_set] = _load(tables, eval_set)
+    return known[eval_set]
+
+
+def _load(tables: Tables, eval_set: str) -> Matrix | None:
     rows = tables.query(SQL, eval_set).rows
     sound = {
         (Stratum(*row[:6]), row[7])

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 VIEWS = ("newest", "cells", "intervals", "board", "completeness", "trials")
 QUERIED = (
     *("rows", "newest", "cells", "outcomes", "board", "completeness", "samples", "stages"),
+    "newest_samples",
     *("attempts", "trials", "newest_trials", "curves", "fits", "rocs", "features", "pictures"),
 )
 """What a user's SQL may read."""

@@ -1,9 +1,12 @@
-"""The bootstrap of a whole board: victim seeds are drawn anew inside every stratum, the same ones
-for all defenses, and whatever is read off the board is read off every draw.
+"""The bootstrap of a whole board: victim seeds vary, the same for all defenses and strata, and
+whatever is read off the board is read off every draw.
 
-A drawn mean of R seeds varies by (R - 1) / R of what it should, so draws are stretched about what
-was measured. A single seed cannot be drawn from: then pictures are, for each defense by itself and
-by the normal curve, and the answer speaks of these alone.
+Three seeds drawn anew make ten boards, all too alike. So every seed's effect on the board
+(`seed_effects`) is multiplied by a normal number, and each draw divided by the root of a
+chi-square over its degrees of freedom: a draw of a mean then follows the t interval of seeds, and
+draws of several numbers keep what these have in common. A single seed cannot be varied: then
+pictures are, for each defense by itself and by the normal curve, and the answer speaks of these
+alone.
 
 Shapes: N draws, D defense, S stratum, R victim seed, A attack.
 """
@@ -18,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from analysis.inference import Floats, interquartile_mean
+from analysis.inference import Floats, interquartile_mean, seed_effects, seed_freedom
 from analysis.matrix import Matrix
 from analysis.stats import Point, hypervolume
 
@@ -29,10 +32,11 @@ TAIL = 2.5
 WORST_LOSS = 0.05
 # Of statistics that sort every draw, so many draws are enough.
 SORTED_DRAWS = 2_000
+NOISE = 1e-12
 
 
 class Span(NamedTuple):
-    """What was measured and the middle 95 % of the draws."""
+    """What was measured and a 95 % interval from the draws."""
 
     value: float
     low: float
@@ -41,7 +45,7 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """Draws of a matrix of defenses that were measured on every one of its victims."""
+    """Draws of a matrix of defenses that have a number on every one of its victims."""
 
     matrix: Matrix
     draws: int = DRAWS
@@ -49,29 +53,26 @@ class Bootstrap:
 
     @cached_property
     def speaks_of(self) -> str:
-        """``seeds``, or ``pictures`` where a stratum has one seed alone."""
-        return "seeds" if self._count_S.min() > 1 else "pictures"
+        """``seeds``, or ``pictures`` where no stratum has several."""
+        return "seeds" if self._freedom else "pictures"
 
     @cached_property
-    def _count_S(self) -> npt.NDArray[np.int64]:
-        return np.asarray(self.matrix.is_sound_SR.sum(axis=1))
+    def _freedom(self) -> int:
+        return seed_freedom(self.matrix.is_sound_SR)
 
     @cached_property
-    def _weight_NF(self) -> Floats:
-        """How often each seed of each stratum was drawn, over the number of its seeds."""
+    def _multiplier_NR(self) -> Floats:
+        """What each seed's effect is multiplied by."""
         rng = np.random.default_rng([self.seed, self.draws])
-        found = [
-            rng.multinomial(count, np.full(count, 1 / count), self.draws) / count
-            for count in self._count_S
-        ]
-        return np.concatenate(found, axis=1)
+        normal_NR = rng.standard_normal((self.draws, len(self.matrix.seeds)))
+        chance_N = rng.chisquare(self._freedom, self.draws) / self._freedom
+        return np.asarray(normal_NR / np.sqrt(chance_N)[:, None])
 
-    def _flat_DF(self, values_DSR: Floats) -> Floats:
-        """The seeds of all strata side by side."""
-        return np.asarray(values_DSR[:, self.matrix.is_sound_SR])
+    def _masked(self, values_DSR: Floats) -> Floats:
+        return np.where(self.matrix.is_sound_SR, values_DSR, np.nan)
 
     def _means_DS(self, values_DSR: Floats) -> Floats:
-        return np.asarray(np.nanmean(np.where(self.matrix.is_sound_SR, values_DSR, np.nan), 2))
+        return np.asarray(np.nanmean(self._masked(values_DSR), axis=2))
 
     def drawn(self, values_DSR: Floats, share_S: Floats, salt: int = 0) -> Floats:
         """Draws, by defense, of a sum over strata of means over seeds, each times its share.
@@ -82,16 +83,16 @@ class Bootstrap:
         measured_D = mean_DS @ share_S
         if self.speaks_of == "pictures":
             rng = np.random.default_rng([self.seed, self.draws, salt])
-            # As Agresti and Coull: two more of each kind, so that 0 of n has a spread.
-            n_S = self.matrix.pictures_S + 4
-            near_DS = (mean_DS * self.matrix.pictures_S + 2) / n_S
-            spread_D = np.sqrt((near_DS * (1 - near_DS) / n_S) @ share_S**2)
+            spread_D = np.sqrt(self._picture_variance(mean_DS) @ share_S**2)
             return measured_D + spread_D * rng.standard_normal((self.draws, len(measured_D)))
-        stretch_S = share_S * np.sqrt(self._count_S / (self._count_S - 1))
-        each_F = np.repeat(stretch_S, self._count_S)
-        held = each_F != 0  # of an attack alone: its own strata
-        found = self._weight_NF[:, held] @ (self._flat_DF(values_DSR) * each_F)[:, held].T
-        return np.asarray(measured_D + found - mean_DS @ stretch_S)
+        effect_DR = np.einsum("dsr,s->dr", seed_effects(self._masked(values_DSR)), share_S)
+        return np.asarray(measured_D + self._multiplier_NR @ effect_DR.T)
+
+    def _picture_variance(self, mean_DS: Floats) -> Floats:
+        # As Agresti and Coull: two more of each kind, so that 0 of n has a spread.
+        n_S = self.matrix.pictures_S + 4
+        near_DS = (mean_DS * self.matrix.pictures_S + 2) / n_S
+        return np.asarray(near_DS * (1 - near_DS) / n_S)
 
     @cached_property
     def _all_S(self) -> Floats:
@@ -112,30 +113,55 @@ class Bootstrap:
     def ranks(self, score_ND: Floats | None = None) -> npt.NDArray[np.float64]:
         """Low and high rank by defense, 1 the smallest score; ties share the better rank."""
         score = self.asr_ND if score_ND is None else score_ND
-        better = (score[:, None, :] < score[:, :, None] - 1e-12).sum(axis=2) + 1
-        ends = np.percentile(better, [TAIL, 100 - TAIL], axis=0, method="nearest")
+        ordered = np.sort(score, axis=1)
+        rank_ND = np.empty(score.shape, dtype=np.int32)
+        for n, row in enumerate(score):
+            rank_ND[n] = np.searchsorted(ordered[n], row - NOISE) + 1
+        ends = np.percentile(rank_ND, [TAIL, 100 - TAIL], axis=0, method="nearest")
         return np.asarray(ends.T, dtype=float)
 
     def on_front(self) -> Floats:
         """The share of draws in which no other defense is as good in both accuracy and ASR and
         better in one, by defense."""
-        clean, asr = self.clean_ND, self.asr_ND
-        as_good = (clean[:, None] >= clean[:, :, None]) & (asr[:, None] <= asr[:, :, None])
-        better = (clean[:, None] > clean[:, :, None]) | (asr[:, None] < asr[:, :, None])
-        return np.asarray(1 - (as_good & better).any(axis=2).mean(axis=0))
+        order_ND = np.lexsort((self.asr_ND, -self.clean_ND), axis=1)
+        clean, asr = (np.take_along_axis(v, order_ND, axis=1) for v in (self.clean_ND, self.asr_ND))
+        least = np.minimum.accumulate(asr, axis=1)
+        # The first of those that have the least ASR so far: of these it is the most accurate.
+        is_record = np.ones_like(asr, dtype=bool)
+        is_record[:, 1:] = asr[:, 1:] < least[:, :-1]
+        place = np.maximum.accumulate(np.where(is_record, np.arange(asr.shape[1]), 0), axis=1)
+        twin = (asr == least) & (clean == np.take_along_axis(clean, place, axis=1))
+        found = np.empty_like(twin)
+        np.put_along_axis(found, order_ND, twin, axis=1)
+        return np.asarray(found.mean(axis=0))
 
     def worst(self) -> list[Span]:
         """The largest over attacks of the mean ASR over their strata. It is the maximum of noisy
-        numbers: what was measured lies above what it estimates."""
-        measured = self._means_DS(self.matrix.asr_DSR) @ self._attack_AS.T
-        return _spans(measured.max(axis=1), self.worst_ND)
+        numbers: what was measured lies above what it estimates. So the interval is as wide as all
+        attacks' together: a maximum is off by no more than the one that is off most."""
+        measured_D = (self._means_DS(self.matrix.asr_DSR) @ self._attack_AS.T).max(axis=1)
+        half_D = np.percentile(self._worst[1], 100 - 2 * TAIL, axis=0)
+        return [
+            Span(float(v), max(0.0, float(v - half)), min(1.0, float(v + half)))
+            for v, half in zip(measured_D, half_D, strict=True)
+        ]
+
+    @property
+    def worst_ND(self) -> Floats:
+        """Draws of the largest over attacks."""
+        return self._worst[0]
 
     @cached_property
-    def worst_ND(self) -> Floats:
-        found = np.full_like(self.asr_ND, -np.inf)
+    def _worst(self) -> tuple[Floats, Floats]:
+        """Draws of the largest over attacks, and of how far the one off most is off."""
+        mean_DS = self._means_DS(self.matrix.asr_DSR)
+        largest = np.full((self.draws, len(mean_DS)), -np.inf)
+        furthest = np.zeros_like(largest)
         for salt, share_S in enumerate(self._attack_AS):
-            np.maximum(found, self.drawn(self.matrix.asr_DSR, share_S, 10 + salt), out=found)
-        return found
+            found = self.drawn(self.matrix.asr_DSR, share_S, 10 + salt)
+            np.maximum(largest, found, out=largest)
+            np.maximum(furthest, np.abs(found - mean_DS @ share_S), out=furthest)
+        return largest, furthest
 
     @cached_property
     def _attack_AS(self) -> Floats:
@@ -145,31 +171,26 @@ class Bootstrap:
         return np.asarray(found / found.sum(axis=1, keepdims=True))
 
     def interquartile(self) -> list[Span]:
-        """The interquartile mean of ASR over strata and seeds."""
-        rng = np.random.default_rng([self.seed, self.draws, 3])
-        flat_DF = self._flat_DF(self.matrix.asr_DSR)
-        starts_F = np.repeat(np.cumsum(self._count_S) - self._count_S, self._count_S)
-        count_F = np.repeat(self._count_S, self._count_S)
-        n_F = np.repeat(self.matrix.pictures_S, self._count_S) + 4
+        """The interquartile mean of ASR over strata and seeds; a draw shifts whole strata."""
+        asr_DSR = self._masked(self.matrix.asr_DSR)
+        sound = self.matrix.is_sound_SR
         draws = min(self.draws, SORTED_DRAWS)
-        drawn_ND = np.empty((draws, len(flat_DF)))
+        mean_DS = self._means_DS(asr_DSR)
+        effect_DSR = seed_effects(asr_DSR)
+        spread_DS = np.sqrt(self._picture_variance(mean_DS))
+        rng = np.random.default_rng([self.seed, self.draws, 3])
+        drawn_ND = np.empty((draws, len(asr_DSR)))
         for n in range(draws):
             if self.speaks_of == "seeds":
-                place_F = starts_F + (rng.random(len(count_F)) * count_F).astype(np.int64)
-                values_DF = flat_DF[:, place_F]
+                shift_DS = effect_DSR @ self._multiplier_NR[n]
             else:
-                near_DF = (flat_DF * (n_F - 4) + 2) / n_F
-                noise_DF = rng.standard_normal(flat_DF.shape)
-                values_DF = flat_DF + np.sqrt(near_DF * (1 - near_DF) / n_F) * noise_DF
-            drawn_ND[n] = interquartile_mean(values_DF)
-        return _spans(interquartile_mean(flat_DF), drawn_ND)
+                shift_DS = spread_DS * rng.standard_normal(spread_DS.shape)
+            drawn_ND[n] = interquartile_mean((asr_DSR + shift_DS[..., None])[:, sound])
+        return _spans(interquartile_mean(asr_DSR[:, sound]), drawn_ND)
 
     def volume(self, defenses: Sequence[int], undefended: int) -> Span:
         """Hypervolume of some defenses' (clean accuracy, 1 - ASR): from five points below the
         undefended victim's accuracy at full ASR, as a share of that box."""
-        clean, asr = (
-            np.nanmean(v, axis=(1, 2)) for v in (self.matrix.clean_DSR, self.matrix.asr_DSR)
-        )
 
         def of(clean_D: Floats, asr_D: Floats) -> float:
             top = float(clean_D[undefended])
@@ -178,13 +199,17 @@ class Bootstrap:
 
         some = range(0, self.draws, max(1, self.draws // SORTED_DRAWS))
         drawn = [of(self.clean_ND[n], self.asr_ND[n]) for n in some]
-        low, high = np.percentile(drawn, [TAIL, 100 - TAIL])
-        return Span(of(clean, asr), float(low), float(high))
+        measured = of(
+            self._means_DS(self.matrix.clean_DSR) @ self._all_S,
+            self._means_DS(self.matrix.asr_DSR) @ self._all_S,
+        )
+        return _spans(np.array([measured]), np.array(drawn)[:, None])[0]
 
 
 def _spans(measured_D: Floats, drawn_ND: Floats) -> list[Span]:
+    """Intervals of shares; what was measured lies in its own."""
     low, high = np.percentile(drawn_ND, [TAIL, 100 - TAIL], axis=0)
     return [
-        Span(float(v), max(0.0, float(lo)), min(1.0, float(hi)))
+        Span(float(v), max(0.0, min(float(lo), float(v))), min(1.0, max(float(hi), float(v))))
         for v, lo, hi in zip(measured_D, low, high, strict=True)
     ]

@@ -45,9 +45,11 @@ class Spread(NamedTuple):
             )
             if value is not None
         ]
+        alone = self.victims is not None and self.defenses is None
+        more = "; with one defense seed each, victims vary by its dice too" if alone else ""
         return (
             "Standard deviation of ASR in points, of a defense on a stratum:"
-            f" {', '.join(parts)} (roots of mean variances)."
+            f" {', '.join(parts)} (roots of mean variances{more})."
         )
 
 

@@ -15,31 +15,35 @@ from typing import Any
 import numpy as np
 
 from analysis.inference import (
+    ALPHA,
     Mean,
     detectable,
     friedman,
+    groups_of,
     improvement,
     letters,
     over_strata,
     separated,
     separated_by_draws,
+    strata_needed,
 )
 from analysis.matrix import FULL, UNDEFENDED, Matrix
 from analysis.resample import DRAWS, Bootstrap, Span
 from analysis.spread import Spread
+from analysis.stats import wilson
 from grid.schema import ResultsError
 
 BUDGET = "finetune"
 """The control of equal data and budget that every repair must beat."""
-SEPARABLE = 6
-"""Fewer strata cannot reach p = 0.05, however alike they are."""
+SIGNED_RANKS = "signed-rank tests"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
     """A defense over all strata. Shares are 0 to 1; ``loss`` is clean accuracy given up.
 
-    ``rank`` and ``letters`` are among those it is compared with; None and empty where it is not.
+    ``rank``, ``groups`` and their ``letters`` are among those it is compared with; None and empty
+    where it is not.
     ``bounds`` are the best and the worst mean ASR that the missing cells allow, and
     ``loss_bounds`` those of ``loss``.
     """
@@ -58,12 +62,15 @@ class Standing:
     worst_attack: str | None = None
     pointwise: Mean | None = None
     rank: tuple[int, int] | None = None
+    groups: tuple[int, ...] = ()
     letters: str = ""
     on_front: float | None = None
     improves: float | None = None
     relative_cost: float | None = None
     coverage: float = 1.0
     failures: int = 0
+    filled: int = 0
+    """Of the victims that it is compared on, those of which it has no number of its own."""
     bounds: tuple[float, float] | None = None
     loss_bounds: tuple[float, float] | None = None
     is_beyond: bool = False
@@ -87,7 +94,8 @@ class Standings:
     score: str
     tested: str
     at_ca_loss: float | None
-    family: int
+    families: list[int]
+    """Pairs that were tested together, by group."""
     friedman_p: float
     detectable: float | None
     volume: Span | None
@@ -96,48 +104,57 @@ class Standings:
 
     def notes(self) -> list[str]:
         """One sentence each."""
-        among = "among defenses with equal needs" if self.groups != [()] else "among all"
         seeds = f"{self.seeds} seed{'s' if self.seeds > 1 else ''}"
         caution = ", indicative" if 1 < self.seeds < 5 else ""
         found = [
             f"Over {self.strata} strata (attack at a rate) with sound victims, {seeds}{caution};"
-            f" {self.score}; lines share a letter if {self.tested} with Holm's correction"
-            f" ({self.family} pairs, {among}) do not tell them apart.",
+            f" {self.score}.{self._letters_told()}",
         ]
         if self.speaks_of == "seeds":
             found.append(
-                f"Ranks: middle 95 % of {self.draws:,} bootstrap draws of the whole board."
+                f"Ranks: middle 95 % of {self.draws:,} draws of the whole board, in which every"
+                " victim seed's effect varies by the t distribution, the same for all defenses."
             )
         else:
             found.append(
                 "One seed gives no ranks: its pictures tell how well one victim was measured, and"
                 " not how another would fare. Intervals here are of pictures."
             )
+        if filled := sum(line.filled for line in self.lines):
+            found.append(
+                f"{filled} victims of compared lines have no number of theirs: where a method"
+                " failed or cannot be run they count as undefended, where machines failed as the"
+                " stratum's other victims."
+            )
         if self.spread is not None:
             found.append(self.spread.words())
-        if self.groups == [()] and self.family > 1:
+        if self.groups == [()] and any(self.families):
             found.append(
                 f"Friedman's test that all rank alike over strata: p {self.friedman_p:.3g}."
             )
-        if self.strata < SEPARABLE and self.tested == "signed-rank tests":
+        most = max(self.families, default=0)
+        needed = strata_needed(most)
+        if self.tested == SIGNED_RANKS and most and self.strata < needed:
             found.append(
-                f"{self.strata} strata can never show p <= 0.05, so that nothing is told apart:"
-                f" that takes {SEPARABLE}."
+                f"{self.strata} strata can never show p <= 0.05 for one of {most} pairs, so that"
+                f" nothing is told apart: that takes {needed}."
             )
         if self.detectable is not None:
             found.append(
-                "Smallest difference in mean ASR that a test of two of them finds 4 times in 5:"
+                "Smallest difference in mean ASR that a paired t test of two of them, corrected for"
+                " all pairs, finds 4 times in 5:"
                 f" {min(100.0, 100 * self.detectable):.1f} points, the median over pairs."
             )
         if any(line.pointwise is not None for line in self.lines):
             found.append(
-                "Pointwise: share of pictures on which any of the attacks succeeds, over victim"
-                " seeds; it grows with the number of attacks."
+                "Pointwise: share of pictures on which any of the attacks succeeds at any rate,"
+                " over victim seeds; it grows with the number of both."
             )
         found.append(
             "Worst case: the largest mean ASR of an attack; a maximum of noisy numbers lies above"
             " what it estimates. Front: share of draws in which nothing is both as accurate and as"
-            " safe. Beats finetune: probability that a victim has a smaller ASR."
+            " safe. Beats finetune: share of the victims that both have with a smaller ASR, ties by"
+            " half."
         )
         if self.volume is not None:
             found.append(
@@ -145,6 +162,16 @@ class Standings:
                 f" {self.volume.value:.2f} [{self.volume.low:.2f}, {self.volume.high:.2f}]."
             )
         return found
+
+    def _letters_told(self) -> str:
+        if not self.tested:
+            return " One seed gives no letters by worst case: lines stand by name."
+        pairs = [str(number) for number in self.families if number]
+        within = ", within each group of equal needs" if self.groups != [()] else ""
+        return (
+            f" Lines share a letter if {self.tested} with Holm's correction"
+            f" ({' and '.join(pairs) or 'no'} pairs{within}) do not tell them apart."
+        )
 
 
 def standings(
@@ -163,7 +190,7 @@ def standings(
         raise ResultsError(f"--at-ca-loss is in points, from 0 to 100, found {at_ca_loss:g}")
     lines = [_line(matrix, d, chance) for d in range(len(matrix.defenses))]
     beyond = [
-        at_ca_loss is not None and 100 * line.loss.value > at_ca_loss + 1e-9 for line in lines
+        at_ca_loss is not None and not 100 * line.loss.value <= at_ca_loss + 1e-9 for line in lines
     ]
     lines = [replace(line, is_beyond=b) for line, b in zip(lines, beyond, strict=True)]
     compared = [
@@ -174,16 +201,17 @@ def standings(
     groups: list[tuple[str, ...]] = [()]
     if by_needs:
         groups = list(dict.fromkeys(lines[d].needs for d in compared))
-    family, p, least, volume, speaks_of = 0, 1.0, list[float](), None, "seeds"
+    families, p, least, volume = list[int](), 1.0, list[float](), None
+    speaks_of = Bootstrap(matrix, draws).speaks_of
     for group in groups:
         members = [d for d in compared if not by_needs or lines[d].needs == group]
-        board = Bootstrap(_complete(matrix, members), draws)
-        speaks_of = board.speaks_of
+        board = Bootstrap(matrix.filled(members, chance), draws)
         ranked, pairs, found_p, found_least = _ranked(board, worst_case)
-        family, p = family + pairs, min(p, found_p)
+        families.append(pairs)
+        p = min(p, found_p)
         least += found_least
         for d, more in zip(members, ranked, strict=True):
-            lines[d] = replace(lines[d], **more)
+            lines[d] = replace(lines[d], filled=int(matrix.gaps(d).sum()), **more)
         if not by_needs and UNDEFENDED in board.matrix.defenses:
             none = board.matrix.defenses.index(UNDEFENDED)
             volume = board.volume(range(len(members)), none)
@@ -197,9 +225,9 @@ def standings(
         seeds=int(matrix.is_sound_SR.sum(axis=1).min()),
         speaks_of=speaks_of,
         score="ordered by worst-case ASR" if worst_case else "ordered by mean ASR",
-        tested="bootstrap draws" if worst_case and speaks_of == "seeds" else "signed-rank tests",
+        tested=_tested(worst_case, speaks_of),
         at_ca_loss=at_ca_loss,
-        family=family,
+        families=families,
         friedman_p=p,
         detectable=float(np.median(least)) if least else None,
         volume=volume,
@@ -208,11 +236,18 @@ def standings(
     )
 
 
+def _tested(worst_case: bool, speaks_of: str) -> str:
+    """What gives letters; nothing where a maximum is all there is and one seed tells of it."""
+    if not worst_case:
+        return SIGNED_RANKS
+    return "draws of victim seeds" if speaks_of == "seeds" else ""
+
+
 def _tier(line: Standing, groups: Sequence[tuple[str, ...]]) -> tuple[object, ...]:
     """Within a tier by name: decimals order nothing that is not told apart."""
     state = (line.is_control, line.is_partial, line.is_beyond)
     place = groups.index(line.needs) if line.needs in groups else len(groups)
-    return (*state, place, line.letters or "~", line.defense != UNDEFENDED, line.defense)
+    return (*state, place, line.groups or (math.inf,), line.defense != UNDEFENDED, line.defense)
 
 
 def _line(matrix: Matrix, d: int, chance: float) -> Standing:
@@ -222,26 +257,28 @@ def _line(matrix: Matrix, d: int, chance: float) -> Standing:
     base = np.where(np.isnan(asr), np.nan, matrix.base_DSR[none])
     costs = matrix.cost_DSR[d][~np.isnan(matrix.cost_DSR[d])]
     coverage = matrix.coverage(d)
-    gaps = planned & np.isnan(asr)
     loss = np.where(planned, matrix.loss_DSR()[d], np.nan)
+    gaps = matrix.applies_SR(d) & np.isnan(asr)
     bounds = loss_bounds = None
     if gaps.any():
-        best = np.where(gaps, matrix.base_DSR[none], asr)[planned]
-        worst = np.where(gaps, matrix.asr_DSR[none], asr)[planned]
-        bounds = float(np.nanmean(best)), float(np.nanmean(worst))
         most = matrix.clean_DSR[none] - chance
-        loss_bounds = (
-            float(np.nanmean(np.where(gaps, 0.0, loss)[planned])),
-            float(np.nanmean(np.where(gaps, most, loss)[planned])),
+        bounds = (
+            over_strata(np.where(gaps, matrix.base_DSR[none], asr)).value,
+            over_strata(np.where(gaps, matrix.asr_DSR[none], asr)).value,
         )
+        loss_bounds = (
+            over_strata(np.where(gaps, 0.0, loss)).value,
+            over_strata(np.where(gaps, most, loss)).value,
+        )
+    pictures = int(matrix.pictures_S.min())
     return Standing(
         defense=matrix.defenses[d],
         needs=about.needs,
         fidelity=about.fidelity,
         phase=about.phase,
         is_control=about.is_control,
-        asr=over_strata(asr),
-        clean=over_strata(clean),
+        asr=_of_share(over_strata(asr), pictures),
+        clean=_of_share(over_strata(clean), pictures),
         loss=over_strata(loss),
         lift=over_strata(asr - base),
         relative_cost=float(costs.mean()) if len(costs) else None,
@@ -253,30 +290,22 @@ def _line(matrix: Matrix, d: int, chance: float) -> Standing:
     )
 
 
+def _of_share(mean: Mean, pictures: int) -> Mean:
+    """The interval of a mean of shares: within 0 to 1, and no narrower than the pictures of one
+    model allow, since seeds that agree do not make these more numerous."""
+    if math.isnan(mean.value) or math.isinf(mean.low) or not pictures:
+        return mean
+    inside = wilson(mean.value * pictures, pictures)
+    low, high = min(mean.low, inside.low), max(mean.high, inside.high)
+    return mean._replace(low=max(0.0, low), high=min(1.0, high))
+
+
 def _improves(matrix: Matrix, d: int) -> float | None:
     if BUDGET not in matrix.defenses or matrix.defenses[d] in (BUDGET, UNDEFENDED):
         return None
-    found = improvement(matrix.asr_DSR[d], matrix.asr_DSR[matrix.defenses.index(BUDGET)])
+    sound_SR = np.where(matrix.is_sound_SR, matrix.asr_DSR[d], np.nan)
+    found = improvement(sound_SR, matrix.asr_DSR[matrix.defenses.index(BUDGET)])
     return None if math.isnan(found) else found
-
-
-def _complete(matrix: Matrix, members: Sequence[int]) -> Matrix:
-    """The members on the victims for which they all have numbers."""
-    some = matrix.only(members)
-    there = ~np.isnan(some.asr_DSR).any(axis=0) & matrix.is_sound_SR
-    kept = np.asarray(there.any(axis=1))
-    arrays: dict[str, Any] = {
-        name: np.where(there, getattr(some, name), np.nan)[:, kept]
-        for name in ("clean_DSR", "asr_DSR", "base_DSR", "cost_DSR")
-    }
-    return replace(
-        some,
-        is_sound_SR=there[kept],
-        strata=tuple(s for s, keep in zip(some.strata, kept, strict=True) if keep),
-        pictures_S=some.pictures_S[kept],
-        status_DSR=some.status_DSR[:, kept],
-        **arrays,
-    )
 
 
 def _ranked(
@@ -293,11 +322,13 @@ def _ranked(
     score = np.array([span.value for span in worst]) if worst_case else mean_DS.mean(axis=1)
     order = sorted(range(num), key=lambda d: (score[d], matrix.defenses[d]))
     has_seeds = board.speaks_of == "seeds"
-    if worst_case and has_seeds:
+    if worst_case:
         differ, pairs = separated_by_draws(board.worst_ND)
     else:
         differ, pairs = separated(mean_DS)
-    named = letters(order, differ)
+    groups = groups_of(order, differ)
+    if worst_case and not has_seeds:
+        groups, pairs = [()] * num, 0
     ranks = board.ranks(board.worst_ND if worst_case else None)
     front = board.on_front()
     attacks = [stratum.attack for stratum in matrix.strata]
@@ -311,7 +342,8 @@ def _ranked(
             "worst": worst[d],
             "worst_attack": max(means[d], key=lambda a: means[d][a]),
             "rank": (int(ranks[d][0]), int(ranks[d][1])) if has_seeds else None,
-            "letters": named[d],
+            "groups": groups[d],
+            "letters": letters(groups[d]),
             "on_front": float(front[d]) if has_seeds else None,
         }
         for d in range(num)
@@ -320,6 +352,6 @@ def _ranked(
         value
         for a in range(num)
         for b in range(a)
-        if (value := detectable(list(mean_DS[a] - mean_DS[b]))) is not None
+        if (value := detectable(list(mean_DS[a] - mean_DS[b]), ALPHA / max(1, pairs))) is not None
     ]
     return found, pairs, friedman(mean_DS.T)[1], least

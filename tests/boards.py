@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,12 @@ def steady(value: float, spread: float = 0.0, seed: int = 0) -> Number:
 
 
 def write_pictures(
-    folder: Path, cell: str, fooled: Sequence[bool], right: Sequence[bool], labels: Sequence[int]
+    folder: Path,
+    cell: str,
+    fooled: Sequence[bool],
+    right: Sequence[bool],
+    labels: Sequence[int],
+    written_at: datetime = EPOCH,
 ) -> None:
     """What became of every picture of a cell; class 0 is the target."""
     write_table(
@@ -76,7 +82,7 @@ def write_pictures(
             {
                 "cell": cell,
                 "eval_set": "report",
-                "written_at": EPOCH,
+                "written_at": written_at,
                 "image": i,
                 "label": label,
                 "clean_prediction": label if is_right else label + 1,

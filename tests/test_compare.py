@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from analysis.compare import compare_in
 from analysis.compare_render import comparison_text, summary
-from grid.schema import ResultsError
-from tests.boards import steady, write_board, write_pictures
+from grid.schema import ResultsError, write_grid, write_rows
+from tests.boards import N, steady, write_board, write_pictures
 from tests.grids import call
+from tests.rows import EPOCH, cell_columns, cell_rows
 
 ATTACKS = ("badnet", "blended", "sig", "wanet", "trojvqa", "badclip")
 
@@ -106,10 +109,75 @@ def test_every_form_says_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[
     told = json.loads(
         call(capsys, "compare", "ours", "theirs", "--in", tmp_path, "--format", "json").out
     )
-    assert told["asr"][0] == pytest.approx(found.asr.value)
+    assert told["asr"]["value"] == pytest.approx(found.asr.value)
     assert len(told["cells"]) == 18
     assert "indicative" in summary(found)[1]
     lines = call(
         capsys, "compare", "ours", "theirs", "--in", tmp_path, "--format", "csv"
     ).out.splitlines()
     assert len(lines) == 19
+
+
+def test_a_verdict_does_not_contradict_the_mean(tmp_path: Path) -> None:
+    """Better by a little nearly everywhere, and far worse once: no one is called safer."""
+    names = [f"attack{i}" for i in range(21)]
+
+    def ours(attack: str, rate: str, seed: int) -> float:
+        place = names.index(attack)
+        return 0.95 if place == 20 else round(0.5 - 0.01 - 0.001 * place, 3)
+
+    def theirs(attack: str, rate: str, seed: int) -> float:
+        return 0.05 if attack == names[20] else 0.5
+
+    asr = {"none": steady(0.9), "ours": ours, "theirs": theirs}
+    found = compare_in(write_board(tmp_path, asr, attacks=names), "ours", "theirs")
+    assert found.p_signed_rank < 0.001
+    assert found.asr.value > 0
+    assert found.direction == -1
+    assert "the mean points the other way" in found.verdict
+    assert found.says(0.2) == "Not told apart over strata."
+
+
+def test_cells_that_are_not_planned_and_older_pictures_are_no_pairs(tmp_path: Path) -> None:
+    write_board(tmp_path, PAIR, attacks=["badnet"], seeds=[0])
+    labels, right = [1] * 20, [True] * 20
+    ours = [True] * 10 + [False] * 10
+    theirs = [False] * 10 + [True] * 2 + [False] * 8
+    write_pictures(tmp_path, "badnet-0.01-ours-0-0", theirs, right, labels)
+    write_pictures(tmp_path, "badnet-0.01-theirs-0-0", theirs, right, labels)
+    # Measured again, later: what was written first is no second copy.
+    later = EPOCH + timedelta(minutes=1)
+    write_pictures(tmp_path, "badnet-0.01-ours-0-0", ours, right, labels, written_at=later)
+    # A cell of before the grid file was edited, under the same label.
+    write_rows(tmp_path, cell_rows("badnet", "0.01", "ours", 0, cell="before", n=N, asr=0.5))
+    write_pictures(tmp_path, "before", [not fooled for fooled in ours], right, labels)
+    (cell,) = compare_in(tmp_path, "ours", "theirs").cells
+    assert (cell.only_first, cell.only_second) == (10, 2)
+
+
+def test_several_defense_seeds_are_told(tmp_path: Path) -> None:
+    rows, cells = [], []
+    for defense, nested in (("none", 0), ("ours", 0), ("ours", 1), ("theirs", 0)):
+        where: dict[str, Any] = {"defense_seed": nested, "cell": f"{defense}-{nested}"}
+        cells.append(cell_columns("badnet", "0.01", defense, 0, **where))
+        rows += cell_rows("badnet", "0.01", defense, 0, asr=0.5 + 0.1 * nested, n=N, **where)
+    write_rows(tmp_path, rows)
+    write_grid(tmp_path, "made", "0", cells)
+    found = compare_in(tmp_path, "ours", "theirs")
+    assert found.defense_seeds == 2
+    assert found.asr.value == pytest.approx(0.05)
+    assert "McNemar's test is of each victim's first defense seed" in " ".join(summary(found))
+
+
+def test_victims_of_two_targets_are_two_lines(tmp_path: Path) -> None:
+    rows, cells = [], []
+    for target in ("apple", "pear"):
+        for defense in PAIR:
+            where: dict[str, Any] = {"target": target, "cell": f"{defense}-{target}"}
+            cells.append(cell_columns("badnet", "0.01", defense, 0, **where))
+            rows += cell_rows("badnet", "0.01", defense, 0, asr=0.5, n=N, **where)
+    write_rows(tmp_path, rows)
+    write_grid(tmp_path, "made", "0", cells)
+    found = compare_in(tmp_path, "ours", "theirs")
+    assert [cell.kind for cell in found.cells] == ["apple", "pear"]
+    assert "badnet (pear)" in comparison_text(found)

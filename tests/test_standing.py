@@ -5,23 +5,26 @@ from __future__ import annotations
 import json
 import math
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from analysis.inference import over_strata, separated_by_draws
 from analysis.leaderboard import Asked, load, text
-from analysis.matrix import Matrix, load_matrix
+from analysis.matrix import About, Matrix, Stratum, load_matrix
 from analysis.pointwise import pointwise
 from analysis.reader import Tables, read_tables
 from analysis.resample import Bootstrap
 from analysis.standing import Standing, Standings, standings
 from analysis.standing_render import standing_table
 from analysis.text import FORMS, formed
-from grid.schema import ResultsError
+from grid.schema import ResultsError, write_grid, write_rows
 from tests.boards import N, steady, write_board, write_pictures
 from tests.grids import call
+from tests.rows import cell_columns, cell_rows
 
 ATTACKS = ("badnet", "blended", "sig", "wanet", "trojvqa", "badclip", "ssba", "label_consistent")
 SPREAD = {
@@ -56,7 +59,7 @@ def test_tiers_hold_what_no_test_tells_apart(board: Path) -> None:
         ("b", "finetune"),
         ("c", "none"),
     ], "by name within a tier"
-    assert (found.family, found.strata, found.seeds, found.speaks_of) == (6, 8, 3, "seeds")
+    assert (found.families, found.strata, found.seeds, found.speaks_of) == ([6], 8, 3, "seeds")
     ranks = {line.defense: line.rank for line in found.lines}
     assert ranks["roclip"] == (1, 1)
     assert ranks["none"] == (4, 4)
@@ -98,9 +101,9 @@ def test_the_front_is_a_share_of_draws(tmp_path: Path) -> None:
 
 def test_needs_are_compared_with_their_like(board: Path) -> None:
     found = standings(matrix_of(board), by_needs=True, draws=500)
-    assert found.family == 1, "of pairs only finetune and cleanclip have equal needs"
+    assert sorted(found.families) == [0, 0, 1], "only finetune and cleanclip have equal needs"
     assert {line.letters for line in found.lines} == {"a"}
-    assert "among defenses with equal needs" in found.notes()[0]
+    assert "(1 pairs, within each group of equal needs)" in found.notes()[0]
     heads = standing_table(found).heads
     assert len(heads) - len(set(heads)) == 1, "equal needs stand together"
 
@@ -134,6 +137,7 @@ def test_what_is_missing_is_bounded_and_not_ranked(tmp_path: Path) -> None:
     low, high = roclip.bounds
     assert low == pytest.approx((np.nansum(own) + 3 * 0.02) / 24)
     assert high == pytest.approx((np.nansum(own) + none[sig].sum()) / 24)
+    assert roclip.filled == 0
     assert line_of(found, "cleanclip").rank == (1, 2), "the others are ranked without it"
     shown = formed(standing_table(found), "table", 120)
     assert "partial: numbers on less than 95 % of the sound victims" in shown
@@ -173,30 +177,162 @@ def test_few_strata_separate_nothing_and_say_so(tmp_path: Path) -> None:
     assert "5 strata can never show p <= 0.05" in " ".join(found.notes())
 
 
-def test_worst_cases_are_told_apart_by_draws(board: Path) -> None:
-    found = standings(matrix_of(board), worst_case=True, draws=2000)
-    assert found.tested == "bootstrap draws"
+def test_worst_cases_are_told_apart_by_draws(tmp_path: Path) -> None:
+    asr = {
+        "none": steady(0.95, 0.01),
+        "finetune": steady(0.5, 0.01),
+        "cleanclip": steady(0.51, 0.01, seed=1),
+        "roclip": steady(0.05, 0.01),
+    }
+    matrix = matrix_of(write_board(tmp_path, asr, attacks=ATTACKS))
+    found = standings(matrix, worst_case=True, draws=4000)
+    assert found.tested == "draws of victim seeds"
     assert [line.letters for line in found.lines] == ["a", "b", "b", "c"]
+    for line in found.lines:
+        assert line.worst is not None
+        assert line.worst.low <= line.worst.value <= line.worst.high
+
+
+def test_one_seed_gives_no_letters_by_worst_case(tmp_path: Path) -> None:
+    matrix = matrix_of(write_board(tmp_path, SPREAD, attacks=ATTACKS, seeds=[0]))
+    found = standings(matrix, worst_case=True, draws=500)
+    assert {line.letters for line in found.lines} == {""}
+    assert "One seed gives no letters by worst case" in found.notes()[0]
+
+
+def made(asr_DSR: Any, clean: float = 0.6) -> Matrix:
+    """Exchangeable defenses with these numbers."""
+    num, strata, seeds = asr_DSR.shape
+    of = {"track": "t", "regime": "F", "model": "m", "target": "x", "rate": "0.01"}
+    zeros = np.zeros(asr_DSR.shape)
+    return Matrix(
+        defenses=("none", *(f"d{i}" for i in range(1, num))),
+        strata=tuple(Stratum(attack=f"a{i}", **of) for i in range(strata)),
+        seeds=tuple(range(seeds)),
+        is_sound_SR=np.ones((strata, seeds), dtype=bool),
+        about=(About((), "finetuning", "exact", is_control=False),) * num,
+        clean_DSR=zeros + clean,
+        asr_DSR=asr_DSR,
+        base_DSR=zeros,
+        cost_DSR=zeros,
+        status_DSR=np.full(asr_DSR.shape, "ok"),
+        pictures_S=np.full(strata, 1000),
+    )
+
+
+@pytest.mark.parametrize(("num", "attacks"), [(2, 1), (6, 2)])
+def test_equal_defenses_are_seldom_told_apart_by_three_seeds(num: int, attacks: int) -> None:
+    """Of boards without a difference, letters of the worst case differ in at most 5 %."""
+    rng = np.random.default_rng(1)
+    boards, apart, single = 100, 0, 0
+    for _ in range(boards):
+        noise = rng.normal(0, 0.05, (num, 1, 3)) + rng.normal(0, 0.03, (num, attacks, 3))
+        board = Bootstrap(made(0.5 + noise), 1000)
+        apart += int(separated_by_draws(board.worst_ND)[0].any())
+        low, high = board.ranks()[0]
+        single += int(low == high)
+    assert apart <= 0.1 * boards
+    assert single <= 0.1 * boards
+
+
+def test_gaps_do_not_shrink_the_board(tmp_path: Path) -> None:
+    """Thirty defenses, each without another victim: all are ranked, on all victims."""
+    names = [f"d{i}" for i in range(30)]
+    asr = {
+        "none": steady(0.95, 0.01),
+        **{name: steady(0.2, 0.02, i) for i, name in enumerate(names)},
+    }
+    attacks = [f"attack{i}" for i in range(10)]
+    gone = {
+        (name, attacks[i % 10], "0.01", i // 10): "failed_method" for i, name in enumerate(names)
+    }
+    matrix = matrix_of(write_board(tmp_path, asr, attacks=attacks, status=gone))
+    found = standings(matrix, draws=500)
+    assert all(line.rank is not None for line in found.lines)
+    assert {line.filled for line in found.lines} == {0, 1}
+    assert "30 victims of compared lines have no number" in " ".join(found.notes())
+    filled = matrix.filled(range(31), 0.05)
+    none = matrix.index("none")
+    lost = np.isnan(matrix.asr_DSR[1])
+    assert filled.asr_DSR[1][lost] == matrix.asr_DSR[none][lost]
+    assert filled.clean_DSR[1][lost] == 0.05
+
+
+def test_what_machines_lost_is_as_its_stratum(tmp_path: Path) -> None:
+    gone = {("roclip", "sig", "0.01", 0): "failed_infrastructure"}
+    matrix = matrix_of(write_board(tmp_path, SPREAD, attacks=ATTACKS, status=gone))
+    d = matrix.index("roclip")
+    sig = [s.attack for s in matrix.strata].index("sig")
+    filled = matrix.filled([d], 0.0)
+    assert filled.asr_DSR[0, sig, 0] == pytest.approx(matrix.asr_DSR[d, sig, 1:].mean())
+
+
+def test_what_does_not_apply_is_no_gap(tmp_path: Path) -> None:
+    """It is ranked, as if it did nothing there, and its own mean is of where it can be run."""
+    gone = {("roclip", "sig", "0.01", seed): "not_applicable" for seed in (0, 1, 2)}
+    matrix = matrix_of(write_board(tmp_path, SPREAD, attacks=ATTACKS, status=gone))
+    roclip = line_of(standings(matrix, draws=500), "roclip")
+    assert (roclip.coverage, roclip.bounds, roclip.filled) == (1, None, 3)
+    assert roclip.rank is not None
+    assert roclip.asr.value == pytest.approx(np.nanmean(matrix.asr_DSR[matrix.index("roclip")]))
+
+
+def test_one_stratum_of_one_seed_leaves_the_ranks_of_the_board(tmp_path: Path) -> None:
+    gone = {("none", "sig", "0.01", seed): "invalid_victim" for seed in (1, 2)}
+    found = standings(matrix_of(write_board(tmp_path, SPREAD, attacks=ATTACKS, status=gone)))
+    assert found.speaks_of == "seeds"
+    assert line_of(found, "roclip").rank is not None
+
+
+def test_no_interval_leaves_what_a_share_can_be(tmp_path: Path) -> None:
+    asr = {"none": steady(1.0), "perfect": steady(0.0), "near": steady(0.02, 0.01)}
+    found = standings(matrix_of(write_board(tmp_path, asr, attacks=ATTACKS)), draws=200)
+    for line in found.lines:
+        assert 0 <= line.asr.low < line.asr.high <= 1, "three seeds at 0 are no proof of 0"
+
+
+def test_a_hypervolume_lies_in_its_interval_with_unequal_seeds(tmp_path: Path) -> None:
+    gone = {("none", attack, "0.01", 2): "invalid_victim" for attack in ATTACKS[:4]}
+    asr = {"none": steady(0.9, 0.02), "ours": lambda a, r, s: 0.1 + 0.2 * (s == 2)}
+    found = standings(matrix_of(write_board(tmp_path, asr, attacks=ATTACKS, status=gone)))
+    assert found.volume is not None
+    assert found.volume.low <= found.volume.value <= found.volume.high
+
+
+def test_unknown_accuracy_is_not_within_a_limit(tmp_path: Path) -> None:
+    matrix = matrix_of(write_board(tmp_path, SPREAD, attacks=ATTACKS))
+    unknown = matrix.clean_DSR.copy()
+    unknown[matrix.index("roclip")] = np.nan
+    found = standings(replace(matrix, clean_DSR=unknown), at_ca_loss=2, draws=200)
+    assert line_of(found, "roclip").is_beyond
+
+
+def test_many_tiers_stand_in_order(tmp_path: Path) -> None:
+    names = [f"d{i:02}" for i in range(30)]
+    asr = {"none": steady(0.99), **{n: steady(0.02 + 0.03 * i) for i, n in enumerate(names)}}
+    attacks = [f"attack{i}" for i in range(15)]
+    found = standings(matrix_of(write_board(tmp_path, asr, attacks=attacks)), draws=200)
+    assert [line.defense for line in found.lines] == [*names, "none"]
+    assert [line.letters for line in found.lines][25:28] == ["z", "aa", "ab"]
 
 
 def test_controls_are_shown_and_not_compared(tmp_path: Path) -> None:
     asr = {**SPREAD, "oracle_filter": steady(0.0)}
     found = standings(matrix_of(write_board(tmp_path, asr, attacks=ATTACKS)), draws=200)
     oracle = line_of(found, "oracle_filter")
-    assert (oracle.is_control, oracle.rank, found.family) == (True, None, 6)
+    assert (oracle.is_control, oracle.rank, found.families) == (True, None, [6])
 
 
 # --- the bootstrap
 
 
-def test_draws_spread_as_seeds_do(tmp_path: Path) -> None:
-    """Of three seeds, drawn means vary by two thirds of what they should: they are stretched."""
+def test_draws_of_a_mean_are_its_t_interval(tmp_path: Path) -> None:
     matrix = matrix_of(write_board(tmp_path, {"none": steady(0.5, 0.05)}, attacks=ATTACKS))
-    drawn = Bootstrap(matrix, 20_000).asr_ND[:, 0]
-    seeds = matrix.asr_DSR[0]
-    want = math.sqrt((seeds.var(axis=1, ddof=1) / 3).sum()) / len(ATTACKS)
-    assert drawn.std() == pytest.approx(want, rel=0.03)
-    assert drawn.mean() == pytest.approx(seeds.mean(), abs=want / 20)
+    drawn = Bootstrap(matrix, 40_000).asr_ND[:, 0]
+    want = over_strata(matrix.asr_DSR[0])
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    assert low == pytest.approx(want.low, abs=0.05 * (want.high - want.low))
+    assert high == pytest.approx(want.high, abs=0.05 * (want.high - want.low))
 
 
 def test_all_defenses_meet_the_same_victims(tmp_path: Path) -> None:
@@ -206,9 +342,15 @@ def test_all_defenses_meet_the_same_victims(tmp_path: Path) -> None:
         return 0.2 + 0.3 * seed
 
     asr = {"none": steady(0.95), "ours": hard, "theirs": lambda a, r, s: hard(a, r, s) + 0.01}
-    found = standings(matrix_of(write_board(tmp_path, asr, attacks=ATTACKS)), draws=2000)
-    assert line_of(found, "ours").rank == (1, 1)
-    assert line_of(found, "theirs").rank == (2, 2)
+    matrix = matrix_of(write_board(tmp_path, asr, attacks=ATTACKS))
+    ours, theirs = matrix.index("ours"), matrix.index("theirs")
+    drawn = Bootstrap(matrix, 2000).asr_ND
+    assert (drawn[:, ours] < drawn[:, theirs]).all()
+    found = standings(matrix.only([matrix.index("none"), ours, theirs]), draws=2000)
+    ranks = [line_of(found, name).rank for name in ("ours", "theirs")]
+    assert ranks[0] is not None
+    assert ranks[1] is not None
+    assert ranks[0][0] < ranks[1][0]
 
 
 def test_the_middle_is_the_interquartile_mean_of_victims(board: Path) -> None:
@@ -250,6 +392,29 @@ def test_the_pointwise_worst_case_counts_pictures_that_any_attack_fools(tmp_path
     assert found["ours"].value == pytest.approx(1 / 4)
     asked = Asked(worst_case=True, part="tiers")
     assert "Pointwise" in text(load(tmp_path, asked), asked)
+
+
+def test_pointwise_keeps_kinds_of_victims_apart(tmp_path: Path) -> None:
+    """Half of the pictures on each of two targets, other halves: half, and not all of them."""
+    rows, cells = [], []
+    for target, fooled in (
+        ("apple", [True, True, False, False]),
+        ("pear", [False, False, True, True]),
+    ):
+        for defense in ("none", "ours"):
+            where: dict[str, Any] = {"target": target, "cell": f"{defense}-{target}"}
+            cells.append(cell_columns("badnet", "0.01", defense, 0, **where))
+            rows += cell_rows("badnet", "0.01", defense, 0, asr=0.5, n=N, **where)
+            if (defense, target) != ("ours", "pear"):
+                write_pictures(tmp_path, f"{defense}-{target}", fooled, [True] * 4, [1, 2, 3, 4])
+    write_rows(tmp_path, rows)
+    write_grid(tmp_path, "made", "0", cells)
+    with closing(Tables(tmp_path)) as tables:
+        matrix = load_matrix(tables)
+        assert matrix is not None
+        found = pointwise(tables, matrix)
+    assert found["none"].value == pytest.approx(0.5)
+    assert "ours" not in found, "its pictures of one target are not on record"
 
 
 # --- what is printed
