@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis import exhibits, figures
+from analysis.imports.points import beside
 from analysis.leaderboard import Asked, read
 from analysis.matrix import UNDEFENDED, load_matrix
 from analysis.reader import Tables, read_tables
@@ -41,7 +42,8 @@ def figures_in(tables: Tables, asked: Asked) -> Mapping[str, Callable[[], Any]]:
 
     answer = tables.query(CELLS, asked.eval_set)
     cells = pd.DataFrame(answer.rows, columns=answer.columns)
-    tiers = read(tables, asked).tiers
+    answered = read(tables, asked)
+    tiers, imported = answered.tiers, answered.imported
     own = cells[~cells["is_control"].astype(bool)]
     order = list(dict.fromkeys(own["defense"]))
     poisoned = own[own["rate"] > 0]
@@ -52,7 +54,10 @@ def figures_in(tables: Tables, asked: Asked) -> Mapping[str, Callable[[], Any]]:
         "cost": partial(figures.cost, _costs(tables, asked)),
     }
     if tiers is not None:
-        found["trade_off"] = partial(figures.trade_off, _points(tiers))
+        points = _points(tiers)
+        attacks, defenses = set(poisoned["attack"]), set(own["defense"])
+        others = beside(imported, attacks, defenses, asked.eval_set)
+        found["trade_off"] = partial(figures.trade_off, points, *others)
         found["rank_plot"] = partial(figures.rank_plot, _ranks(tiers))
     curves = exhibits.rocs(tables)
     if len(curves):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from analysis.board import Board, read_board
+from analysis.imports.reading import as_published, imported_in
 from analysis.knobs import Knob, knob_table, load_knobs
 from analysis.matrix import load_matrix
 from analysis.pointwise import pointwise
@@ -42,11 +44,13 @@ class Asked:
 
 
 class Found(NamedTuple):
-    """The lines, the tiers where a victim is sound, and what knobs can buy."""
+    """The lines, the tiers where a victim is sound, what knobs can buy and, apart, the numbers of
+    others that were imported."""
 
     board: Board
     tiers: Standings | None
     knobs: list[Knob]
+    imported: Sequence[Mapping[str, Any]] = ()
 
 
 def load(directory: Path, asked: Asked) -> Found:
@@ -56,10 +60,10 @@ def load(directory: Path, asked: Asked) -> Found:
 
 def read(tables: Tables, asked: Asked) -> Found:
     """The same of open results."""
-    board = read_board(tables, asked.eval_set)
+    board, imported = read_board(tables, asked.eval_set), imported_in(tables)
     matrix = load_matrix(tables, asked.eval_set) if asked.part != "lines" else None
     if matrix is None:
-        return Found(board, None, [])
+        return Found(board, None, [], imported)
     found = standings(
         matrix,
         by_needs=asked.group == "needs",
@@ -72,7 +76,7 @@ def read(tables: Tables, asked: Asked) -> Found:
         each = pointwise(tables, matrix, asked.eval_set)
         lines = [replace(line, pointwise=each.get(line.defense)) for line in found.lines]
         found = replace(found, lines=lines)
-    return Found(board, found, load_knobs(tables, found))
+    return Found(board, found, load_knobs(tables, found), imported)
 
 
 def text(
@@ -84,7 +88,7 @@ def text(
     published: bool = False,
 ) -> str:
     """What is printed. CSV, TeX and HTML hold one table: the lines, unless tiers are asked for."""
-    board, tiers, knobs = found
+    board, tiers, knobs, imported = found
     if form not in FORMS:
         raise ResultsError(f"No format {form!r}. There are: {', '.join(FORMS)}.")
     if asked.part == "tiers" and tiers is None:
@@ -99,7 +103,8 @@ def text(
         return render(board, "csv") if form == "csv" else formed(lines_table(board), form)
     above = ""
     if asked.part != "tiers":
-        above = render(board, form, width=width, color=color, published=published)
+        others = as_published(imported)
+        above = render(board, form, width=width, color=color, published=published, imported=others)
     below = formed(standing_table(tiers), form, width) if tiers is not None else ""
     if knobs and tiers is not None:
         below = f"{below}\n{formed(knob_table(knobs), form, width)}"
@@ -118,4 +123,9 @@ def _json(found: Found, asked: Asked) -> str:
     if found.knobs:
         knobs = knob_table(found.knobs)
         body["knobs"] = {"rows": list(knobs.values), "notes": list(knobs.notes)}
+    if found.imported:
+        body["imported"] = [
+            {**record, "written_at": f"{record['written_at']:%Y-%m-%dT%H:%M:%SZ}"}
+            for record in found.imported
+        ]
     return json.dumps(body, indent=1, allow_nan=False) + "\n"

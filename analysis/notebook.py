@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.compare import Comparison, compare_in
 from analysis.compare_render import cells_table, summary
+from analysis.imports import imported_frame
 from analysis.leaderboard import Asked, Found, load
 from analysis.matrix import load_matrix
 from analysis.query import plain, run_sql
@@ -52,6 +53,11 @@ class Results:
         answer, _ = run_sql(self.directory, query)
         rows = [[plain(value) for value in row] for row in answer.rows]
         return pd.DataFrame(rows, columns=answer.columns)
+
+    def published(self, *, bundled: bool = True) -> pd.DataFrame:
+        """Numbers of others: what was imported here, and what comes along with the package. None
+        of them is in any other table."""
+        return imported_frame(self.directory, bundled=bundled)
 
     def board(self, eval_set: str = "report", **tiers: Any) -> BoardView:
         """The board; ``tiers`` are ``group``, ``worst_case`` and ``at_ca_loss``."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, fields
 from importlib import resources
 from typing import Any
@@ -100,10 +100,13 @@ def _faults(row: dict[str, str]) -> Iterable[str]:
         yield f"value {row['value']!r}; a share lies in 0 to 1 (not percent)"
 
 
-def lines(attacks: Collection[str], defenses: Collection[str]) -> list[str]:
-    """Clean accuracy, ASR and AUROC of a board's attacks and defenses, one line per cell."""
+def lines(
+    attacks: Collection[str], defenses: Collection[str], found: Sequence[Published] | None = None
+) -> list[str]:
+    """Clean accuracy, ASR and AUROC of a board's attacks and defenses, one line per cell; of the
+    table that comes along, unless figures are given."""
     cells: dict[tuple[str, ...], dict[str, Published]] = {}
-    for f in published():
+    for f in published() if found is None else found:
         if f.attack in attacks and f.defense in defenses and f.metric in WORDS:
             about = (f.attack, f.defense, f.setting, f.model, f.data, f.paper, f.table)
             cells.setdefault(about, {})[f.metric] = f

@@ -19,9 +19,9 @@ from analysis.stats import t_quantile
 from grid.schema import (
     CELL,
     KIND_KEY,
-    KINDS,
     REPLACES_KEY,
     SCHEMA_VERSION,
+    SCHEMAS,
     VERSION_KEY,
     Column,
     ResultsError,
@@ -31,11 +31,12 @@ from grid.schema import (
 if TYPE_CHECKING:
     import duckdb
 
-VIEWS = ("newest", "cells", "intervals", "board", "completeness", "trials")
+VIEWS = ("newest", "cells", "intervals", "board", "completeness", "trials", "published")
 QUERIED = (
     *("rows", "newest", "cells", "outcomes", "board", "completeness", "samples", "stages"),
     "newest_samples",
     *("attempts", "trials", "newest_trials", "curves", "fits", "rocs", "features", "pictures"),
+    *("imported", "published"),
 )
 """What a user's SQL may read."""
 SQL_TYPES = {
@@ -87,7 +88,7 @@ class Tables:
         self.directory = directory.resolve()
         self.warnings: list[str] = []
         self._of = of
-        files = {kind: self._files(kind) for kind in KINDS}
+        files = {kind: self._files(kind) for kind in SCHEMAS}
         self._read: list[Path] = []
         if of == "trials" and not files["trials"]:
             raise ResultsError(_no_trials(directory))
@@ -97,9 +98,9 @@ class Tables:
         # Many small files: keep their footers, not their bytes, between queries.
         self._run("SET parquet_metadata_cache = true")
         self._run("SET enable_external_file_cache = false")
-        readable = {kind: self._readable(kind, files[kind]) for kind in KINDS}
-        self._read = [path for kind in KINDS for path in readable[kind]]
-        for kind, columns in KINDS.items():
+        readable = {kind: self._readable(kind, files[kind]) for kind in SCHEMAS}
+        self._read = [path for kind in SCHEMAS for path in readable[kind]]
+        for kind, columns in SCHEMAS.items():
             self._create_view(kind, readable[kind], columns)
         self.grid = self._load_grid()
         self._run("CREATE TABLE t95 (df BIGINT, t DOUBLE)")

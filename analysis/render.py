@@ -12,6 +12,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from analysis.board import Board, BoardRow
+from analysis.published import WORDS, Published
 from analysis.published import lines as printed
 from analysis.text import Grid
 from grid.schema import STATUS_WORDS, ResultsError, Status
@@ -27,28 +28,42 @@ def render(
     width: int = 100,
     color: bool = False,
     published: bool = False,
+    imported: Sequence[Published] = (),
 ) -> str:
     """The board as ``table`` (``width`` columns), ``md``, ``csv`` or ``json``.
 
-    With ``published``, a table or Markdown ends with what papers print of the same attacks and
-    defenses, in grey and apart: other models, data and victims.
+    A table or Markdown ends with what others measured of the same attacks and defenses, in grey
+    and apart: what was ``imported`` and, with ``published``, what papers print.
     """
     if form not in ("table", *FORMATS):
         raise ResultsError(f"No format {form!r}. There are: table, {', '.join(FORMATS)}.")
     if published and form not in ("table", "md"):
         raise ResultsError(f"published figures join a table or md, not {form}: they are no rows.")
     text = _table(board, width, color) if form == "table" else FORMATS[form](board)
-    return text + _grey(board, form, width, color) if published else text
+    names = {row.attack for row in board.lines}, {row.defense for row in board.lines}
+    if form in ("table", "md") and imported:
+        text += _grey("Imported", [*printed(*names, imported), *_others(names, imported)],
+                      form, width, color)  # fmt: skip
+    return text + _grey("Published", printed(*names), form, width, color) if published else text
 
 
-def _grey(board: Board, form: str, width: int, color: bool) -> str:
-    """Published figures of the attacks and defenses on the board."""
+def _others(names: tuple[set[str], set[str]], imported: Sequence[Published]) -> Sequence[str]:
+    """How many imported figures are of something else."""
+    attacks, defenses = names
+    told = sum(
+        f.attack in attacks and f.defense in defenses and f.metric in WORDS for f in imported
+    )
+    count = len(imported) - told
+    where = '`grid sql "FROM published"` shows all'
+    return [f"{count} of {len(imported)} numbers are of something else: {where}"] if count else []
+
+
+def _grey(what: str, found: Sequence[str], form: str, width: int, color: bool) -> str:
+    """Others' figures of the attacks and defenses on the board."""
     from rich.console import Console
     from rich.text import Text
 
-    rows = board.lines
-    found = printed({row.attack for row in rows}, {row.defense for row in rows})
-    title = "Published (other models, data and victims; not comparable with the lines above)"
+    title = f"{what} (other models, data and victims; not comparable with the lines above)"
     if form == "md":
         return "\n".join(["", f"### {title}", "", *(f"- {line}" for line in found), ""])
     output = io.StringIO()

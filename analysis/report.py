@@ -14,6 +14,7 @@ from analysis.board import Board, BoardRow
 from analysis.compare import Comparison, compare
 from analysis.compare_render import cells_table, comparison_line
 from analysis.drawing import attack_figures, figures_in
+from analysis.imports.section import others_section
 from analysis.inference import benjamini_hochberg, holm
 from analysis.leaderboard import Asked, Found, read
 from analysis.methods import method_of, told_by
@@ -90,6 +91,7 @@ def report(tables: Tables, asked: Asked) -> str:
         _board(board),
         *_comparisons(tables, found, asked),
         _figures(tables, asked),
+        *others_section(found.imported),
         _attacks(tables, board),
         _limits(found),
         _appendix(board),

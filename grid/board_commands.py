@@ -57,7 +57,7 @@ def sql(
     """Run a SELECT over a results directory's views. It can read nothing else, and write nothing.
 
     Views: rows, newest, cells, outcomes, board, completeness, samples, stages, attempts, trials,
-    newest_trials, curves.
+    newest_trials, curves, and of others imported, published.
     """
     from analysis.query import answer_text, run_sql
 

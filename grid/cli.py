@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from grid import board_commands, job_commands, operations
+from grid import board_commands, import_commands, job_commands, operations
 from grid.board_commands import EvalSetOpt, results_folder, terminal_width
 from grid.places import home, places
 from victims.errors import GridError, UsageError, near
@@ -581,6 +581,7 @@ def mock(
 
 operations.register(app)
 board_commands.register(app)
+import_commands.register(app)
 job_commands.register(app)
 
 

@@ -1,9 +1,9 @@
 """The words and columns of a results directory: what a run writes and a board reads.
 
 DIR holds ``rows/ samples/ stages/ attempts/ trials/`` as Parquet, where exhibits were asked for
-``fits/ rocs/ features/ pictures/``, and ``grid.json``. Writers only ever add files, under a scratch
-name that is renamed when complete; of several rows of one (cell, eval_set, metric) the newest
-``written_at`` wins. Nothing heavy is imported here.
+``fits/ rocs/ features/ pictures/``, in ``imported/`` what others measured, and ``grid.json``.
+Writers only ever add files, under a scratch name that is renamed when complete; of several rows of
+one (cell, eval_set, metric) the newest ``written_at`` wins. Nothing heavy is imported here.
 """
 
 from __future__ import annotations
@@ -310,6 +310,39 @@ PICTURE = _OF_CELL + _columns("""
     triggered       binary!   PNG, with the trigger
 """)
 
+IMPORTED = _columns("""
+    schema_version  int16!    filled by the writer
+    written_at      timestamp! filled by the writer: when it was imported
+    import_name     string!   what the import is called; of several the newest counts
+    provenance      string!   imported: somebody else measured it
+    kind            string!   what the file was read as
+    source_file     string!   its name
+    source_sha256   string!   of its bytes
+    source_line     int32!    where in it the number stands
+    imported_by     string!   who imported it
+    paper           string!   who measured it
+    identifier      string!   arXiv id or DOI
+    table           string!   where the paper prints it
+    attack          string!   ours, or as the paper writes it
+    attack_as_written bool!   the name is the paper's own
+    rate            float64   poisoned share; null where the paper gives a count, or neither
+    rate_text       string    the rate as exact decimal text
+    count           int64     poisoned rows
+    defense         string!   ours, or as the paper writes it
+    defense_as_written bool!  the name is the paper's own
+    dataset         string!   what was tested on
+    model           string!   architecture
+    setting         string!   what is special about it; may be empty
+    metric          string!   as in rows, or as the paper writes it
+    metric_as_written bool!   the name is the paper's own
+    variant         string!   over which images the metric was counted
+    geometry        string!   crop, squash, not stated
+    relation        string!   = or a bound
+    printed         string!   the value as it is printed
+    unit            string!   what it is printed in: %, share, or of a metric as written
+    value           float64!  percents and shares as 0 to 1
+""")
+
 KINDS: Mapping[str, tuple[Column, ...]] = {
     "rows": ROW,
     "samples": SAMPLE,
@@ -321,6 +354,8 @@ KINDS: Mapping[str, tuple[Column, ...]] = {
     "features": FEATURE,
     "pictures": PICTURE,
 }
+SCHEMAS: Mapping[str, tuple[Column, ...]] = {**KINDS, "imported": IMPORTED}
+"""What was measured here, and apart from it what others measured: no reader puts them together."""
 
 # What a metric that is a share of something begins with.
 SHARES = (
@@ -464,7 +499,7 @@ def write_whole(path: Path, text: str) -> None:
 
 def write_table(results: Path, kind: str, records: Sequence[Mapping[str, object]]) -> Path:
     """Add one Parquet file of records to ``results/kind``; returns its path."""
-    known = [column.name for column in KINDS[kind]]
+    known = [column.name for column in SCHEMAS[kind]]
     given = {name for record in records for name in record}
     return write_columns(
         results,
@@ -481,7 +516,7 @@ def write_columns(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    known = [column.name for column in KINDS[kind]]
+    known = [column.name for column in SCHEMAS[kind]]
     for name in columns:
         if name not in known:
             raise SchemaError(f"{kind}: unknown column {name!r}.{near(name, known)}")
@@ -489,7 +524,7 @@ def write_columns(
         raise SchemaError(f"{kind}: nothing to write")
     fillers = {"schema_version": SCHEMA_VERSION, "written_at": datetime.now(UTC)}
     arrays = []
-    for column in KINDS[kind]:
+    for column in SCHEMAS[kind]:
         given: Any = columns.get(column.name)
         if isinstance(given, str) or not hasattr(given, "__len__"):
             given = [given] * num_records
@@ -514,7 +549,7 @@ def arrow_schema(kind: str) -> pa.Schema:
     """The Parquet schema of a kind, with the kind and the schema version in its metadata."""
     import pyarrow as pa
 
-    fields = [pa.field(c.name, _arrow_type(c.type), nullable=not c.required) for c in KINDS[kind]]
+    fields = [pa.field(c.name, _arrow_type(c.type), nullable=not c.required) for c in SCHEMAS[kind]]
     return pa.schema(fields, metadata={KIND_KEY: kind, VERSION_KEY: str(SCHEMA_VERSION)})
 
 

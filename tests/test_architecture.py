@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
 ALSO = {
     "grid/cli.py": {"analysis"},
     "grid/board_commands.py": {"analysis"},
+    "grid/import_commands.py": {"analysis"},
     "grid/view.py": {"analysis"},
 }
 # Stages on a cluster; the machines of the cluster that was joined; and the Jobs API, which is
@@ -40,6 +41,7 @@ LIGHT = (
     *("grid/cli.py", "grid/quick.py", "grid/schema.py", "grid/registry.py", "grid/places.py"),
     *("grid/operations.py", "grid/control.py", "grid/chains.py", "grid/journal.py"),
     *("grid/board_commands.py", "grid/campaign_status.py", "grid/execution.py", "grid/room.py"),
+    "grid/import_commands.py",
     *("grid/lock.py", "grid/status.py", "grid/status_words.py", "grid/cache.py", "grid/collect.py"),
 )
 HEAVY = {"torch", "ray"}

@@ -17,12 +17,13 @@ MOST_NAMED = 8
 
 
 class Point(NamedTuple):
-    """A point with a name, in percent or in the units of its axis."""
+    """A point with a name, in percent or in the units of its axis; too many names are not told."""
 
     name: str
     x: float
     y: float
     style: Mapping[str, Any]
+    is_told: bool = True
 
 
 def draw_named(figure: Any, axis: Any, points: Sequence[Point], limits: Callable[[], None]) -> None:
@@ -30,18 +31,21 @@ def draw_named(figure: Any, axis: Any, points: Sequence[Point], limits: Callable
 
     ``limits`` sets the axis' limits: placing needs them, and marks would move them.
     """
-    can_name = len(points) <= MOST_NAMED
-    for number, point in enumerate(points, 1):
-        label = None if can_name else f"{number}{FIXED * 2}{point.name}"
+    told = [point for point in points if point.is_told]
+    can_name = len(told) <= MOST_NAMED
+    numbers = {id(point): number for number, point in enumerate(told, 1)}
+    for point in points:
+        has_key = point.is_told and not can_name
+        label = f"{numbers[id(point)]}{FIXED * 2}{point.name}" if has_key else None
         axis.plot(
             [point.x], [point.y], ls="", label=label, gid=f"point {point.name}", **point.style
         )
     limits()
     legend(figure, [axis], is_packed=True)
-    if can_name:
-        texts = [wrapped(point.name, 18) for point in points]
-    else:
-        texts = [str(number) for number in range(1, len(points) + 1)]
+    texts = [
+        "" if not p.is_told else wrapped(p.name, 18) if can_name else str(numbers[id(p)])
+        for p in points
+    ]
     _place(figure, axis, points, texts)
 
 
@@ -52,7 +56,8 @@ AVOIDED = {"mark": 3.0, "line": 0.5, "name": 50.0}
 
 
 def _place(figure: Any, axis: Any, points: Sequence[Point], texts: Sequence[str]) -> None:
-    """Write each text near its point, where it covers the least of marks, bars and other texts."""
+    """Write each text near its point, where it covers the least of marks, bars and other texts;
+    an empty one is not written."""
     figure.draw_without_rendering()
     to_points = 72 / figure.dpi
     frame = axis.get_window_extent()
@@ -61,6 +66,8 @@ def _place(figure: Any, axis: Any, points: Sequence[Point], texts: Sequence[str]
     taken = [_boxes(at, 4 / to_points, AVOIDED["mark"]), _drawn_lines(axis)]
     gaps, turns = np.meshgrid(GAPS, 2 * math.pi * (np.arange(24) / 24 + 0.125), indexing="ij")
     for place, point, text in zip(at, points, texts, strict=True):
+        if not text:
+            continue
         note = axis.annotate(
             text,
             (point.x, point.y),
@@ -70,7 +77,7 @@ def _place(figure: Any, axis: Any, points: Sequence[Point], texts: Sequence[str]
             va="center",
             fontsize=SMALL,
             linespacing=0.95,
-            color="0.4" if point.style["marker"] == "x" else "0.1",
+            color="0.4" if point.style.get("color") == GREY else "0.1",
             zorder=8,
             gid=f"name {point.name}",
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,12 +17,19 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def trade_off(frame: pd.DataFrame, published: pd.DataFrame | None = None) -> Any:
+OTHERS = "x+1234"
+"""A mark for each source of published numbers."""
+MOST_OTHERS = 12
+"""More published points are drawn, and not named."""
+
+
+def trade_off(frame: pd.DataFrame, published: pd.DataFrame | None = None, note: str = "") -> Any:
     """ASR against clean accuracy, with intervals, and the front of what nothing dominates.
 
     Columns: defense, clean, asr, clean_low, clean_high, asr_low, asr_high, on_front (true, or a
-    share of draws of at least one half). ``published`` has label, clean, asr. The front is a stair
-    as in a campaign's cloud: between two points only the larger ASR can be had.
+    share of draws of at least one half). ``published`` has label, clean, asr, and source if there
+    are several; the legend names the sources, and ends with the ``note``. The front is a stair as
+    in a campaign's cloud: between two points only the larger ASR can be had.
     """
     require(frame, "defense clean asr clean_low clean_high asr_low asr_high on_front", "defenses")
     marks = point_marks()
@@ -40,12 +48,9 @@ def trade_off(frame: pd.DataFrame, published: pd.DataFrame | None = None) -> Any
         kind = "front" if on_front[i] else "dominated"
         style = marks["undefended" if names[i] == UNDEFENDED else kind]
         points.append(Point(names[i], clean[i], asr[i], style))
-    if published is not None and not published.empty:
-        require(published, "label clean asr", "published numbers")
-        rows = zip(published["label"], *(100 * as_numbers(published[n]) for n in ("clean", "asr")),
-                   strict=True)  # fmt: skip
-        points += [Point(str(n), x, y, marks["published"]) for n, x, y in rows
-                   if math.isfinite(x + y)]  # fmt: skip
+    others = {} if published is None or published.empty else _others(published)
+    for of_source in others.values():
+        points += of_source
     figure = new_figure(COLUMN_INCHES, 2.9)
     axis = figure.subplots()
     _intervals(axis, clean[known], asr[known], {n: b[known] for n, b in bounds.items()})
@@ -55,6 +60,10 @@ def trade_off(frame: pd.DataFrame, published: pd.DataFrame | None = None) -> Any
         axis.plot(*zip(*front, strict=True), "-", drawstyle="steps-pre", label="front",
                   gid="front", **style)  # fmt: skip
     _kinds(axis, points)
+    for source, of_source in others.items():
+        axis.plot([], [], ls="", label=source, **of_source[0].style)
+    if note:
+        axis.plot([], [], ls="", label=note)
     xs = [*(p.x for p in points), *bounds["clean_low"][known], *bounds["clean_high"][known]]
     ys = [*(p.y for p in points), *bounds["asr_low"][known], *bounds["asr_high"][known]]
 
@@ -64,6 +73,24 @@ def trade_off(frame: pd.DataFrame, published: pd.DataFrame | None = None) -> Any
     axis.set(xlabel="clean accuracy, %", ylabel="ASR, %", title="better: right and down")
     draw_named(figure, axis, points, limits)
     return figure
+
+
+def _others(published: pd.DataFrame) -> dict[str, list[Point]]:
+    """The points of each source, in grey, with a mark of its own."""
+    require(published, "label clean asr", "published numbers")
+    clean, asr = (100 * as_numbers(published[name]) for name in ("clean", "asr"))
+    has_sources = "source" in published.columns
+    sources = published["source"].astype(str) if has_sources else ["published"] * len(published)
+    style, are_told = point_marks()["published"], len(published) <= MOST_OTHERS
+    found: dict[str, list[Point]] = {}
+    for label, x, y, source in zip(published["label"], clean, asr, sources, strict=True):
+        if math.isfinite(x + y):
+            found.setdefault(source, []).append(Point(str(label), x, y, style, are_told))
+    marked = zip(found.items(), cycle(OTHERS), strict=False)
+    return {
+        source: [point._replace(style={**style, "marker": marker}) for point in points]
+        for (source, points), marker in marked
+    }
 
 
 def _intervals(axis: Any, xs: Floats, ys: Floats, bounds: Mapping[str, Floats]) -> None:
@@ -80,10 +107,9 @@ def _intervals(axis: Any, xs: Floats, ys: Floats, bounds: Mapping[str, Floats]) 
 
 def _kinds(axis: Any, points: Sequence[Point]) -> None:
     """A legend's entry for each kind of point that there is."""
-    words = {"dominated": "dominated", "undefended": "undefended", "published": "published"}
     for kind, style in point_marks().items():
-        if kind in words and any(point.style == style for point in points):
-            axis.plot([], [], ls="", label=words[kind], **style)
+        if kind in ("dominated", "undefended") and any(p.style == style for p in points):
+            axis.plot([], [], ls="", label=kind, **style)
 
 
 def cost(frame: pd.DataFrame) -> Any:
