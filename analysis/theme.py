@@ -63,6 +63,8 @@ def house_style() -> Iterator[None]:
         mpl.rcParams.update(
             {
                 "svg.fonttype": "none",
+                # A name that holds dollars is no formula.
+                "text.parse_math": False,
                 "svg.hashsalt": "campaign",
                 "axes.titlelocation": "left",
                 "axes.titlesize": 8,

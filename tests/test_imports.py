@@ -148,6 +148,11 @@ def test_rates_are_exact_shares(tmp_path: Path, given: str, share: str) -> None:
         ({"unit": "points"}, "unit 'points'; allowed: %, share"),
         ({"as_written": "atack"}, "as_written names columns, found 'atack'. Did you mean 'attack'"),
         ({"model": ""}, "model is empty"),
+        (
+            {"paper": "\x1b[31mred"},
+            "paper holds '\\x1b[31mred': line breaks and control characters",
+        ),
+        ({"setting": "a\tb"}, "setting holds 'a\\tb': line breaks"),
         # Without a variant, not even a metric of the paper's own.
         ({"metric": "DER", "as_written": "metric", "variant": ""}, "variant is empty"),
     ],
@@ -185,6 +190,9 @@ def test_names_of_the_paper_s_own_are_taken_when_declared(tmp_path: Path) -> Non
         (table() + "a,b\n", "line 3: 14 fields are wanted, found fewer"),
         (table().replace('"CIFAR-10"', "a,b"), "line 2: 14 fields are wanted, found more"),
         ("", "the file is empty"),
+        ("paper;arxiv\nx;y\n", "'paper;arxiv'. Fields are separated by commas."),
+        (table() + '"' + "x" * 200_000, ": field larger than field limit"),
+        (table().replace("Table 2", "a\x00b"), "line 2: "),
         ("a,b\n1,2\n", "line 1 tells neither a table nor BackdoorBench's results: 'a,b'"),
         (table().splitlines()[0], "there are no numbers in it"),
         (b"PK\x03\x04\xff\xfe", "not text in UTF-8"),
@@ -303,8 +311,9 @@ def test_the_same_again_is_nothing_and_another_needs_to_be_told(tmp_path: Path) 
     assert only(out)["printed"] == "1.5", "the newest counts"
     take(out, table(), name="y")
     assert [record["import_name"] for record in numbers(out)] == ["x", "y"]
-    with pytest.raises(SchemaError, match="make a name"):
-        take(out, table(), name="a/b")
+    for name in ("a/b", "_hidden", ""):
+        with pytest.raises(SchemaError, match="a name is letters and digits"):
+            take(out, table(), name=name)
 
 
 # --- beside a board
@@ -468,7 +477,9 @@ def test_every_source_has_a_mark_of_its_own(boards: tuple[Path, Path], tmp_path:
     shutil.copytree(boards[0], folder)
     for name, value in (("one", "80"), ("two", "70")):
         rows = [{}, {"metric": "clean_top1", "variant": "top-1", "value": value}]
-        take(folder, table(*rows), name=name)
+        # No formula, nor markup.
+        hostile = {"paper": "Wu $\\x$ <b>", "model": "m_1"}
+        take(folder, table(*({**row, **hostile} for row in rows)), name=name)
     figure = drawn(folder)
     assert [p.get_marker() for p in marks(figure, "point anp (badnet)")] == ["x", "+"]
     assert [w.split(":")[0] for w in words(figure) if "Wu" in w] == ["one", "two"]

@@ -26,6 +26,7 @@ SPELT = {
 """How papers call our metrics: to say which was probably meant, never to guess."""
 SCALES = {"%": 100.0, "share": 1.0}
 NAMED = ("attack", "defense", "metric")
+TEXTS = ("paper", "table", "attack", "defense", "dataset", "model", "metric", "variant", "setting")
 NOT_STATED = "not stated"
 MOST_FAULTS = 5
 
@@ -108,6 +109,9 @@ def _faults(raw: Raw, foreign: Collection[str], known: Known) -> Iterable[str]:
     for name in ("paper", "table", "attack", "defense", "dataset", "model", "metric", "variant"):
         if not getattr(raw, name):
             yield f"{name} is empty"
+    for name in TEXTS:
+        if not getattr(raw, name).isprintable():
+            yield f"{name} holds {getattr(raw, name)!r}: line breaks and control characters"
     if raw.identifier and not (ARXIV.fullmatch(raw.identifier) or DOI.fullmatch(raw.identifier)):
         yield f"{raw.identifier!r} is neither an arXiv id such as 2206.12654 nor a DOI"
     elif not raw.identifier:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import re
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from analysis.imports.table import is_table, read_table
 from grid.schema import SchemaError, write_table
 
 KINDS = ("table", "backdoorbench")
-NAME = re.compile(r"[\w.-]{1,64}", re.ASCII)
+NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
 WHO = ("schema_version", "written_at", "imported_by", "source_file")
 MOST_BYTES = 32 << 20
 
@@ -48,7 +47,9 @@ def import_file(
 ) -> Told:
     """Read, check and write a file's numbers; all of them or none."""
     if not NAME.fullmatch(name):
-        raise SchemaError(f"--as {name!r}: letters, digits, and . _ - make a name, 64 at most")
+        raise SchemaError(
+            f"--as {name!r}: a name is letters and digits, and . _ - inside it, 64 at most"
+        )
     content, text = _text(path)
     lines = text.splitlines(keepends=True)
     kind = kind or _kind(lines, path.name)
@@ -121,15 +122,14 @@ def _text(path: Path) -> tuple[bytes, str]:
 def _kind(lines: list[str], where: str) -> str:
     """What a file is, by its first line."""
     first = lines[0].strip()
-    if first.startswith("|"):
-        header = [cell.strip() for cell in first.strip("|").split("|")]
-    else:
-        header = [cell.strip() for cell in next(csv.reader([first]), [])]
+    separator = "|" if first.startswith("|") else ","
+    header = [cell.strip(' "') for cell in first.strip("|").split(separator)]
     if is_table(header):
         return "table"
     if is_backdoorbench(header):
         return "backdoorbench"
+    hint = " Fields are separated by commas." if ";" in first or "\t" in first else ""
     raise SchemaError(
-        f"{where}: line 1 tells neither a table nor BackdoorBench's results: {first[:80]!r}. Give"
-        f" --kind, one of {', '.join(KINDS)}, to hear what is missing."
+        f"{where}: line 1 tells neither a table nor BackdoorBench's results: {first[:80]!r}.{hint}"
+        f" Give --kind, one of {', '.join(KINDS)}, to hear what is missing."
     )

@@ -26,9 +26,9 @@ def is_table(header: Sequence[str]) -> bool:
 def read_table(lines: Sequence[str], where: str) -> Iterator[Raw]:
     """The numbers of the file, with the lines they stand in."""
     reader = csv.DictReader(lines, strict=True, skipinitialspace=True)
-    header = list(reader.fieldnames or [])
-    _check_header(header, where)
     try:
+        header = list(reader.fieldnames or [])
+        _check_header(header, where)
         for row in reader:
             if None in row or None in row.values():
                 raise SchemaError(
