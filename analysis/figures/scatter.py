@@ -61,7 +61,8 @@ def trade_off(frame: pd.DataFrame, published: pd.DataFrame | None = None, note: 
                   gid="front", **style)  # fmt: skip
     _kinds(axis, points)
     for source, of_source in others.items():
-        axis.plot([], [], ls="", label=source, **of_source[0].style)
+        count = "" if of_source[0].is_told else f" ({len(of_source)} points)"
+        axis.plot([], [], ls="", label=f"{source}{count}", **of_source[0].style)
     if note:
         axis.plot([], [], ls="", label=note)
     xs = [*(p.x for p in points), *bounds["clean_low"][known], *bounds["clean_high"][known]]

@@ -59,8 +59,9 @@ def beside(
         for cell in pairs
     ]
     left_out = len(records) - len(COMPARABLE) * len(pairs)
-    note = f"{left_out} of {len(records)} imported numbers left out" if left_out else ""
-    return Beside(pd.DataFrame(rows, columns=["label", "clean", "asr", "source"]), note)
+    notes = ["grey: one attack each, ours are means"] if rows else []
+    notes += [f"{left_out} of {len(records)} imported numbers left out"] if left_out else []
+    return Beside(pd.DataFrame(rows, columns=["label", "clean", "asr", "source"]), "; ".join(notes))
 
 
 def _is_comparable(record: Mapping[str, Any]) -> bool:
