@@ -73,9 +73,12 @@ def _words(told: Told, where: Path) -> list[str]:
         return [f"{told.name}: the same {told.numbers} numbers are there already"]
     names = f"; names as written: {', '.join(told.as_written)}" if told.as_written else ""
     did = "in place of the earlier ones " if told.replaced else ""
+    has_board = (where / "grid.json").is_file() or (where / "rows").is_dir()
     return [
         f"{told.name}: {told.numbers} numbers of a {told.kind} file {did}in {told.path}{names}",
-        f"board: grid leaderboard {where}",
+        f"board: grid leaderboard {where}"
+        if has_board
+        else f"caution: {where} holds no results of a grid, beside which they would be shown",
     ]
 
 

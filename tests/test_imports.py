@@ -1,51 +1,19 @@
-"""Others' numbers: read strictly, kept apart, and never among ours."""
+"""Others' numbers: read strictly, all or none, with where they came from."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import pytest
 
-from analysis import Results
-from analysis.drawing import figures_of
-from analysis.imports import Told, import_file, imported_in
-from analysis.imports.figure import Known
-from analysis.imports.points import beside
-from analysis.leaderboard import Asked, load, text
-from analysis.reader import Tables
-from analysis.report import write_report
-from attacks import ATTACKS
-from defenses import DEFENSES
-from grid.schema import IMPORTED, ResultsError, SchemaError
-from tests.boards import steady, write_board
+from grid.schema import IMPORTED, SchemaError
 from tests.grids import call, environment
+from tests.imports import numbers, only, table, take
 
-ROW = {
-    "paper": "Wu et al.",
-    "arxiv": "2206.12654",
-    "table": "Table 2",
-    "attack": "badnet",
-    "rate": "0.1",
-    "defense": "anp",
-    "dataset": "CIFAR-10",
-    "model": "PreAct-ResNet18",
-    "metric": "asr_top1",
-    "variant": "non-target images",
-    "value": "0.73",
-    "unit": "%",
-    "setting": "",
-    "as_written": "",
-}
 # As the benchmark prints it: defenses over the columns, percents, a cell left open.
 WIDE = """\
 |                 | BackdoorDefense→ | Nodefense | Nodefense | Nodefense | FT | FT | FT |
@@ -68,32 +36,6 @@ valid_max,100,0.6892,0.9911,0.6333
 exist_nan_value,False,False,False,False
 """
 RUN = {"attack": "badnet", "defense": "ft", "rate": "10%", "dataset": "cifar10", "model": "vgg19"}
-
-
-def table(*changes: Mapping[str, str]) -> str:
-    """A CSV of rows that differ from a sound one."""
-    rows = [{**ROW, **change} for change in changes or ({},)]
-    quoted = [",".join(f'"{value}"' for value in row.values()) for row in rows]
-    return "\n".join([",".join(rows[0]), *quoted]) + "\n"
-
-
-def take(out: Path, content: str | bytes, name: str = "x", **more: Any) -> Told:
-    """Import a file of this content."""
-    file = out.parent / "source.csv"
-    file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    declared = frozenset(more.pop("declared", ()))
-    known = Known(attacks=ATTACKS, defenses=DEFENSES, declared=declared)
-    return import_file(file, name, out, known, by="me", **more)
-
-
-def numbers(out: Path) -> list[dict[str, Any]]:
-    with closing(Tables(out, of="imported")) as tables:
-        return imported_in(tables)
-
-
-def only(out: Path) -> dict[str, Any]:
-    (record,) = numbers(out)
-    return record
 
 
 # --- tables
@@ -316,186 +258,6 @@ def test_the_same_again_is_nothing_and_another_needs_to_be_told(tmp_path: Path) 
             take(out, table(), name=name)
 
 
-# --- beside a board
-
-NAMES = ("badnet", "blended", "sig", "wanet", "ssba", "bpp")
-OURS = {
-    "none": steady(0.95, 0.01),
-    "finetune": steady(0.4, 0.03),
-    "anp": steady(0.2, 0.03),
-}
-# Better than anything of ours, and of everything on the board.
-BEST = [
-    {"attack": a, "defense": d, "rate": "0.01", "metric": m, "variant": v, "value": x}
-    for a in NAMES
-    for d in OURS
-    for m, v, x in (("clean_top1", "top-1", "99.9"), ("asr_top1", "non-target images", "0"))
-]
-
-
-@pytest.fixture(scope="module")
-def boards(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A board, and the same with others' numbers in it."""
-    plain = tmp_path_factory.mktemp("boards") / "plain"
-    write_board(plain, OURS, attacks=NAMES, rates=("0", "0.01"))
-    both = plain.parent / "both"
-    shutil.copytree(plain, both)
-    take(both, table(*BEST), name="best")
-    return plain, both
-
-
-def test_nothing_that_is_counted_compared_or_ranked_knows_them(
-    boards: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    plain, both = boards
-    asked = Asked(part="lines")
-    for form in ("html", "tex"):
-        assert text(load(plain, asked), asked, form) == text(load(both, asked), asked, form)
-    first, second = (Results(folder).board(worst_case=True) for folder in boards)
-    for frame in ("lines", "tiers", "cells"):
-        # A mean of several threads may differ in its last digit from one reading to the next.
-        pd.testing.assert_frame_equal(getattr(first, frame)(), getattr(second, frame)(), rtol=1e-9)
-    assert repr(first.compare("anp", "finetune")) == repr(second.compare("anp", "finetune"))
-    for view in ("rows", "newest", "cells", "board", "completeness", "samples"):
-        counted = [len(Results(folder).sql(f"FROM {view}")) for folder in boards]
-        assert counted[0] == counted[1]
-    assert call(capsys, "compact", both).code == 0
-    assert len(numbers(both)) == len(BEST)
-
-
-def test_a_board_ends_with_them_in_grey(boards: tuple[Path, Path]) -> None:
-    asked = Asked(part="lines")
-    plain, both = (text(load(f, asked), asked, "table", 300, color=True) for f in boards)
-    assert both.startswith(plain)
-    added = both.removeprefix(plain).splitlines()
-    assert added[1].startswith("\x1b[90mImported (other models, data and victims; not comparable")
-    assert all(line.startswith("\x1b[90m") for line in added[1:])
-    line = "badnet, anp (rate 1 %): CA 99.9 % (geometry: not stated), ASR 0.0 % (counted over: non-"
-    assert line in both
-    assert "- badnet, anp (rate 1 %): CA 99.9 %" in text(load(boards[1], asked), asked, "md")
-
-
-def test_they_have_a_frame_and_a_key_of_their_own(boards: tuple[Path, Path]) -> None:
-    plain, both = boards
-    asked = Asked(part="lines")
-    bodies = [json.loads(text(load(folder, asked), asked, "json")) for folder in boards]
-    assert "imported" not in bodies[0]
-    assert len(bodies[1].pop("imported")) == len(BEST)
-    first, second = (pd.DataFrame(body.pop("rows")) for body in bodies)
-    pd.testing.assert_frame_equal(first, second, rtol=1e-9)
-    assert bodies[0] == bodies[1]
-    frame = Results(both).published(bundled=False)
-    assert set(frame["provenance"]) == {"imported"}
-    assert len(frame) == len(BEST)
-    assert len(Results(plain).published(bundled=False)) == 0
-    everything = Results(both).published()
-    assert set(everything["provenance"]) == {"imported", "bundled"}
-    assert not everything[["metric", "variant", "value"]].isna().any().any()
-    assert Results(both).sql("SELECT count(*) AS n FROM published")["n"][0] == len(BEST)
-
-
-def test_a_file_in_the_wrong_folder_is_read_by_nobody(
-    boards: tuple[Path, Path], tmp_path: Path
-) -> None:
-    """Somebody moves files about: what others measured does not become ours, nor the reverse."""
-    plain, both = boards
-    folder = tmp_path / "moved"
-    shutil.copytree(plain, folder)
-    for file in (both / "imported").glob("*.parquet"):
-        shutil.copy(file, folder / "rows")
-    (folder / "imported").mkdir()
-    for file in (plain / "rows").glob("*.parquet"):
-        shutil.copy(file, folder / "imported")
-    with closing(Tables(folder)) as tables, closing(Tables(plain)) as before:
-        assert imported_in(tables) == []
-        count = "SELECT count(*) FROM rows"
-        assert tables.query(count).rows == before.query(count).rows
-        assert sum("skipped, not a" in warning for warning in tables.warnings) == 2
-
-
-# --- in figures
-
-
-def drawn(folder: Path, eval_set: str = "report") -> Any:
-    figure = figures_of(folder, Asked(eval_set=eval_set))["trade_off"]()
-    figure.canvas.draw()
-    return figure
-
-
-def marks(figure: Any, gid: str) -> list[Any]:
-    return [line for line in figure.axes[0].lines if line.get_gid() == gid]
-
-
-def words(figure: Any) -> list[str]:
-    return [t.get_text().replace("\n", " ") for t in figure.legends[0].get_texts()]
-
-
-def test_the_front_is_ours_alone(boards: tuple[Path, Path]) -> None:
-    plain, both = (drawn(folder) for folder in boards)
-    (front,), (same) = marks(plain, "front"), marks(both, "front")
-    np.testing.assert_array_equal(front.get_xydata(), same[0].get_xydata())
-    crosses = [p for p in both.axes[0].lines if p.get_marker() == "x" and len(p.get_xdata())]
-    assert len(crosses) == len(BEST) // 2
-    assert {p.get_color() for p in crosses} == {"0.62"}
-    # More than twelve are not named one by one.
-    assert not [t for t in both.axes[0].texts if "(badnet)" in t.get_text()]
-    # Broken into lines behind the hyphen.
-    source = "best: Wu et al., CIFAR-10, PreAct- ResNet18, rate 1\N{NO-BREAK SPACE}%"
-    assert f"{source} (18 points)" in words(both)
-    assert "grey: one attack each, ours are means" in words(both)
-    assert not [word for word in words(plain) if "best" in word or "grey" in word]
-
-
-def test_only_what_is_counted_as_ours_is_drawn(boards: tuple[Path, Path], tmp_path: Path) -> None:
-    folder = tmp_path / "in"
-    shutil.copytree(boards[0], folder)
-    clean = {"metric": "clean_top1", "variant": "top-1", "value": "90"}
-    take(
-        folder,
-        table(
-            *({**c, "setting": "fair"} for c in ({}, clean)),
-            # All images; a bound; no clean accuracy; not on this board; a name of its own.
-            *({**c, "setting": "all"} for c in ({"variant": "all images"}, clean)),
-            {"setting": "alone"},
-            *({**c, "attack": "trojannn"} for c in ({}, clean)),
-            *({**c, "attack": "sig", "as_written": "attack"} for c in ({}, clean)),
-        ),
-        name="mine",
-    )
-    figure = drawn(folder)
-    crosses = [p for p in figure.axes[0].lines if p.get_marker() == "x" and len(p.get_xdata())]
-    assert [tuple(map(float, *p.get_xydata().tolist())) for p in crosses] == [(90.0, 0.73)]
-    assert "anp (badnet)" in [t.get_text() for t in figure.axes[0].texts]
-    note = "grey: one attack each, ours are means; 7 of 9 imported numbers left out"
-    assert note in " ".join(words(figure))
-    with closing(Tables(folder)) as tables:
-        records = imported_in(tables)
-    shifted = beside(records, set(NAMES), set(OURS), "shifted")
-    assert (len(shifted.points), shifted.note) == (0, "9 of 9 imported numbers left out")
-
-
-def test_every_source_has_a_mark_of_its_own(boards: tuple[Path, Path], tmp_path: Path) -> None:
-    folder = tmp_path / "in"
-    shutil.copytree(boards[0], folder)
-    for name, value in (("one", "80"), ("two", "70")):
-        rows = [{}, {"metric": "clean_top1", "variant": "top-1", "value": value}]
-        # No formula, nor markup.
-        hostile = {"paper": "Wu $\\x$ <b>", "model": "m_1"}
-        take(folder, table(*({**row, **hostile} for row in rows)), name=name)
-    figure = drawn(folder)
-    assert [p.get_marker() for p in marks(figure, "point anp (badnet)")] == ["x", "+"]
-    assert [w.split(":")[0] for w in words(figure) if "Wu" in w] == ["one", "two"]
-
-
-def test_the_report_has_them_in_a_section_of_their_own(
-    boards: tuple[Path, Path], tmp_path: Path
-) -> None:
-    page = write_report(boards[1], tmp_path / "x.html", Asked()).read_text().replace("&#x27;", "'")
-    assert ">Others' numbers</h2>" in page
-    assert "Nothing here is in a mean, a rank, a tier, a comparison or a front" in page
-    assert hashlib.sha256(table(*BEST).encode()).hexdigest()[:12] in page
-
-
 # --- the command
 
 
@@ -520,6 +282,7 @@ def test_the_command_says_what_it_did_with_nothing_heavy(tmp_path: Path) -> None
     ).stdout
     assert said.startswith(f"bb: 11 numbers of a backdoorbench file in {tmp_path / 'imported'}/")
     assert said.splitlines()[0].endswith("; names as written: LF")
+    assert said.splitlines()[1].startswith(f"caution: {tmp_path} holds no results of a grid")
     assert {record["dataset"] for record in numbers(tmp_path)} == {"CIFAR 10"}
 
 
@@ -542,10 +305,3 @@ def test_what_cannot_be_meant_is_refused(
     assert says in done.err
     gone = call(capsys, "import", tmp_path / "nothing.csv", "--as", "bb", "--out", tmp_path)
     assert "nothing.csv: cannot be read (No such file" in gone.err
-
-
-def test_imports_alone_are_no_board(tmp_path: Path) -> None:
-    take(tmp_path / "in", table())
-    assert len(Results(tmp_path / "in").published(bundled=False)) == 1
-    with pytest.raises(ResultsError, match="No results in"):
-        load(tmp_path / "in", Asked())
