@@ -56,8 +56,8 @@ def sql(
 ) -> None:
     """Run a SELECT over a results directory's views. It can read nothing else, and write nothing.
 
-    Views: rows, newest, cells, outcomes, board, completeness, samples, stages, attempts, trials,
-    newest_trials, curves, and of others imported, published.
+    Views: rows, newest, cells, outcomes, board, completeness, samples, newest_samples, stages,
+    attempts, trials, newest_trials, curves, fits, rocs, features, pictures, imported, published.
     """
     from analysis.query import answer_text, run_sql
 
