@@ -94,12 +94,13 @@ class Table:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-    """An image, inside the page."""
+    """An image, inside the page; a wide one has a row of its own."""
 
     alt: str
     caption: str
     data: bytes
     kind: Literal["png", "svg"]
+    is_wide: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,8 +249,9 @@ def _block(block: Block) -> str:
         case Picture():
             data = base64.b64encode(block.data).decode()
             source = f"data:{MEDIA_TYPES[block.kind]};base64,{data}"
+            kinds = "picture wide" if block.is_wide else "picture"
             return (
-                f'<figure class="picture"><img src="{source}" alt="{_text(block.alt)}">'
+                f'<figure class="{kinds}"><img src="{source}" alt="{_text(block.alt)}">'
                 f"<figcaption>{_text(block.caption)}</figcaption></figure>\n"
             )
         case Table():

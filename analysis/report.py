@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from analysis.render import lines_table, rate_words, trouble
 from analysis.standing import BUDGET
 from analysis.standing_render import standing_table
 from analysis.text import Grid
-from analysis.theme import NothingToDraw, house_style
+from analysis.theme import COLUMN_INCHES, NothingToDraw, house_style
 from grid.schema import STATUS_WORDS, ResultsError, Status
 
 WORDS = {
@@ -315,22 +316,23 @@ def _figures(tables: Tables, asked: Asked) -> Section:
     missing = []
     for name, draw in figures_in(tables, asked).items():
         try:
-            data = _svg(draw())
+            blocks.append(_picture(TITLES[name], WORDS[name], draw()))
         except NothingToDraw as error:
             missing.append(f"{TITLES[name]}: not drawn, {error}")
-            continue
-        alt = f"{TITLES[name]}: {WORDS[name]}"
-        blocks.append(Picture(alt=alt, caption=WORDS[name], data=data, kind="svg"))
     if missing:
         blocks.append(Notes(lines=missing))
     return Section(name="figures", title="Figures", blocks=blocks)
 
 
-def _svg(figure: Any) -> bytes:
+def _picture(name: str, words: str, figure: Any) -> Picture:
+    """A figure as drawn; one of a page's width is shown so."""
     output = io.BytesIO()
     with house_style():
         figure.savefig(output, format="svg", metadata={"Date": None})
-    return output.getvalue()
+    is_wide = float(figure.get_size_inches()[0]) > COLUMN_INCHES + 0.5
+    return Picture(
+        alt=f"{name}: {words}", caption=words, data=output.getvalue(), kind="svg", is_wide=is_wide
+    )
 
 
 def _attacks(tables: Tables, board: Board) -> Section:
@@ -368,12 +370,8 @@ def _attacks(tables: Tables, board: Board) -> Section:
 def _pictures(attack: str, shown: Mapping[str, Callable[[], Any]]) -> Iterator[Picture]:
     """What the run kept of an attack to be looked at."""
     for name, draw in shown.items():
-        words = OF_ATTACK[name]
-        try:
-            data = _svg(draw())
-        except NothingToDraw:
-            continue
-        yield Picture(alt=f"{attack}: {words}", caption=words, data=data, kind="svg")
+        with suppress(NothingToDraw):
+            yield _picture(attack, OF_ATTACK[name], draw())
 
 
 def _attack_table(attack: str, rows: Sequence[BoardRow]) -> Table:
