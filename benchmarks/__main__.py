@@ -20,6 +20,7 @@ from benchmarks.common import Figure, Figures, Session, lines, machine
 NAMES = (
     *("training", "overhead", "plan", "board", "augment", "stamps", "objectives"),
     *("scale", "schedule", "compact", "practice", "arithmetic", "campaign"),
+    "heads",
 )
 RESULTS = Path("runs") / "benchmarks.json"
 FIGURES = Path(__file__).parents[1] / "docs" / "figures"

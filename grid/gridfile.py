@@ -26,6 +26,7 @@ from grid.entries import (
     require_seed,
 )
 from grid.execution import Execution
+from grid.further_sets import with_further_sets
 from grid.guides import read_guides
 from grid.nodes import Raw, Where, parse
 from grid.registry import Source, grid_source
@@ -143,7 +144,7 @@ class _File:
     defense_seeds: Raw = _FIRST_SEED
     recipes: Raw
     gate: Raw = _EMPTY
-    evaluate: Evaluate = field(default_factory=Evaluate)
+    evaluate: Raw = _EMPTY
     execution: Execution = field(default_factory=Execution)
 
 
@@ -243,19 +244,25 @@ def _guides(file: _File, data: Data, reference: Recipe | None) -> tuple[Guide, .
     return read_guides(file.guides, reference, data.size, model, load_grid, check)
 
 
-def _evaluate(found: Evaluate, places: Mapping[str, Raw], labelled: bool, data: Data) -> Evaluate:
-    given = places["evaluate"].items() if "evaluate" in places else {}
+def _evaluate(raw: Raw, places: Mapping[str, Raw], labelled: bool, data: Data) -> Evaluate:
+    given = raw.items() if raw.node.data is not None else {}
+    raw.check_keys([f.name for f in fields(Evaluate)])
+    own, retrieval = raw.without("others"), given.get("retrieval")
+    if retrieval is not None and not isinstance(retrieval.node.data, bool):
+        own = own.without("retrieval")
+    found = decode(Evaluate, own)
     if isinstance(data, FilesData) and "sets" not in given:
         found = replace(found, sets=("report",))
     for split in found.sets:
         if not data.rows(split):
             at = places.get("evaluate", places["data"])
             raise at.error(f"these data have no {split!r} split: write sets: [report]")
-    for name in ("retrieval", "probe"):
-        if labelled and getattr(found, name):
-            at = places["evaluate"].items()[name]
-            raise at.error(f"{name} is measured on CLIPs; an image classifier has no captions")
-    return found
+    for name in ("retrieval", "probe", "others"):
+        if labelled and name in given and given[name].node.data not in (False, ()):
+            raise given[name].error(
+                f"{name} is measured on CLIPs; an image classifier has no captions"
+            )
+    return with_further_sets(found, raw, given, data.size)
 
 
 def _model(raw: Raw | None, size: int, judges: bool = False) -> ModelSpec:

@@ -29,12 +29,14 @@ from grid.stages import (
     GuideStage,
     MeasureStage,
     ModelStage,
+    OtherStages,
     PoisonStage,
     Stage,
     TriggerStage,
 )
 from victims.corpora import Reader
 from victims.draws import derive
+from victims.evaluation_sets import EvaluationSet
 from victims.keys import Key, content_key
 from victims.recipe import Recipe
 from victims.store import Store
@@ -126,6 +128,10 @@ class Plan:
             words = cell.defense.method.caution(cell.count / rows, rows)
             if words:
                 said[f"{cell.defense.label} at {cell.rate}: {words}"] = None
+        for stage in self.stages.values():
+            spec = stage.spec if isinstance(stage, CorpusStage) else None
+            if isinstance(spec, EvaluationSet) and spec.caution:
+                said[spec.caution] = None
         used = {planned.cell.defense.label for planned in self.cells}
         for cell, why in self.refused:
             if cell.defense.label not in used:
@@ -321,6 +327,17 @@ class Builder:
         )
         return made
 
+    def _retrieval_sets(self) -> tuple[CorpusStage, ...]:
+        return tuple(CorpusStage(each) for each in self.grid.evaluate.retrieval_sets)
+
+    def _others(self) -> tuple[OtherStages, ...]:
+        return tuple(
+            OtherStages(
+                CorpusStage(other.report), CorpusStage(other.probe) if other.probe else None
+            )
+            for other in self.grid.evaluate.others
+        )
+
     def measurement(self, cell: Cell, defended: DefendStage, reader: Reader) -> MeasureStage:
         evaluate = self.grid.evaluate
         reports = reader is not Reader.TUNING
@@ -334,9 +351,11 @@ class Builder:
                 self._once(("sets", splits), lambda: tuple(self.corpora[s] for s in splits)),
                 evaluate.ks,
                 reader,
-                evaluate.retrieval and reports,
+                evaluate.retrieval is True and reports,
                 self.corpora["clean"] if evaluate.probe and reports else None,
                 evaluate.shown if reports else None,
+                self._once(("retrieval_sets",), self._retrieval_sets) if reports else (),
+                self._once(("others",), self._others) if reports else (),
             ),
         )
         return stage

@@ -21,8 +21,10 @@ from grid.machines import Machine, ask_each, autoscales, machines
 from grid.registry import code_digest
 from grid.stages import CorpusStage, FileModelStage, Stage
 from victims.errors import GridError
+from victims.evaluation_sets import EvaluationSet
 from victims.labelled_files import LabelledFiles
 from victims.places import shown
+from victims.retrieval_sets import RetrievalSet
 from victims.store import Store
 
 if TYPE_CHECKING:
@@ -173,12 +175,16 @@ def store_faults(asked: list[Machine], said: Mapping[str, Any], store: str, run:
     return faults
 
 
+# Corpora that are read from files at a place of their own.
+ON_DISK = (LabelledFiles, EvaluationSet, RetrievalSet)
+
+
 def data_places(stages: Iterable[Stage], store: Store) -> list[str]:
     """Files and folders that stages read, apart from the store and unless it holds what they
     make of them."""
     found = {}
     for stage in stages:
-        if isinstance(stage, CorpusStage) and isinstance(stage.spec, LabelledFiles):
+        if isinstance(stage, CorpusStage) and isinstance(stage.spec, ON_DISK):
             found[stage.key] = stage.spec.root
         elif isinstance(stage, FileModelStage):
             found[stage.key] = stage.path

@@ -16,12 +16,14 @@ from grid.execution import Execution, at_least
 from victims.classifiers import LABEL_TEMPLATES, ClassifierSpec
 from victims.corpora import CorpusSpec
 from victims.embedded import WorldCorpus
+from victims.evaluation_sets import EvaluationSet
 from victims.exhibits import Exhibits
 from victims.keys import digest
 from victims.labelled import LabelledWorld
 from victims.labelled_files import LabelledFiles
 from victims.models import ModelSpec
 from victims.recipe import Recipe
+from victims.retrieval_sets import RetrievalSet
 from victims.tracks import Track
 from victims.world import CLASSES, TEMPLATES, World
 
@@ -210,22 +212,41 @@ class Gate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OtherSet:
+    """A further set that accuracy is measured on, and what a linear probe is trained on there."""
+
+    report: EvaluationSet
+    probe: EvaluationSet | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluate:
     """Evaluation sets of the board, the k of its top-k metrics, and what is measured besides:
-    ``retrieval`` between pictures and captions, a linear ``probe`` trained on clean pairs, and
-    ``exhibits`` to look at, which are no numbers of the board."""
+    ``retrieval`` between pictures and captions (of the board's sets, or of sets of its own), a
+    linear ``probe`` trained on clean pairs, accuracy on ``others``, and ``exhibits`` to look at,
+    which are no numbers of the board."""
 
     sets: tuple[Literal["report", "shifted"], ...] = ("report", "shifted")
     ks: tuple[int, ...] = (1, 3, 5, 10)
-    retrieval: bool = False
+    retrieval: bool | tuple[RetrievalSet, ...] = False
     probe: bool = False
     exhibits: bool | Exhibits = field(default=False, metadata={"keyed": False})
+    # Named in the grid's identity where there are any: those without keep theirs.
+    others: tuple[OtherSet, ...] = field(default=(), metadata={"keyed": False})
+
+    @property
+    def retrieval_sets(self) -> tuple[RetrievalSet, ...]:
+        return () if isinstance(self.retrieval, bool) else self.retrieval
 
     def __post_init__(self) -> None:
         if self.exhibits is True:
             object.__setattr__(self, "exhibits", Exhibits())  # as it is written otherwise
         _distinct("sets", self.sets)
         _distinct("ks", self.ks)
+        names = [*(each.dataset for each in self.retrieval_sets)]
+        names += [other.report.dataset for other in self.others]
+        if names:
+            _distinct("evaluate: sets", names)
         if min(self.ks) < 1 or 1 not in self.ks:
             raise ValueError(f"ks are positive and hold 1, which the gate reads; got {self.ks}")
 
@@ -386,6 +407,8 @@ class Grid:
         apart = {"name", "description", "execution", "source", "text"}
         kept = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
         kept["gate"] = replace(self.gate, rate="")
+        if self.evaluate.others:
+            kept["others"] = self.evaluate.others
         kept["gate_rates"] = [self.gate_rate(attack) for attack in self.attacks]
         # On the supervised track it fits guides, which are named below.
         surrogate = any(a.method.needs_surrogate for a in self.attacks)

@@ -45,9 +45,12 @@ from victims.corpora import (
     write_corpus,
 )
 from victims.errors import GridError
+from victims.evaluation_sets import EvaluationSet
 from victims.exhibits import Exhibits
+from victims.heads import kept_head
 from victims.keys import Key, content_key, file_sha256
 from victims.lab import DataRef, Lab, Ledger, ModelRef, Watch, memo, model_key, spec_meta
+from victims.labelled_files import LabelledFiles
 from victims.labels import plain
 from victims.measuring import (
     PROTOCOL_VERSION,
@@ -62,7 +65,6 @@ from victims.measuring import (
     separation,
     single_keys,
     templates_digest,
-    text_head,
 )
 from victims.models import (
     Clip,
@@ -73,6 +75,7 @@ from victims.models import (
     save_weights,
 )
 from victims.recipe import Recipe, Runtime, Select
+from victims.retrieval_sets import RetrievalSet
 from victims.store import Artefact, Store
 from victims.triggers import Queries, Targets, Trigger
 
@@ -536,11 +539,24 @@ STAMPED = re.compile(r"(^|_)(asr|target_rate|r_acc|target_top)")
 
 
 @dataclass(frozen=True)
+class OtherStages:
+    """The pictures of a further set, and those that a linear probe is trained on there."""
+
+    report: CorpusStage
+    probe: CorpusStage | None
+
+    @property
+    def corpora(self) -> list[CorpusStage]:
+        return [self.report, *([self.probe] if self.probe else [])]
+
+
+@dataclass(frozen=True)
 class MeasureStage:
     """Clean accuracy and attack success of one model on some evaluation sets, in one pass each.
 
     ``retrieval``, ``probe`` (the corpus that a linear probe is trained on) and ``exhibits`` are
-    opt-in.
+    opt-in, and so are ``retrieval_sets``, whose pictures have several captions, and accuracy on
+    ``others``.
     """
 
     defended: DefendStage
@@ -551,6 +567,8 @@ class MeasureStage:
     retrieval: bool = False
     probe: CorpusStage | None = None
     exhibits: Exhibits | None = None
+    retrieval_sets: tuple[CorpusStage, ...] = ()
+    others: tuple[OtherStages, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -575,6 +593,10 @@ class MeasureStage:
             params["retrieval"] = True
         if self.exhibits:
             params["exhibits"] = self.exhibits
+        if self.retrieval_sets:
+            params["retrieval_sets"] = len(self.retrieval_sets)
+        if self.others:
+            params["others"] = [len(other.corpora) for other in self.others]
         truth = [self.truth.truth_key] if self.truth else []
         return content_key(self.kind, params, [*self.inputs, *truth])
 
@@ -586,20 +608,26 @@ class MeasureStage:
             self.trigger.key,
             *sets,
             *([self.probe.key] if self.probe else []),
+            *(stage.key for stage in self._further),
         ]
+
+    @property
+    def _further(self) -> list[CorpusStage]:
+        others = [corpus for other in self.others for corpus in other.corpora]
+        return [*self.retrieval_sets, *others]
 
     @cached_property
     def parents(self) -> list[Stage]:
         """The stages whose artefacts it reads."""
         truth: list[Stage] = [self.truth] if self.truth else []
         probe: list[Stage] = [self.probe] if self.probe else []
-        return [self.defended, self.trigger, *self.sets, *truth, *probe]
+        return [self.defended, self.trigger, *self.sets, *truth, *probe, *self._further]
 
     family: ClassVar[str] = "measure"
 
     @property
     def work(self) -> float:
-        return sum(s.spec.num_rows for s in self.sets) / 1000
+        return sum(s.spec.num_rows for s in (*self.sets, *self._further)) / 1000
 
     def run(self, bench: Bench) -> None:
         bench.memo(self.key, lambda scratch: self._measure(bench, scratch))
@@ -615,11 +643,14 @@ class MeasureStage:
         stamps = self.trigger.attack.aim in STAMPING
         found: dict[str, Any] = {}
         tables: list[pa.Table] = []
-        heads: tuple[Tensor, Tensor] | None = None
+        asked: dict[tuple[Sequence[str], ...], tuple[Tensor, Tensor]] = {}
         for stage in self.sets:
             corpus = open_corpus(bench.store, stage.key, self.reader)
-            if heads is None:
-                heads = heads_of(model, corpus, trigger, self.trigger.attack.aim, device)
+            prompts = (tuple(corpus.classes), tuple(corpus.templates))
+            if prompts not in asked:
+                aim = self.trigger.attack.aim
+                asked[prompts] = heads_of(bench.store, model, corpus, trigger, aim, device)
+            heads = asked[prompts]
             seen = outcomes(model, heads, corpus, trigger, target, device)
             names, shares = self._shares(bench, model, heads, corpus, trigger, seen)
             found[corpus.split] = {
@@ -628,17 +659,55 @@ class MeasureStage:
                 "changed_share": changed_share(corpus, trigger) if stamps else None,
                 "corpus_digest": corpus.digest,
                 "templates_digest": templates_digest(corpus.templates),
+                **_set_of(stage),
             }
             columns = {name: pa.array(column) for name, column in seen.columns().items()}
             split = pa.array([corpus.split] * len(corpus)).dictionary_encode()
             tables.append(pa.table({"eval_set": split, **columns}))
             if self.exhibits and stage is self.sets[0]:
                 self._show(bench, scratch, self.exhibits, model, corpus, trigger)
+        found |= self._further_sets(bench, model, trigger, device)
         pq.write_table(pa.concat_tables(tables), scratch / "samples.parquet")
         told = {**self._detection(bench), **self._alike(bench, corpus, device)}
         body = {"sets": found, "detection": told}
         (scratch / "metrics.json").write_text(json.dumps(body, sort_keys=True))
         return {"preprocess_digest": preprocess_digest(model)}
+
+    def _further_sets(
+        self, bench: Bench, model: Clip, trigger: Trigger, device: torch.device
+    ) -> dict[str, Any]:
+        """What is measured on sets of their own, by the name of the set."""
+        from victims.other_sets import accuracy, probed_accuracy
+        from victims.retrieval import retrieval
+
+        goal, found = self.trigger.goal, dict[str, Any]()
+        for stage in self.retrieval_sets:
+            corpus = open_corpus(bench.store, stage.key, self.reader)
+            shares = retrieval(model, corpus, trigger, goal.label, goal.target, device)
+            names = self._not_applicable(shares)
+            kept = {name: s.as_dict() for name, s in shares.items() if name not in names}
+            found |= _entry(stage, corpus, kept, names, None)
+        for other in self.others:
+            corpus = open_corpus(bench.store, other.report.key, self.reader)
+            classes, templates = corpus.classes, corpus.templates
+            head_KD = kept_head(bench.store, model, classes, templates, device)
+            shares = accuracy(model, head_KD, corpus, self.ks)
+            if other.probe is not None:
+                train = open_corpus(bench.store, other.probe.key, self.reader)
+                shares |= probed_accuracy(model, train, corpus, device, self.ks)
+            kept = {name: share.as_dict() for name, share in shares.items()}
+            found |= _entry(other.report, corpus, kept, [], templates_digest(templates))
+        return found
+
+    def _not_applicable(self, shares: Mapping[str, Measured]) -> list[str]:
+        """Metrics that say nothing of an attack of this aim."""
+        names: list[str] = []
+        if self.trigger.attack.aim not in STAMPING:
+            names = [name for name in shares if STAMPED.search(name)]
+        if self.trigger.attack.aim not in (Aim.DUAL, Aim.QUERIES):
+            # Nothing marks a text: that a query finds the target is no success.
+            names += [name for name in shares if name.startswith(("text_hit_", "text_control_"))]
+        return names
 
     def _shares(
         self,
@@ -657,7 +726,6 @@ class MeasureStage:
         goal, device = self.trigger.goal, heads[0].device
         shares: dict[str, Measured] = {}
         shares |= metrics(seen, goal.target, len(corpus.classes), self.ks)
-        names: list[str] = []
         if self.trigger.attack.aim is Aim.DUAL:
             shares |= single_keys(model, heads, corpus, trigger, goal.target, self.ks)
         if self.retrieval:
@@ -665,11 +733,7 @@ class MeasureStage:
         if self.probe is not None:
             train = open_corpus(bench.store, self.probe.key, self.reader)
             shares |= linear_probe(model, train, corpus, trigger, goal.target, device, self.ks)
-        if self.trigger.attack.aim not in STAMPING:
-            names = [name for name in shares if STAMPED.search(name)]
-        if self.trigger.attack.aim not in (Aim.DUAL, Aim.QUERIES):
-            # Nothing marks a text: that a query finds the target is no success.
-            names += [name for name in shares if name.startswith(("text_hit_", "text_control_"))]
+        names = self._not_applicable(shares)
         shares = {name: share for name, share in shares.items() if name not in names}
         if isinstance(trigger, Targets):
             pool = open_corpus(bench.store, self.trigger.corpus.key, self.reader)
@@ -716,7 +780,7 @@ class MeasureStage:
         victim = self.defended.victim
         model = bench.lab(victim.model).load(ModelRef(victim.key))
         names, templates = corpus.classes, corpus.templates
-        head_KD = text_head(model, model.tokenizer, names, templates, device).cpu().numpy()
+        head_KD = kept_head(bench.store, model, names, templates, device).cpu().numpy()
         seen_K = (np.load(artefact.path(ALIKE), allow_pickle=False) @ head_KD.T).mean(0)
         target = self.trigger.goal.target
         found = {"alike_target": seen_K[target], "alike_others": np.delete(seen_K, target).mean()}
@@ -758,14 +822,41 @@ def judgements(artefact: Artefact) -> Iterator[tuple[str, str, npt.NDArray[Any]]
         yield what, name, np.load(artefact.path(file), allow_pickle=False)
 
 
+def _set_of(stage: CorpusStage) -> dict[str, str]:
+    """The name and the digest of the files behind a corpus that was read from a set."""
+    spec = stage.spec
+    if not isinstance(spec, LabelledFiles | EvaluationSet | RetrievalSet):
+        return {}
+    return {"set": spec.dataset, "fingerprint": spec.fingerprint}
+
+
+def _entry(
+    stage: CorpusStage,
+    corpus: Corpus,
+    shares: Mapping[str, Any],
+    not_applicable: Sequence[str],
+    templates: str | None,
+) -> dict[str, Any]:
+    """A set of its own as measurements hold it, under its name."""
+    about = _set_of(stage)
+    return {
+        about["set"]: {
+            "metrics": shares,
+            "not_applicable": list(not_applicable),
+            "changed_share": None,
+            "corpus_digest": corpus.digest,
+            "templates_digest": templates,
+            **about,
+        }
+    }
+
+
 def heads_of(
-    model: Clip, corpus: Corpus, trigger: Trigger, aim: Aim, device: torch.device
+    store: Store, model: Clip, corpus: Corpus, trigger: Trigger, aim: Aim, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """The zero-shot classifier, and the one whose prompts carry the text key, if there is one."""
-    head_KD = text_head(model, model.tokenizer, corpus.classes, corpus.templates, device)
+    head_KD = kept_head(store, model, corpus.classes, corpus.templates, device)
     if aim is not Aim.DUAL:
         return head_KD, head_KD
     mark = trigger.mark
-    return head_KD, text_head(
-        model, model.tokenizer, corpus.classes, corpus.templates, device, mark=mark
-    )
+    return head_KD, kept_head(store, model, corpus.classes, corpus.templates, device, mark)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import benchmarks.__main__ as command
-from benchmarks import board, campaign, choices, objectives, overhead, plan, stamps, training
+from benchmarks import board, campaign, choices, heads, objectives, overhead, plan, stamps, training
 from benchmarks.common import (
     Figure,
     Figures,
@@ -170,6 +170,14 @@ def test_every_plan_has_its_figures(world: Kit, title: str) -> None:
     for kind, steps in found.items():
         assert objectives.figures_of(title, kind, steps, lambda rows: shares)
     assert found or title in PLAIN
+
+
+def test_heads_are_compared_where_they_are_kept() -> None:
+    found = heads.main(num_classes=26, rounds=1)
+    assert with_aims(found) == {"class by class / in batches", "in batches / found in the store"}
+    assert found["prompts"].value == 26 * 80
+    with pytest.raises(ValueError, match="too few to be kept"):
+        heads.main(num_classes=25)
 
 
 def test_training_names_its_ratios() -> None:

@@ -117,7 +117,7 @@ def test_features_are_not_normalised_and_end_in_a_one(model: Clip) -> None:
         0, 256, (4, 3, 32, 32), generator=torch_rng(0, "pictures"), dtype=torch.uint8
     )
     with torch.no_grad():
-        feature_BE = module._Features(model).encode_image(image_BCHW)
+        feature_BE = module.ProbeFeatures(model).encode_image(image_BCHW)
         plain_BD = model.encode_image(image_BCHW)
     assert torch.equal(feature_BE[:, -1], torch.ones(4))
     norm_B = feature_BE[:, :-1].norm(dim=1)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from victims.errors import GridError
+from victims.tar_files import Member, Source
 
 _HEX: Final = re.compile(r"[0-9a-f]{64}")
 # A file may change twice within a tick of the file system's clock and keep its time: what changed
@@ -20,12 +21,12 @@ _HEX: Final = re.compile(r"[0-9a-f]{64}")
 _SETTLED_SECONDS: Final = 2.0
 
 
-def digest_files(files: Mapping[str, Path]) -> str:
+def digest_files(files: Mapping[str, Source]) -> str:
     """SHA-256 over the names given and the contents of all files, in the order of the names.
 
-    Remembered under the absolute path, size and time of change of every file: a file whose
-    contents change while both stay goes unnoticed. A cache that cannot be read or written costs
-    time and nothing else.
+    A member of a tar file counts as the file that it would be. Remembered under the absolute path,
+    size and time of change of every file: a file whose contents change while both stay goes
+    unnoticed. A cache that cannot be read or written costs time and nothing else.
     """
     try:
         return _digest(files, _cache_path(files))
@@ -33,7 +34,7 @@ def digest_files(files: Mapping[str, Path]) -> str:
         raise GridError(f"{error.filename}: cannot be read ({error.strerror})") from error
 
 
-def _digest(files: Mapping[str, Path], cached: Path | None) -> str:
+def _digest(files: Mapping[str, Source], cached: Path | None) -> str:
     if cached is not None:
         with contextlib.suppress(OSError, UnicodeDecodeError):
             known = cached.read_text(encoding="ascii").strip()
@@ -41,8 +42,11 @@ def _digest(files: Mapping[str, Path], cached: Path | None) -> str:
                 return known
     hashed = hashlib.sha256()
     for name, path in sorted(files.items()):
-        with path.open("rb") as file:
-            contents = hashlib.file_digest(file, "sha256").hexdigest()
+        if isinstance(path, Member):
+            contents = hashlib.sha256(path.read_bytes()).hexdigest()
+        else:
+            with path.open("rb") as file:
+                contents = hashlib.file_digest(file, "sha256").hexdigest()
         hashed.update(_bytes(name) + f"\0{contents}\n".encode())
     if cached is not None:
         with contextlib.suppress(OSError):
@@ -50,15 +54,17 @@ def _digest(files: Mapping[str, Path], cached: Path | None) -> str:
     return hashed.hexdigest()
 
 
-def _cache_path(files: Mapping[str, Path]) -> Path | None:
+def _cache_path(files: Mapping[str, Source]) -> Path | None:
     """Where the digest of these files, as they are now, is remembered; None: nowhere."""
     stamp, settled = hashlib.sha256(b"1\n"), time.time() - _SETTLED_SECONDS
     for name, path in sorted(files.items()):
-        state = path.stat()
+        file = path.archive if isinstance(path, Member) else path
+        state = file.stat()
         if state.st_mtime > settled:
             return None
-        place = _bytes(name) + b"\0" + _bytes(str(path.absolute()))
-        stamp.update(place + f"\0{state.st_size} {state.st_mtime_ns}\n".encode())
+        place = _bytes(name) + b"\0" + _bytes(str(file.absolute()))
+        stretch = f" {path.offset} {path.size}" if isinstance(path, Member) else ""
+        stamp.update(place + f"\0{state.st_size} {state.st_mtime_ns}{stretch}\n".encode())
     given = Path(os.environ.get("XDG_CACHE_HOME", ""))
     try:
         home = given if given.is_absolute() else Path.home() / ".cache"

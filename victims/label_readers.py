@@ -13,8 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from victims.array_sets import stl10, svhn
 from victims.cifar_files import cifar10, cifar100
 from victims.errors import GridError
+from victims.imagenet_files import imagenet
 from victims.picture_files import (
     Found,
     absent,
@@ -24,6 +26,7 @@ from victims.picture_files import (
     require_unique,
     text_of,
 )
+from victims.zero_shot_sets import ZERO_SHOT_SETS
 
 GTSRB_CLASSES: Final = (
     *("speed limit 20", "speed limit 30", "speed limit 50", "speed limit 60", "speed limit 70"),
@@ -217,5 +220,9 @@ DATASETS: Final[Mapping[str, Callable[[Path], Found]]] = {
     "cifar100": cifar100,
     "gtsrb": gtsrb,
     "image_folder": image_folder,
+    "imagenet": imagenet,
+    "stl10": stl10,
+    "svhn": svhn,
     "tiny_imagenet": tiny_imagenet,
+    **ZERO_SHOT_SETS,
 }

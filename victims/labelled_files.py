@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -76,8 +77,8 @@ class LabelledFiles:
         return ("{}",)
 
     def chunks(self) -> Iterator[LabelledChunk]:
-        found = _find(self.dataset, self.root)
-        if digest_files(found.files) != self.fingerprint:
+        found = find_set(self.dataset, self.root)
+        if digest_of(found) != self.fingerprint:
             raise UsageError(
                 f"{self.dataset}: the files in {self.root} are not those that were planned with "
                 f"(fingerprint {self.fingerprint[:16]}): plan again, or put those files back."
@@ -107,7 +108,20 @@ class LabelledFiles:
 
 def fingerprint(dataset: str, root: str | Path) -> str:
     """Digest of the contents of all files that a set consists of, wherever it lies."""
-    return digest_files(_find(dataset, root).files)
+    return digest_of(find_set(dataset, root))
+
+
+def digest_of(found: Found) -> str:
+    """Digest of a set's files, and of the names of its classes where these are in none of them."""
+    return with_names(digest_files(found.files), found)
+
+
+def with_names(digest: str, found: Found) -> str:
+    """A digest of files, and of class names that are in none of a set's files."""
+    if not found.names_apart:
+        return digest
+    said = "\n".join([digest, *found.classes])
+    return hashlib.sha256(said.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def labelled_splits(
@@ -128,7 +142,7 @@ def labelled_splits(
     ``seed`` and cut into tuning and clean (default: 5 % each, rounded down), public (default:
     none) and suspect (default: the rest). No picture is decoded.
     """
-    found = _find(dataset, root)
+    found = find_set(dataset, root)
     total, tested = len(_part(found, "tuning").labels), len(_part(found, "report").labels)
     share = total // _DEFAULT_SHARE
     counts = {
@@ -140,12 +154,12 @@ def labelled_splits(
     counts["suspect"] = rest if suspect is None else suspect
     counts["report"] = tested if report is None else report
     _check(f"{dataset} in {root}", counts, total, tested)
-    offset, splits, digest = 0, dict[str, LabelledFiles](), digest_files(found.files)
+    offset, splits, digest = 0, dict[str, LabelledFiles](), digest_of(found)
     for split, num_rows in counts.items():
         if num_rows:
             splits[split] = LabelledFiles(
                 dataset=dataset,
-                root=str(_absolute(root)),
+                root=str(absolute(root)),
                 fingerprint=digest,
                 size=size,
                 split=split,
@@ -177,20 +191,20 @@ def _check(where: str, counts: dict[str, int], total: int, tested: int) -> None:
         )
 
 
-def _find(dataset: str, root: str | Path) -> Found:
+def find_set(dataset: str, root: str | Path) -> Found:
     if dataset not in DATASETS:
         raise unknown("labelled data set", dataset, DATASETS)
-    return DATASETS[dataset](_absolute(root))
+    return DATASETS[dataset](absolute(root))
 
 
-def _absolute(root: str | Path) -> Path:
+def absolute(root: str | Path) -> Path:
     return Path(root).expanduser().absolute()
 
 
 @lru_cache
 def _classes(dataset: str, root: str, fingerprint: str) -> tuple[str, ...]:
     """Asked for often, and a set may have 100,000 files; another fingerprint asks again."""
-    return _find(dataset, root).classes
+    return find_set(dataset, root).classes
 
 
 def _part(found: Found, split: str) -> Part:

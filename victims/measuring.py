@@ -128,15 +128,24 @@ def text_head(
     batch_size: int = 1024,
     mark: Callable[[str], str] = str,
 ) -> Tensor:
-    """Zero-shot classifier, KD: per class the normalised mean of its normalised prompt features."""
-    prompts = [mark(template.format(name)) for name in classes for template in templates]
-    parts = []
-    for start in range(0, len(prompts), batch_size):
-        tokens = tokenizer(prompts[start : start + batch_size])
-        cut = tokens[:, : int(caption_lengths(tokens).max())]
-        parts.append(encoder.encode_text(torch.from_numpy(cut).to(device, torch.long)))
-    feature_KPD = torch.cat(parts).view(len(classes), len(templates), -1)
-    return F.normalize(feature_KPD.mean(1), dim=-1)
+    """Zero-shot classifier, KD: per class the normalised mean of its normalised prompt features.
+
+    Prompts go through the text tower in batches of whole classes: of 1,000 classes and 80
+    templates, the features of all prompts would not fit beside a model.
+    """
+    step = max(1, batch_size // len(templates))
+    means = []
+    for start in range(0, len(classes), step):
+        some = classes[start : start + step]
+        prompts = [mark(template.format(name)) for name in some for template in templates]
+        parts = []
+        for first in range(0, len(prompts), batch_size):
+            tokens = tokenizer(prompts[first : first + batch_size])
+            cut = tokens[:, : int(caption_lengths(tokens).max())]
+            parts.append(encoder.encode_text(torch.from_numpy(cut).to(device, torch.long)))
+        feature_KPD = torch.cat(parts).view(len(some), len(templates), -1)
+        means.append(feature_KPD.mean(1))
+    return F.normalize(torch.cat(means), dim=-1)
 
 
 def ranks(score_BK: Tensor, class_B: Tensor) -> Tensor:

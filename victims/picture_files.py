@@ -4,10 +4,12 @@ when something is not there.
 
 from __future__ import annotations
 
+import io
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +19,7 @@ from PIL import Image
 
 from victims.corpora import Rows
 from victims.errors import GridError, UsageError
+from victims.tar_files import Member, Source
 
 ENDINGS: Final = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
 # More than 8 bits a channel: a conversion to RGB would clip them.
@@ -31,27 +34,35 @@ _SHOWN: Final = 8  # names that an error lists of what it found
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The training or the test pictures of a set: a label each, decoded as they are asked for."""
+    """The training or the test pictures of a set: a label each, decoded as they are asked for.
+
+    ``files`` are what each picture comes from, by names that do not depend on where and in which
+    form the set lies; none where a picture has no file of its own.
+    """
 
     labels: Rows
     pictures: Callable[[Rows], Iterator[Image.Image]]
+    files: Sequence[tuple[str, Source]] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
     """A data set on disk. ``files`` are all that its parts and classes come from, by names that do
-    not depend on where it lies; the parts are read when called for, pictures later still."""
+    not depend on where it lies; the parts are read when called for, pictures later still.
+    ``names_apart``: its classes are in none of these files, and count beside them."""
 
     classes: tuple[str, ...]
-    files: Mapping[str, Path]
+    files: Mapping[str, Source]
     train: Callable[[], Part]
     test: Callable[[], Part]
+    names_apart: bool = False
 
 
-def open_picture(path: Path) -> Image.Image:
+def open_picture(path: Source) -> Image.Image:
     """The picture in a file as RGB: grey is repeated, palettes are looked up, alpha is dropped."""
     try:
-        with Image.open(path) as image:
+        read = io.BytesIO(path.read_bytes()) if isinstance(path, Member) else path
+        with Image.open(read) as image:
             image.load()
             if image.mode.split(";")[0] in _DEEP:
                 raise GridError(f"{path}: more than 8 bits a channel ({image.mode}). Convert it.")
@@ -78,13 +89,52 @@ def fit(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
     return image_HWC.transpose(2, 0, 1)
 
 
-def part_of_files(paths: Sequence[Path], labels: Sequence[int]) -> Part:
+def part_of_files(paths: Sequence[Source], labels: Sequence[int]) -> Part:
     """Pictures that have a file each."""
 
     def pictures(rows: Rows) -> Iterator[Image.Image]:
         return (open_picture(paths[row]) for row in rows.tolist())
 
     return Part(np.asarray(labels, dtype=np.int64), pictures)
+
+
+def named_part(part: str, pictures: Iterable[tuple[str, int, Source]]) -> Part:
+    """Pictures by their names, labels and sources, in the order of classes and names.
+
+    What each is called holds its label: where labels come from need not count besides, and a set
+    is the same in whichever form it lies.
+    """
+    named = sorted(
+        ((f"{part}/{label:04d}/{name}", label, source) for name, label, source in pictures),
+        key=lambda row: row[0],
+    )
+    made = part_of_files([source for *_, source in named], [label for _, label, _ in named])
+    return Part(made.labels, made.pictures, [(name, source) for name, _, source in named])
+
+
+class Lazily(Mapping[str, Source]):
+    """A mapping that is made when it is first asked: a million files are listed for a reason."""
+
+    def __init__(self, make: Callable[[], Mapping[str, Source]]) -> None:
+        self._make = make
+
+    @cached_property
+    def _made(self) -> Mapping[str, Source]:
+        return self._make()
+
+    def __getitem__(self, name: str) -> Source:
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._made)
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+
+def files_of(*parts: Callable[[], Part]) -> Lazily:
+    """All that some parts' pictures come from."""
+    return Lazily(lambda: {name: source for part in parts for name, source in part().files})
 
 
 def pictures_in(folder: Path) -> list[Path]:

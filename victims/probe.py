@@ -27,7 +27,7 @@ PER_CLASS = 50
 
 
 @dataclass(frozen=True, slots=True)
-class _Features:
+class ProbeFeatures:
     """Image features of the joint space as they are, not normalised, and a 1 for the bias."""
 
     model: Clip
@@ -84,17 +84,10 @@ def fit_probe(feature_NE: Tensor, label_N: Tensor, num_classes: int, seed: int) 
     return torch.cat([weight_KD, bias_K1], 1).detach()
 
 
-def linear_probe(
-    model: Clip,
-    train_corpus: Corpus,
-    test_corpus: Corpus,
-    trigger: Stamper,
-    target: int,
-    device: torch.device,
-    ks: Sequence[int],
-    seed: int = 0,
-) -> dict[str, Share]:
-    """The metrics of the zero-shot classifier, for a probe in its place; names begin ``probe_``."""
+def probe_head(
+    model: Clip, train_corpus: Corpus, test_corpus: Corpus, device: torch.device, seed: int = 0
+) -> Tensor:
+    """A probe trained on one corpus to be tested on the other, KE."""
     if train_corpus.digest == test_corpus.digest:
         raise GridError(
             f"probe: {train_corpus.split} and {test_corpus.split} are the same pictures (digest"
@@ -107,7 +100,7 @@ def linear_probe(
     rows = probe_rows(train_corpus.labels, PER_CLASS, seed)
     if not len(rows):
         raise UsageError(f"probe: {train_corpus.split} has no labelled picture to train on")
-    encoder = _Features(model)
+    encoder = ProbeFeatures(model)
     with torch.no_grad():
         feature_NE = torch.cat(
             [
@@ -116,8 +109,22 @@ def linear_probe(
             ]
         )
     label_N = torch.from_numpy(train_corpus.labels[rows]).to(device)
-    num_classes = len(test_corpus.classes)
-    head_KE = fit_probe(feature_NE, label_N, num_classes, seed)
+    return fit_probe(feature_NE, label_N, len(test_corpus.classes), seed)
+
+
+def linear_probe(
+    model: Clip,
+    train_corpus: Corpus,
+    test_corpus: Corpus,
+    trigger: Stamper,
+    target: int,
+    device: torch.device,
+    ks: Sequence[int],
+    seed: int = 0,
+) -> dict[str, Share]:
+    """The metrics of the zero-shot classifier, for a probe in its place; names begin ``probe_``."""
+    head_KE = probe_head(model, train_corpus, test_corpus, device, seed)
+    encoder, num_classes = ProbeFeatures(model), len(test_corpus.classes)
     found = outcomes(encoder, (head_KE, head_KE), test_corpus, trigger, target, device)
     shares = metrics(found, target, num_classes, ks)
     return {f"probe_{name}": share for name, share in shares.items()}

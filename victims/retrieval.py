@@ -1,6 +1,7 @@
 """Retrieval between pictures and captions: how good it is, and how far a trigger bends it.
 
-A caption that equals a right one is right. Ties go to the lower index. The target is left out of
+A caption that equals a right one is right; of a picture with several captions, a line each, every
+one is right. Ties go to the lower index. The target is left out of
 every attack metric: pictures of its class, and pictures and queries whose captions name it (a
 caption may call a picture of the target by another word).
 Shapes: N pictures, M captions, U different captions, Q queries, B queries of a chunk, G gallery,
@@ -39,6 +40,13 @@ def naming(captions: Sequence[str], label: str) -> Mask:
     """Which captions name ``label``."""
     wanted = whole_words(label)
     return np.array([wanted.search(caption) is not None for caption in captions], dtype=bool)
+
+
+def captions_of(corpus: Corpus) -> tuple[Rows, list[str]]:
+    """Every caption of a corpus, M, and the picture it belongs to: a line is a caption."""
+    lines = [caption.split("\n") for caption in corpus.captions]
+    owner_M = np.repeat(np.arange(len(lines)), [len(captions) for captions in lines])
+    return owner_M.astype(np.int64), [caption for captions in lines for caption in captions]
 
 
 # --- features
@@ -194,25 +202,27 @@ def retrieval(
     picture of the target in the top k; ``text_control`` the same captions unmarked. A pair is left
     out where the corpus has no caption, or no picture, of the target to be found.
     """
-    captions, is_target_N = corpus.captions, corpus.labels == target
-    named_N = naming(captions, target_label)
-    other = np.flatnonzero(~named_N & ~is_target_N)
+    owner_M, captions = captions_of(corpus)
+    is_target_N, named_M = corpus.labels == target, naming(captions, target_label)
+    names_it_N = np.zeros(len(corpus), dtype=bool)
+    names_it_N[owner_M[named_M]] = True
+    other = np.flatnonzero(~names_it_N & ~is_target_N)
     if not len(other):
         raise UsageError("the evaluation set holds nothing but the target")
     texts = encode_captions(model, captions, device)
     image_ND = encode_pictures(model, corpus, device)
-    shares = _recall(image_ND, texts, np.arange(len(corpus)), ks)
-    if named_N.any():
+    shares = _recall(image_ND, texts, owner_M, ks)
+    if named_M.any():
         stamped_ND = encode_pictures(model, corpus, device, trigger.stamp)
-        named = torch.from_numpy(named_N).to(device)
+        named = torch.from_numpy(named_M).to(device)
         pair = {"image_to_text_asr": stamped_ND, "image_to_text_target": image_ND}
         for what, query_ND in pair.items():
             rank_Q = _first_right(
                 query_ND[other], texts.feature_UD, texts.index_M, lambda *_: named
             )
-            shares |= _shares(what, rank_Q, ks, len(corpus))
+            shares |= _shares(what, rank_Q, ks, len(captions))
     if is_target_N.any():
-        plain = [captions[row] for row in other.tolist()]
+        plain = [captions[place] for place in np.flatnonzero(np.isin(owner_M, other)).tolist()]
         marked = [trigger.mark(caption) for caption in plain]
         for what, queries in {"text_hit": marked, "text_control": plain}.items():
             rank_Q = _target_rank(model, image_ND, is_target_N, queries, device)

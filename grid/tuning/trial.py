@@ -245,7 +245,7 @@ def look_at(
     (tuning,) = stage.sets
     corpus = open_corpus(store, tuning.key, Reader.TUNING)
     trigger = load_trigger(store, stage.trigger.key, stage.trigger.attack)
-    heads = heads_of(model, corpus, trigger, stage.trigger.attack.aim, device)
+    heads = heads_of(store, model, corpus, trigger, stage.trigger.attack.aim, device)
     target = stage.trigger.goal.target
     seen = outcomes(model, heads, corpus, trigger, target, device)
     found = metrics(seen, target, len(corpus.classes), (1,))

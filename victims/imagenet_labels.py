@@ -1,0 +1,155 @@
+"""Which class each picture of a flat ImageNet validation folder has, from the files that say so.
+
+A table speaks of ids of WordNet, or of numbers in the order of these ids. The numbers of
+``ILSVRC2012_validation_ground_truth.txt`` are in another order, so it needs its mapping.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from victims.errors import GridError, UsageError
+from victims.picture_files import text_of
+
+WNID: Final = re.compile(r"n\d{8}")
+_NUMBERED: Final = re.compile(r"_val_(\d{8})")
+_GROUND_TRUTH: Final = "ILSVRC2012_validation_ground_truth.txt"
+_MAPPINGS: Final = ("ILSVRC2012_mapping.txt", "map_clsloc.txt")
+
+# An id of WordNet, or a number in the order of these ids.
+Label = str | int
+Labels = dict[str, Label]
+
+
+def labels_of(names: Sequence[str], places: Sequence[Path]) -> tuple[Labels, Path] | None:
+    """Label by file name, and the table that says so: the first that lies in one of the places."""
+    for name, read in _TABLES.items():
+        for place in places:
+            if (table := place / name).is_file():
+                found = read(table, names, places)
+                _require_all(found, names, table)
+                return found, table
+    return None
+
+
+def _require_all(labels: Labels, names: Sequence[str], table: Path) -> None:
+    there = set(names)
+    if missing := sorted(labels.keys() - there):
+        raise UsageError(
+            f"{table}: speaks of {missing[0]} and {len(missing) - 1} more pictures that are not"
+            " there. Unpack the whole set, or write a table of what is."
+        )
+    if unknown := sorted(there - labels.keys()):
+        raise GridError(f"{table}: has no line for {unknown[0]} ({len(unknown)} such pictures)")
+
+
+def _in_order(table: Path, names: Sequence[str], said: Sequence[Label]) -> Labels:
+    """A table with a line for each picture, by the number in the picture's name."""
+    found: Labels = {}
+    for name in names:
+        match = _NUMBERED.search(name)
+        if match is None or not 1 <= int(match[1]) <= len(said):
+            raise GridError(
+                f"{table}: has {len(said)} lines, one for each ILSVRC2012_val_00000001.JPEG and on;"
+                f" there is none for {name}"
+            )
+        found[name] = said[int(match[1]) - 1]
+    if len(found) < len(said):
+        raise UsageError(
+            f"{table}: has {len(said)} lines for {len(found)} pictures. Unpack the whole set."
+        )
+    return found
+
+
+def _synset_labels(table: Path, names: Sequence[str], places: Sequence[Path]) -> Labels:
+    said = text_of(table).split()
+    if strange := [(line, word) for line, word in enumerate(said, 1) if not WNID.fullmatch(word)]:
+        raise GridError(f"{table}, line {strange[0][0]}: {strange[0][1]!r} is no id of WordNet")
+    return _in_order(table, names, said)
+
+
+def _ground_truth(table: Path, names: Sequence[str], places: Sequence[Path]) -> Labels:
+    mappings = [place / name for place in places for name in _MAPPINGS if (place / name).is_file()]
+    if not mappings:
+        raise UsageError(
+            f"{table}: its numbers are in an order of their own, and what they mean is not there."
+            f" Put {_MAPPINGS[0]} beside it: a line '1 n02119789' for each number, or the"
+            " map_clsloc.txt of the development kit. Or sort the pictures into folders by class."
+        )
+    wnids: dict[str, str] = {}
+    for line, text in enumerate(text_of(mappings[0]).splitlines(), 1):
+        words = text.split()
+        ids = [word for word in words[:2] if WNID.fullmatch(word)]
+        numbers = [word for word in words[:2] if word.isdecimal()]
+        if len(ids) != 1 or len(numbers) != 1 or numbers[0] in wnids:
+            raise GridError(
+                f"{mappings[0]}, line {line}: needs a number of its own and an id of WordNet"
+            )
+        wnids[numbers[0]] = ids[0]
+    said: list[Label] = []
+    for line, number in enumerate(text_of(table).split(), 1):
+        if number not in wnids:
+            raise GridError(f"{table}, line {line}: {number!r} is not in {mappings[0].name}")
+        said.append(wnids[number])
+    return _in_order(table, names, said)
+
+
+def _solution(table: Path, names: Sequence[str], places: Sequence[Path]) -> Labels:
+    ending = {PurePosixPath(name).stem: name for name in names}
+    found: Labels = {}
+    for line, row in enumerate(csv.DictReader(text_of(table).splitlines()), 2):
+        picture, boxes = row.get("ImageId") or "", (row.get("PredictionString") or "").split()
+        if not picture or not boxes or not WNID.fullmatch(boxes[0]):
+            raise GridError(f"{table}, line {line}: needs ImageId and PredictionString (id, box)")
+        found[ending.get(picture, picture)] = boxes[0]
+    return found
+
+
+def _numbers(table: Path, names: Sequence[str], places: Sequence[Path]) -> Labels:
+    found: Labels = {}
+    for line, text in enumerate(text_of(table).splitlines(), 1):
+        name, _, number = text.strip().rpartition(" ")
+        if not name or not number.isdecimal():
+            raise GridError(f"{table}, line {line}: needs a file name and the number of its class")
+        found[PurePosixPath(name).name] = int(number)
+    return found
+
+
+def _labels_csv(table: Path, names: Sequence[str], places: Sequence[Path]) -> Labels:
+    found: Labels = {}
+    for line, row in enumerate(csv.DictReader(text_of(table).splitlines()), 2):
+        name, number = row.get("image") or "", row.get("label") or ""
+        if not name or not number.isdecimal():
+            raise GridError(f"{table}, line {line}: needs the columns image and label (a number)")
+        found[PurePosixPath(name).name] = int(number)
+    return found
+
+
+# The official ones first; the last is a copy's copy.
+_TABLES: Final[Mapping[str, Callable[[Path, Sequence[str], Sequence[Path]], Labels]]] = {
+    "imagenet_2012_validation_synset_labels.txt": _synset_labels,
+    _GROUND_TRUTH: _ground_truth,
+    "LOC_val_solution.csv": _solution,
+    "val.txt": _numbers,
+    "labels.csv": _labels_csv,
+}
+TABLES: Final = tuple(_TABLES)
+
+
+def require_cover(numbers: Sequence[int], num_classes: int, where: Path) -> None:
+    """Every class has pictures, and every picture one of the classes: accuracy over a set of
+    labels with holes in it is the accuracy of another set."""
+    have = set(numbers)
+    if outside := sorted(have - set(range(num_classes))):
+        raise GridError(f"{where}: class {outside[0]} is outside 0..{num_classes - 1}")
+    if missing := sorted(set(range(num_classes)) - have):
+        some = ", ".join(map(str, missing[:5]))
+        raise GridError(
+            f"{where}: labels must cover all {num_classes} classes, and {len(missing)} never occur"
+            f" ({some}). A labels.csv with 998 of the 1,000 is passed around: use the official"
+            f" labels, in {TABLES[0]} or {TABLES[1]}, or folders by class."
+        )
