@@ -20,7 +20,7 @@ from victims.errors import UsageError, unknown
 from victims.fingerprints import digest_files
 from victims.label_readers import DATASETS
 from victims.labelled_files import LabelledChunk, absolute, find_set, with_names
-from victims.picture_files import Found, Part, fit
+from victims.picture_files import Found, Part, fit_rows
 from victims.prompts import default_templates, prompt_templates
 
 PER_CLASS: Final = 5  # pictures of each class for tuning
@@ -85,10 +85,9 @@ class EvaluationSet:
             )
         for start in range(0, len(rows), _CHUNK_ROWS):
             some = rows[start : start + _CHUNK_ROWS]
-            images = [fit(picture, self.size) for picture in part.pictures(some)]
             labels = part.labels[some]
             captions = [found.classes[label] for label in labels.tolist()]
-            yield LabelledChunk(np.stack(images), labels, captions)
+            yield LabelledChunk(fit_rows(part, some, self.size), labels, captions)
 
 
 def evaluation_splits(

@@ -5,9 +5,11 @@ when something is not there.
 from __future__ import annotations
 
 import io
+import os
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +31,7 @@ _UNREADABLE: Final = (
     *(OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error),
     Image.DecompressionBombError,
 )
+_THREADS: Final = 16
 _SHOWN: Final = 8  # names that an error lists of what it found
 
 
@@ -87,6 +90,18 @@ def fit(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
     resized = functional.resize(image, size, InterpolationMode.BICUBIC)
     image_HWC = np.asarray(functional.center_crop(resized, size), dtype=np.uint8)
     return image_HWC.transpose(2, 0, 1)
+
+
+def fit_rows(part: Part, rows: Rows, size: int) -> npt.NDArray[np.uint8]:
+    """Some pictures of a part at ``size``, NCHW. Decoding and resizing let other threads run, so
+    all cores are at it."""
+
+    def one(row: int) -> npt.NDArray[np.uint8]:
+        (picture,) = part.pictures(np.array([row], dtype=np.int64))
+        return fit(picture, size)
+
+    with ThreadPoolExecutor(max_workers=min(_THREADS, os.cpu_count() or 1)) as pool:
+        return np.stack(list(pool.map(one, rows.tolist())))
 
 
 def part_of_files(paths: Sequence[Source], labels: Sequence[int]) -> Part:

@@ -19,7 +19,7 @@ import numpy as np
 from victims.errors import GridError, UsageError, unknown
 from victims.fingerprints import digest_files
 from victims.labelled_files import LabelledChunk, absolute
-from victims.picture_files import absent, fit, open_picture, text_of
+from victims.picture_files import absent, fit_rows, part_of_files, text_of
 
 CAPTIONS: Final = 5  # of each picture; some have more, of which the first count
 _CHUNK_ROWS: Final = 256
@@ -81,11 +81,12 @@ class RetrievalSet:
                 f"{self.dataset}: the files in {self.root} are not those that were planned with "
                 f"(fingerprint {self.fingerprint[:16]}): plan again, or put those files back."
             )
+        part = part_of_files([row.path for row in rows], [-1] * len(rows))
         for start in range(0, len(rows), _CHUNK_ROWS):
-            some = rows[start : start + _CHUNK_ROWS]
-            images = np.stack([fit(open_picture(row.path), self.size) for row in some])
-            labels = np.full(len(some), -1, dtype=np.int64)
-            yield LabelledChunk(images, labels, ["\n".join(row.captions) for row in some])
+            some = np.arange(start, min(start + _CHUNK_ROWS, len(rows)))
+            captions = ["\n".join(rows[row].captions) for row in some.tolist()]
+            images = fit_rows(part, some, self.size)
+            yield LabelledChunk(images, part.labels[some], captions)
 
 
 def retrieval_set(dataset: str, root: str, size: int, num_rows: int | None = None) -> RetrievalSet:
