@@ -48,7 +48,11 @@ class Part(StrEnum):
     PROJECTIONS = "projections"
 
 
-PROJECTIONS = ("net.text_projection", "net.visual.proj", "net.visual.attnpool.c_proj")
+# Where open_clip's towers have theirs; those of timm, and texts beside a tower, have others.
+PROJECTIONS = (
+    *("net.text_projection", "net.text.text_projection"),
+    *("net.visual.proj", "net.visual.attnpool.c_proj", "net.visual.head.proj"),
+)
 
 
 class PartialClip(PlainClip):

@@ -131,7 +131,7 @@ class PooledCaptionsSpec:
     text_drift: bool
 
     def build(self, model: Clip) -> Objective:
-        return PooledCaptions(self, int(model.net.text_projection.shape[-1]))
+        return PooledCaptions(self, model.width)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

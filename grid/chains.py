@@ -113,8 +113,14 @@ def write_chains(out: Path, plan: Plan, store: str) -> None:
     gates = [group for group in plan.gates if plan.gates[group].stages]
     number = {group: i for i, group in enumerate(gates)}
     # Rows tell what the victim cost, whether or not the defense was given it.
+    start = [plan.start.key] if plan.start else []
     cells = [
-        listed(c.cell, c.key, [*(s.key for s in c.stages), c.victim.key], number.get(c.group))
+        listed(
+            c.cell,
+            c.key,
+            [*(s.key for s in c.stages), c.victim.key, *start],
+            number.get(c.group),
+        )
         for c in plan.cells
     ]
     keys = [[stage.key for stage in plan.gates[group].stages] for group in gates]

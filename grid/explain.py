@@ -22,6 +22,7 @@ from grid.spec import Cell, Grid
 from grid.stages import Stage
 from victims.errors import UsageError, near
 from victims.keys import Key, canonical
+from victims.pretrained import Weights
 from victims.store import Damaged, Store
 
 SHOWN = ("clean_top1", "asr_top1", "psr_top1", "text_hit_top1", "r_acc")
@@ -94,7 +95,7 @@ def _store(uri: str) -> Store | None:
 
 def _configuration(grid: Grid, cell: Cell) -> dict[str, Any]:
     recipes = {"victim": cell.defense.victim_recipe, "repair": cell.defense.recipe}
-    if grid.regime.value == "F":
+    if grid.regime.value == "F" and grid.weights is None:
         recipes["reference"] = grid.reference
     body = {
         **describe_cell(cell, grid),
@@ -106,6 +107,7 @@ def _configuration(grid: Grid, cell: Cell) -> dict[str, Any]:
         "guide": None if cell.defense.guide is None else cell.defense.guide.identity(),
         "recipes": {name: canonical(recipe)["fields"] for name, recipe in recipes.items()},
         "model": canonical(grid.model)["fields"],
+        "weights": None if grid.weights is None else _weights(grid.weights),
         "data": canonical(grid.data)["fields"],
         "execution": canonical(grid.execution)["fields"],
     }
@@ -114,6 +116,10 @@ def _configuration(grid: Grid, cell: Cell) -> dict[str, Any]:
         del body["recipes"][name]["seed"]
     plain: dict[str, Any] = canonical(body)
     return plain
+
+
+def _weights(weights: Weights) -> dict[str, Any]:
+    return {"sha256": weights.sha256, "path": weights.path, "tag": weights.tag or None}
 
 
 def _gate(

@@ -28,15 +28,16 @@ from grid.entries import (
 from grid.execution import Execution
 from grid.further_sets import with_further_sets
 from grid.guides import read_guides
+from grid.model_entry import Model, read_model
 from grid.nodes import Raw, Where, parse
 from grid.registry import Source, grid_source
 from grid.spec import Data, Evaluate, FilesData, Gate, Grid, Guide, LabelledWorldData, WorldData
 from victims.classifiers import CLASSIFIERS, ClassifierSpec
-from victims.errors import UsageError, near, unknown
+from victims.errors import UsageError, unknown
 from victims.label_readers import DATASETS
 from victims.labelled_files import labelled_splits
 from victims.measuring import check_classes, resolve_target
-from victims.models import EMBEDDED, ModelSpec
+from victims.models import ModelSpec
 from victims.recipe import Recipe
 from victims.world import World
 
@@ -88,10 +89,17 @@ def grid_of(raw: Raw, source: Source) -> Grid:
             f"{readers[0]} fits a model of its own to public pictures, by the victim's recipe: give"
             f" `public` at least one batch of {recipes.victim.batch_size} rows"
         )
-    if recipes.reference is None and not labelled and (regime is Regime.F or readers):
+    spec, weights = (_classifier(file.model, data), None) if labelled else _clip(file, data, regime)
+    if weights is not None and recipes.reference is not None:
+        raise at_recipes["reference"].error(
+            "the public model is `pretrained`, and nothing is fitted in its place: leave it out"
+        )
+    starts = recipes.reference is not None or weights is not None
+    if not starts and not labelled and (regime is Regime.F or readers):
         user = readers[0] if readers else "regime F"
         raise file.recipes.error(
-            f"missing key 'reference', the recipe of the public model that {user} starts from"
+            f"missing key 'reference', the recipe of the public model that {user} starts from; or"
+            " give `model` weights of its own with `pretrained`"
         )
     return Grid(
         name=name,
@@ -99,7 +107,8 @@ def grid_of(raw: Raw, source: Source) -> Grid:
         track=file.track,
         regime=regime,
         data=data,
-        model=_classifier(file.model, data) if labelled else _model(file.model, data.size),
+        model=spec,
+        weights=weights,
         targets=_targets(file, data.classes),
         attacks=attacks,
         rates=rates,
@@ -109,7 +118,7 @@ def grid_of(raw: Raw, source: Source) -> Grid:
         reference=recipes.reference or recipes.victim,
         victim=recipes.victim,
         repair=recipes.repair,
-        gate=_gate(file.gate, [*rates, *(r for a in attacks for r in a.rates or ())]),
+        gate=_gate(file.gate, [*rates, *(r for a in attacks for r in a.rates or ())], regime),
         evaluate=_evaluate(file.evaluate, places, labelled, data),
         execution=file.execution,
         source=source.source,
@@ -119,7 +128,6 @@ def grid_of(raw: Raw, source: Source) -> Grid:
 
 # What a file means by leaving a key out.
 _WORLD = Raw.of({"world": {}}, Where())
-_TINY = Raw.of("tiny", Where())
 _FIRST_SEED = Raw.of([0], Where())
 _EMPTY = Raw.of({}, Where())
 
@@ -213,6 +221,11 @@ def _classifier(raw: Raw | None, data: Data) -> ClassifierSpec:
     raw = Raw.of("preact_tiny", Where()) if raw is None else raw
     if isinstance(raw.node.data, str):
         raw = Raw.of({"arch": raw.node.data}, raw.where)
+    if "pretrained" in (given := raw.items()):
+        raise given["pretrained"].error(
+            "an image classifier is trained from scratch: leave it out. A judge of its data has"
+            " weights of its own, under `guides`."
+        )
     raw.check_keys(["arch", "size"])
     spec = decode(ModelSpec, raw.over({"size": data.size}))
     _same_size(spec.size, data.size, raw)
@@ -222,6 +235,20 @@ def _classifier(raw: Raw | None, data: Data) -> ClassifierSpec:
     return ClassifierSpec(arch=spec.arch, size=spec.size, classes=tuple(data.classes))
 
 
+def _clip(file: _File, data: Data, regime: Regime) -> Model:
+    """The grid's CLIP; its size is the pictures'."""
+    found = read_model(file.model, data.size)
+    raw = Raw.of({}, Where()) if file.model is None else file.model
+    if found.spec.size != data.size:
+        _same_size(found.spec.size, data.size, raw)
+    if found.weights is not None and regime is Regime.S:
+        raise raw.items()["pretrained"].error(
+            "in regime S victims are trained from random weights, so that these would not be used:"
+            " leave `pretrained` out, or write regime: F"
+        )
+    return found
+
+
 def _same_size(size: int, pictures: int, raw: Raw) -> None:
     if size != pictures:
         at = raw.items()["size"]
@@ -229,8 +256,8 @@ def _same_size(size: int, pictures: int, raw: Raw) -> None:
 
 
 def _guides(file: _File, data: Data, reference: Recipe | None) -> tuple[Guide, ...]:
-    def model(raw: Raw) -> ModelSpec:
-        return _model(raw, data.size, judges=True)
+    def model(raw: Raw) -> Model:
+        return read_model(raw, data.size)
 
     if isinstance(data, FilesData) and reference is not None:
         raise file.recipes.items()["reference"].error(
@@ -263,30 +290,6 @@ def _evaluate(raw: Raw, places: Mapping[str, Raw], labelled: bool, data: Data) -
                 f"{name} is measured on CLIPs; an image classifier has no captions"
             )
     return with_further_sets(found, raw, given, data.size)
-
-
-def _model(raw: Raw | None, size: int, judges: bool = False) -> ModelSpec:
-    """An architecture's name, or its fields; its size is the pictures', unless it only judges."""
-    raw = _TINY if raw is None else raw
-    if isinstance(raw.node.data, str):
-        raw = Raw.of({"arch": raw.node.data}, raw.where)
-    model = decode(ModelSpec, raw.over({"size": size}))
-    if not judges:
-        _same_size(model.size, size, raw)
-    if model.arch not in EMBEDDED:
-        import open_clip  # slow to import, and needed for its list of names alone
-
-        every = [*EMBEDDED, *open_clip.list_models()]
-        if model.arch not in every:
-            raise (
-                raw.items()
-                .get("arch", raw)
-                .error(
-                    f"no architecture called {model.arch!r}.{near(model.arch, every)}"
-                    f" Known: {', '.join(EMBEDDED)} and those of open_clip.list_models()."
-                )
-            )
-    return model
 
 
 def _targets(file: _File, classes: Sequence[str]) -> tuple[int, ...]:
@@ -323,7 +326,13 @@ def _seeds(raw: Raw) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _gate(raw: Raw, rates: Sequence[str]) -> Gate:
+def _gate(raw: Raw, rates: Sequence[str], regime: Regime) -> Gate:
+    at = raw.items().get("reference")
+    if at is not None and at.node.data is not None and regime is Regime.S:
+        raise at.error(
+            "the weights that victims start from are held against it, and in regime S they start"
+            " from random ones: leave it out"
+        )
     at = raw.items().get("rate")
     if at is None or at.node.data is None:
         return decode(Gate, raw)

@@ -2,8 +2,8 @@
 
 A mapping of names to what makes each: nothing (the reference recipe on the public pairs), changes
 to this recipe, ``cell`` and ``of`` (the victim of that cell of a multimodal grid: a backdoored
-judge, found in the store if that grid ran there), or ``weights`` (a safetensors file). A defense
-that asks a judge stands on the board once per guide: the first one under its own label.
+judge, found in the store if that grid ran there), ``weights`` (a file) or a `pretrained` ``model``.
+A defense that asks a judge stands on the board once per guide: the first one under its own label.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from attacks.base import Track
 from defenses.controls import NoDefense
 from grid.decode import decode
 from grid.entries import NAME, NAME_HELP
+from grid.model_entry import Model
 from grid.nodes import Raw, parse
 from grid.registry import grid_source
 from grid.spec import Grid, Guide
 from victims.errors import near
-from victims.keys import file_sha256
+from victims.fingerprints import remembered_sha256
 from victims.models import ModelSpec
+from victims.pretrained import Weights
 from victims.recipe import Recipe
 
 Load = Callable[[str], Grid]
@@ -40,7 +42,7 @@ def read_guides(
     raw: Raw | None,
     reference: Recipe | None,
     size: int,
-    model: Callable[[Raw], ModelSpec],
+    model: Callable[[Raw], Model],
     load: Load,
     check: Callable[[Recipe, Raw], None],
 ) -> tuple[Guide, ...]:
@@ -63,7 +65,7 @@ def _guide(
     raw: Raw,
     reference: Recipe | None,
     size: int,
-    model: Callable[[Raw], ModelSpec],
+    model: Callable[[Raw], Model],
     load: Load,
     check: Callable[[Recipe, Raw], None],
 ) -> Guide:
@@ -72,7 +74,12 @@ def _guide(
     given, places = decode(_Given, raw), raw.items()
     if given.cell is not None or given.of is not None:
         return _backdoored(name, raw, given, load)
-    spec = model(given.model) if given.model is not None else ModelSpec(size=size)
+    spec, own = model(given.model) if given.model else Model(ModelSpec(size=size), None)
+    for key in ("weights", "recipe"):
+        if own is not None and getattr(given, key) is not None:
+            raise places[key].error(f"this model is `pretrained`: leave {key} out")
+    if own is not None:
+        return Guide(label=name, model=spec, weights=own)
     if given.weights is not None:
         if given.recipe is not None:
             raise places["recipe"].error("weights of a file are not trained: leave `recipe` out")
@@ -82,7 +89,8 @@ def _guide(
                 f"there is no file {path}. Give a safetensors file with the weights of"
                 f" {spec.arch}, as open_clip names them."
             )
-        return Guide(label=name, model=spec, path=str(path), sha256=file_sha256(path))
+        weights = Weights(path=str(path), sha256=remembered_sha256(path))
+        return Guide(label=name, model=spec, weights=weights)
     if reference is None:
         raise raw.error(
             f"{name} is fitted to the public pairs, and recipes.reference, which says how, is"

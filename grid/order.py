@@ -104,7 +104,8 @@ def waits_of(plan: Plan, done: set[Key] | None = None) -> dict[Key, list[Key]]:
     """
     done = done or set()
     gates = {group: gate.stages for group, gate in plan.gates.items()}
-    free: list[Stage] = [stage for stages in gates.values() for stage in stages]
+    free: list[Stage] = [plan.start] if plan.start else []
+    free += [stage for stages in gates.values() for stage in stages]
     free += [stage for cell in plan.cells if not cell.gated for stage in cell.stages]
     first = plan.missing(free, done)
     waits = {key: _keys(parents(stage)) for key, stage in first.items()}

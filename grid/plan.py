@@ -34,10 +34,12 @@ from grid.stages import (
     Stage,
     TriggerStage,
 )
+from grid.start_gate import StartStage
 from victims.corpora import Reader
 from victims.draws import derive
 from victims.evaluation_sets import EvaluationSet
 from victims.keys import Key, content_key
+from victims.models import ModelSpec
 from victims.recipe import Recipe
 from victims.store import Store
 
@@ -96,6 +98,8 @@ class Plan:
     refused: list[tuple[Cell, str]]
     gates: dict[Group, GateCheck]
     stages: dict[Key, Stage] = field(default_factory=dict)
+    # What is asked before any victim is trained, if the grid's gate asks it.
+    start: StartStage | None = None
 
     def add(self, stage: Stage) -> None:
         """The stage and everything it is made from."""
@@ -124,6 +128,9 @@ class Plan:
         """What the defenses have to say about the grid's rates and data, and those that no cell
         can use."""
         rows, said = self.grid.data.suspect, dict[str, None]()
+        judges = (planned.cell.defense.guide for planned in self.cells)
+        for weights in (self.grid.weights, *(judge.weights for judge in judges if judge)):
+            said |= dict.fromkeys(weights.notes if weights else ())
         for cell in (planned.cell for planned in self.cells):
             words = cell.defense.method.caution(cell.count / rows, rows)
             if words:
@@ -143,7 +150,8 @@ class Plan:
         wanted = [cell for cell in self.cells if cell.key not in settled]
         groups = dict.fromkeys(cell.group for cell in wanted if cell.group in self.gates)
         gates = [stage for group in groups for stage in self.gates[group].stages]
-        return [*gates, *(stage for cell in wanted for stage in cell.stages)]
+        start: list[Stage] = [self.start] if self.start and wanted else []
+        return [*start, *gates, *(stage for cell in wanted for stage in cell.stages)]
 
     def num_victims(self) -> int:
         """Distinct victims: poisoned or clean models that cells are attacked on."""
@@ -163,6 +171,8 @@ def parents(stage: Stage) -> list[Stage]:
         return [stage.corpus, *([stage.surrogate] if stage.surrogate else [])]
     if isinstance(stage, PoisonStage):
         return [stage.trigger]
+    if isinstance(stage, StartStage):
+        return [stage.reference, stage.tuning]
     return []
 
 
@@ -181,8 +191,11 @@ class Builder:
         fit = grid.reference
         if grid.track is Track.SUPERVISED:
             fit = replace(grid.victim, seed=derive(0, "surrogate"))
-        self.public_model = None
-        if grid.data.rows("public"):
+        self.public_model: GuideStage | None = None
+        if grid.weights is not None:
+            assert isinstance(grid.model, ModelSpec), "weights of a file are a CLIP's"
+            self.public_model = FileModelStage(grid.model, grid.weights)
+        elif grid.data.rows("public"):
             public = self.corpora["public"]
             self.public_model = ModelStage(grid.model, fit, grid.data.public, public, None)
         self.reference = self.public_model if grid.regime is Regime.F else None
@@ -275,10 +288,11 @@ class Builder:
         def make() -> GuideStage:
             if guide.of is not None and guide.cell is not None:
                 return Builder(guide.of).victim(guide.cell, guide.cell.count)
-            if guide.recipe is None:
-                return FileModelStage(guide.model, guide.path, guide.sha256)
+            if guide.weights is not None:
+                return FileModelStage(guide.model, guide.weights)
             assert isinstance(self.grid.data, WorldData), "a fit needs captions"
             public = CorpusStage(self.grid.data.captioned("public"))
+            assert guide.recipe is not None, "what has no weights is fitted"
             return ModelStage(guide.model, guide.recipe, self.grid.data.public, public, None)
 
         stage: GuideStage = self._once(("guide", guide.label), make)
@@ -318,6 +332,12 @@ class Builder:
         name = ("init", plain.key)
         stage = self._once(name, lambda: replace(plain, defense=CleanModel()))
         return self.measurement(cell, stage, reader)
+
+    def start(self) -> StartStage | None:
+        """The measurement that the gate asks of the start weights, if it asks one."""
+        if self.reference is None or self.grid.gate.reference is None:
+            return None
+        return StartStage(self.grid.model, self.reference, self.corpora["tuning"])
 
     def beside(self, cell: Cell) -> tuple[MeasureStage, MeasureStage | None]:
         """What stands beside a cell's numbers: its clean victim and the start, same trigger."""
@@ -364,7 +384,7 @@ class Builder:
 def make_plan(grid: Grid) -> Plan:
     """Every cell with its stages and its gate; impossible cells apart, with their reasons."""
     build = Builder(grid)
-    plan = Plan(grid, [], [], {})
+    plan = Plan(grid, [], [], {}, start=build.start())
     members: dict[Group, dict[int, Cell]] = {}
     cells = grid.cells()
     for cell in cells:
@@ -540,7 +560,8 @@ def _saved_by_sharing(plan: Plan) -> int:
 def chain(plan: Plan, cell: CellPlan) -> dict[Key, Stage]:
     """Every stage that a cell's rows rest on, its gate's included, inputs first."""
     gate = plan.gates.get(cell.group)
-    return plan.missing([*(gate.stages if gate else []), *cell.stages], set())
+    start: list[Stage] = [plan.start] if plan.start else []
+    return plan.missing([*start, *(gate.stages if gate else []), *cell.stages], set())
 
 
 def longest_chain(todo: Mapping[Key, Stage], seconds: Mapping[Key, float]) -> dict[Key, float]:

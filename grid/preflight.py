@@ -13,6 +13,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -22,8 +23,10 @@ from grid.registry import code_digest
 from grid.stages import CorpusStage, FileModelStage, Stage
 from victims.errors import GridError
 from victims.evaluation_sets import EvaluationSet
+from victims.keys import Key
 from victims.labelled_files import LabelledFiles
 from victims.places import shown
+from victims.pretrained import Weights, is_here
 from victims.retrieval_sets import RetrievalSet
 from victims.store import Store
 
@@ -61,10 +64,10 @@ def facts() -> Facts:
     return found
 
 
-def look_around(store: str, name: str, gpus: float, data: Sequence[str] = ()) -> dict[str, Any]:
+def look_around(store: str, name: str, gpus: float, data: Sequence[Needed] = ()) -> dict[str, Any]:
     """What a machine says of itself: versions, whether it can write to the store, its GPUs, and
     which places of ``data`` it cannot read."""
-    absent = [place for place in data if not os.access(place, os.R_OK)]
+    absent = [str(place) for place in data if not _is_here(place)]
     found: dict[str, Any] = {"facts": facts(), "store": "", "cuda": "", "absent": absent}
     try:
         Store(store).write_note(name, name.encode())
@@ -179,19 +182,43 @@ def store_faults(asked: list[Machine], said: Mapping[str, Any], store: str, run:
 ON_DISK = (LabelledFiles, EvaluationSet, RetrievalSet)
 
 
-def data_places(stages: Iterable[Stage], store: Store) -> list[str]:
+@dataclass(frozen=True, slots=True, order=True)
+class TagFile:
+    """Published weights: at a path, or where a machine keeps those of their tag."""
+
+    path: str
+    arch: str
+    tag: str
+
+    def __str__(self) -> str:
+        return f"{self.path} (nor are the weights {self.tag} of {self.arch} in its cache)"
+
+
+Needed = str | TagFile
+
+
+def _is_here(place: Needed) -> bool:
+    if isinstance(place, str):
+        return os.access(place, os.R_OK)
+    return is_here(Weights(sha256="", path=place.path, tag=place.tag), place.arch)
+
+
+def data_places(stages: Iterable[Stage], store: Store) -> list[Needed]:
     """Files and folders that stages read, apart from the store and unless it holds what they
     make of them."""
-    found = {}
+    found = dict[Key, Needed]()
     for stage in stages:
         if isinstance(stage, CorpusStage) and isinstance(stage.spec, ON_DISK):
             found[stage.key] = stage.spec.root
         elif isinstance(stage, FileModelStage):
-            found[stage.key] = stage.path
-    return sorted({place for key, place in found.items() if key not in store})
+            path, tag = stage.weights.path, stage.weights.tag
+            found[stage.key] = TagFile(path, stage.model.arch, tag) if tag else path
+    return sorted({place for key, place in found.items() if key not in store}, key=str)
 
 
-def check_machines(store: str, say: Callable[[str], None], data: Sequence[str] = ()) -> list[str]:
+def check_machines(
+    store: str, say: Callable[[str], None], data: Sequence[Needed] = ()
+) -> list[str]:
     """What is wrong with the machines of the cluster that this process has joined; ``data`` are
     places that those which run stages must be able to read."""
     asked, reference = machines(), facts()

@@ -127,12 +127,26 @@ def names_files(source: Source) -> bool:
     """Whether the plan depends on files beside the grid's own."""
     items = parse(source.text, source.source).items()
     data, guides, defenses = (items.get(name) for name in ("data", "guides", "defenses"))
+    if _is_pretrained(items.get("model")):
+        return True
     if data is not None and set(data.items()) != {"world"}:
         return True
     if defenses is not None and any(_names_its_settings(item) for item in defenses.elements()):
         return True
     made = [guide for guide in (guides.items() if guides else {}).values() if guide.node.data]
-    return any({"weights", "of"} & set(guide.items()) for guide in made)
+    return any(
+        {"weights", "of"} & set(given := guide.items()) or _is_pretrained(given.get("model"))
+        for guide in made
+    )
+
+
+def _is_pretrained(model: Raw | None) -> bool:
+    """Whether a model's weights are those of a file."""
+    return (
+        model is not None
+        and isinstance(model.node.data, Mapping)
+        and ("pretrained" in model.items())
+    )
 
 
 def _names_its_settings(entry: Raw) -> bool:
@@ -179,7 +193,8 @@ def exit_code(counts: Mapping[str, int]) -> int:
     """0 complete, 3 incomplete or a method failed, 4 a victim failed its gate."""
     if not is_complete(counts) or counts.get(Status.FAILED_METHOD):
         return 3
-    return 4 if counts.get(Status.INVALID_VICTIM.value) else 0
+    # Start weights that fail theirs leave nothing but skipped cells.
+    return 4 if counts.get(Status.INVALID_VICTIM) or counts.get(Status.SKIPPED) else 0
 
 
 def plan_summary(

@@ -166,7 +166,7 @@ def identity(plan: Plan, planned: CellPlan) -> dict[str, Any]:
         "track": grid.track.value,
         "regime": grid.regime.value,
         "count": planned.cell.count,
-        "model": f"{grid.model.arch}-{grid.model.size}",
+        "model": grid.model_words,
         "target": stage.trigger.goal.label,
         **describe_cell(planned.cell, grid),
     }
@@ -180,7 +180,7 @@ def refused_identity(plan: Plan, cell: Cell, reason: str) -> dict[str, Any]:
         "cell": content_key("cell", about),
         "track": grid.track.value,
         "regime": grid.regime.value,
-        "model": f"{grid.model.arch}-{grid.model.size}",
+        "model": grid.model_words,
         "target": grid.data.classes[cell.target],
         **describe_cell(cell, grid),
     }

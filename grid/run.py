@@ -10,10 +10,10 @@ import contextlib
 import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from grid import exhibits
 from grid.chains import write_chains
@@ -39,7 +39,9 @@ from grid.scheduler import MAX_ATTEMPTS, Scheduler, clear_errors
 from grid.schema import Status, write_columns, write_grid, write_whole
 from grid.spec import Grid
 from grid.stages import MeasureStage, Stage
+from grid.start_gate import StartVerdict, judge_start
 from grid.steering import Steering
+from grid.work import Ended
 from victims.keys import Key
 from victims.store import Damaged, Store
 
@@ -89,6 +91,14 @@ class RunReport:
         return f"{self.victims} {noun}: {told}" if told else "no victims"
 
 
+class Held(NamedTuple):
+    """Cells that were opened, and what is to be wanted for them."""
+
+    wanted: Sequence[Stage]
+    groups: Collection[Group]
+    cells: Sequence[CellPlan]
+
+
 class Driver(Scheduler):
     """One run of one grid."""
 
@@ -112,6 +122,8 @@ class Driver(Scheduler):
         self.rows = RowMaker(self.plan, store, self.runtime, set())
         self.status: dict[str, str] = {}
         self.asked = 0
+        self.start_verdict: StartVerdict | None = None
+        self.held: list[Held] = []
         self.verdicts: dict[Group, Verdict | None] = {}
         self.open: dict[Key, CellPlan] = {}
         self.cells_of: dict[Key, list[CellPlan]] = defaultdict(list)
@@ -219,7 +231,9 @@ class Driver(Scheduler):
                 self.groups_of[measure.key].append(group)
                 wanted.append(measure)
         wanted.extend(stage for cell in todo if not cell.gated for stage in cell.stages)
-        everything = [*wanted, *(measure for cell in todo for measure in cell.stages)]
+        start: list[Stage] = [self.plan.start] if self.plan.start and todo else []
+        measures = (measure for cell in todo for measure in cell.stages)
+        everything = [*start, *wanted, *measures]
         missing = self.plan.missing(everything, self.done)
         if not self.planned:
             self.journal.found = len(self.plan.missing(everything, set())) - len(missing)
@@ -228,12 +242,46 @@ class Driver(Scheduler):
         self.priority |= priorities(self.plan, missing, seconds)
         gpus = {key: self._gpus(stage) for key, stage in missing.items()}
         self.journal.expect(missing, gpus, self.priority)
-        for needed in wanted:
-            self.want(needed)
-        for group in groups:
-            self._judge_if_ready(group)
-        for cell in todo:
-            self._close_if_ready(cell)
+        self.held.append(Held(wanted, groups, todo))
+        self._begin_if_ready()
+
+    def _begin_if_ready(self) -> None:
+        """Want the stages of opened cells, once the weights that victims start from have passed."""
+        start = self.plan.start
+        if start is not None and self.start_verdict is None:
+            if start.key in self.blocked:
+                self._close_held(*self.blocked[start.key])
+                return
+            if start.key not in self.done:
+                self.want(start)
+                return
+            try:
+                required = self.grid.gate.reference or 0.0
+                self.start_verdict = judge_start(self.store, start, required)
+            except Damaged:
+                self.done.discard(start.key)
+                self.want(start)
+                return
+            self.say(self.start_verdict.detail)
+        if self.start_verdict is not None and not self.start_verdict.passes:
+            self._close_held(Status.SKIPPED, self.start_verdict.detail)
+            return
+        held, self.held = self.held, []
+        for opened in held:
+            for needed in opened.wanted:
+                self.want(needed)
+            for group in opened.groups:
+                self._judge_if_ready(group)
+            for cell in opened.cells:
+                self._close_if_ready(cell)
+
+    def _close_held(self, ended: Status | Ended, detail: str) -> None:
+        """None of the opened cells is begun."""
+        held, self.held, status = self.held, [], Status(ended.value)
+        for cell in (cell for opened in held for cell in opened.cells):
+            if cell.key in self.open:
+                self._close(cell, self._outcome_row(cell, status, detail), status)
+        self.planned &= self.done
 
     def give(self, cell: CellPlan, status: Status, detail: str) -> None:
         """Give a cell an outcome that does not come from its stages."""
@@ -246,7 +294,8 @@ class Driver(Scheduler):
         cells = list(self.open.values())
         groups = dict.fromkeys(cell.group for cell in cells if cell.group in self.plan.gates)
         gates = [stage for group in groups for stage in self.plan.gates[group].stages]
-        needed = self.plan.missing([*gates, *(s for c in cells for s in c.stages)], set())
+        start: list[Stage] = [self.plan.start] if self.plan.start and cells else []
+        needed = self.plan.missing([*start, *gates, *(s for c in cells for s in c.stages)], set())
         unneeded = {key for key in self.running if key not in needed}
         executor.stop(unneeded)
         self.running -= unneeded
@@ -279,6 +328,8 @@ class Driver(Scheduler):
         self.steering.heed(executor)
 
     def settled(self, key: Key) -> None:
+        if self.held and self.plan.start is not None and key == self.plan.start.key:
+            self._begin_if_ready()
         for group in self.groups_of.get(key, []):
             self._judge_if_ready(group)
         for cell in self.cells_of.get(key, []):
@@ -354,7 +405,7 @@ class Driver(Scheduler):
 
     def _close_if_ready(self, cell: CellPlan) -> None:
         """Write a cell's rows once its fate is known."""
-        if cell.key not in self.open:
+        if cell.key not in self.open or self.held:
             return
         verdict = self.verdicts.get(cell.group)
         if cell.group in self.plan.gates and cell.group not in self.verdicts:

@@ -18,10 +18,11 @@ from victims.corpora import CorpusSpec
 from victims.embedded import WorldCorpus
 from victims.evaluation_sets import EvaluationSet
 from victims.exhibits import Exhibits
-from victims.keys import digest
+from victims.keys import LATER, digest
 from victims.labelled import LabelledWorld
 from victims.labelled_files import LabelledFiles
 from victims.models import ModelSpec
+from victims.pretrained import Weights
 from victims.recipe import Recipe
 from victims.retrieval_sets import RetrievalSet
 from victims.tracks import Track
@@ -182,10 +183,12 @@ class Gate:
     """When a victim counts as attacked. ``rate`` is where it is judged; None, the largest of its
     attack.
 
-    ``init_loss`` is the clean accuracy a victim may lose against the weights it started from.
+    ``init_loss`` is the clean accuracy a victim may lose against the weights it started from,
+    ``reference`` the accuracy that these must have before any victim is trained.
     """
 
     rate: str | None = None
+    reference: float | None = field(default=None, metadata=LATER)
     strong: Thresholds = Thresholds(asr=0.90, lift=0.80, clean_loss=0.02)
     medium: Thresholds = Thresholds(asr=0.80, lift=0.70, clean_loss=0.02)
     weak: Thresholds = Thresholds(asr=0.50, lift=0.45, clean_loss=0.02)
@@ -196,6 +199,8 @@ class Gate:
     init_loss: float = 0.03
 
     def __post_init__(self) -> None:
+        if self.reference is not None and not 0 <= self.reference <= 1:
+            raise ValueError(f"reference is a share in 0..1, got {self.reference}")
         for name in ("inert_lift", "init_loss"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share in 0..1, got {getattr(self, name)}")
@@ -266,16 +271,16 @@ class Guide:
     recipe: Recipe | None = None
     of: Grid | None = None
     cell: Cell | None = None
-    path: str = ""
-    sha256: str = ""
+    weights: Weights | None = None
 
     def identity(self) -> dict[str, Any]:
         """What determines its weights, besides the public pairs of the grid."""
         if self.of is None or self.cell is None:
-            return {"model": self.model, "recipe": self.recipe, "sha256": self.sha256}
+            sha256 = self.weights.sha256 if self.weights else ""
+            return {"model": self.model, "recipe": self.recipe, "sha256": sha256}
         grid, cell = self.of, self.cell
         attack = [cell.attack.method, cell.count, cell.target] if cell.count else []
-        fits = [grid.victim, grid.reference, grid.regime]
+        fits = [grid.victim, grid.weights or grid.reference, grid.regime]
         return {"model": self.model, "data": grid.data, "attack": [*attack, cell.seed, *fits]}
 
 
@@ -364,7 +369,8 @@ class Cell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """A decoded grid file. ``reference`` has a meaning in regime F alone."""
+    """A decoded grid file. ``reference`` has a meaning in regime F alone, and where the model has
+    no ``weights`` of its own."""
 
     name: str
     description: str = ""
@@ -372,6 +378,7 @@ class Grid:
     regime: Regime = Regime.F
     data: Data
     model: ModelSpec | ClassifierSpec
+    weights: Weights | None = None
     targets: tuple[int, ...] = (0,)
     attacks: tuple[AttackEntry, ...]
     rates: tuple[str, ...]
@@ -414,10 +421,21 @@ class Grid:
         surrogate = any(a.method.needs_surrogate for a in self.attacks)
         if self.track is Track.SUPERVISED or (self.regime is Regime.S and not surrogate):
             del kept["reference"]
+        if self.weights is None:
+            del kept["weights"]
+        else:
+            kept.pop("reference", None)
         guides = [entry.guide and entry.guide.identity() for entry in self.defenses]
         if any(guides):
             kept["guides"] = guides
         return digest(["grid", kept])[:12]
+
+    @property
+    def model_words(self) -> str:
+        """The model in a word, for rows and boards: the network and the weights it starts from."""
+        if self.weights is None:
+            return self.model.label
+        return f"{self.model.label}:{self.weights.tag or self.weights.sha256[:8]}"
 
     def _too_many(self, attack: AttackEntry, count: int) -> str | None:
         """Of a labelled set an attack that keeps labels may poison half of the target class."""

@@ -70,10 +70,10 @@ from victims.models import (
     Clip,
     ModelSpec,
     NetSpec,
-    load_weights,
     preprocess_digest,
     save_weights,
 )
+from victims.pretrained import Weights, load_pretrained, located
 from victims.recipe import Recipe, Runtime, Select
 from victims.retrieval_sets import RetrievalSet
 from victims.store import Artefact, Store
@@ -152,7 +152,7 @@ class ModelStage:
     recipe: Recipe
     num_rows: int
     data: CorpusStage | PoisonStage
-    init: ModelStage | None
+    init: ModelStage | FileModelStage | None
 
     @cached_property
     def key(self) -> Key:
@@ -181,16 +181,15 @@ class ModelStage:
 
 @dataclass(frozen=True)
 class FileModelStage:
-    """A CLIP's weights out of a safetensors file; ``sha256`` says which, wherever it lies."""
+    """A CLIP's weights out of a file, known by its contents, wherever it lies."""
 
     kind: ClassVar[str] = "model"
     model: ModelSpec
-    path: str
-    sha256: str
+    weights: Weights
 
     @cached_property
     def key(self) -> Key:
-        return content_key("model", {"file": self.sha256, "model": self.model})
+        return content_key("model", {"file": self.weights.sha256, "model": self.model})
 
     inputs: ClassVar[Sequence[Key]] = ()
     family: ClassVar[str] = "file_model"
@@ -198,15 +197,21 @@ class FileModelStage:
 
     def run(self, bench: Bench) -> None:
         def make(scratch: Path) -> dict[str, Any]:
-            if file_sha256(Path(self.path)) != self.sha256:
-                raise GridError(f"{self.path} has changed since the grid file was read")
-            model = load_weights(self.model.empty(), Path(self.path), self.path)
+            path = located(self.weights, self.model.arch)
+            try:
+                found = file_sha256(path)
+            except OSError as error:
+                raise GridError(f"{path}: cannot be read ({error.strerror})") from error
+            if found != self.weights.sha256:
+                raise GridError(f"{path} has changed since the grid file was read")
+            model = load_pretrained(self.model.empty(), path)
             save_weights(model, scratch / "weights.safetensors")
-            return {"model": spec_meta(self.model), "cost": {}}
+            return {"model": spec_meta(self.model), "file": found, "cost": {}}
 
         memo(bench.store, self.key, make, collective=False, ledger=bench.ledger)
 
 
+# A model that is trained on no suspect data: the public one, or a judge.
 GuideStage = ModelStage | FileModelStage
 
 
@@ -220,7 +225,7 @@ class TriggerStage:
     seed: int
     corpus: CorpusStage
     model: NetSpec
-    surrogate: ModelStage | None = None
+    surrogate: GuideStage | None = None
 
     @cached_property
     def key(self) -> Key:
@@ -372,7 +377,7 @@ class DefendStage:
     victim: ModelStage
     clean: CorpusStage
     suspect: CorpusStage
-    reference: ModelStage | None
+    reference: GuideStage | None
     # A CLIP that judges in the reference's place; an image classifier has no other.
     guide: GuideStage | None = None
 

@@ -334,11 +334,15 @@ def test_data_are_looked_for_unless_the_store_has_what_is_made_of_them(tmp_path:
     from grid.stages import CorpusStage, FileModelStage
     from victims.labelled_files import LabelledFiles
     from victims.models import ModelSpec
+    from victims.pretrained import Weights
 
     spec = LabelledFiles(
         dataset="cifar10", root="/data/cifar", fingerprint="f", size=32, split="suspect", num_rows=1
     )
-    corpus, weights = CorpusStage(spec), FileModelStage(ModelSpec(), "/w.safetensors", "0" * 64)
+    corpus, weights = (
+        CorpusStage(spec),
+        FileModelStage(ModelSpec(), Weights(sha256="0" * 64, path="/w.safetensors")),
+    )
     store = Store(tmp_path / "store")
     assert preflight.data_places([corpus, weights], store) == ["/data/cifar", "/w.safetensors"]
     store.get_or_make(corpus.key, lambda scratch: {})

@@ -226,7 +226,7 @@ def test_weights_of_a_file_judge_by_what_they_are(tmp_path: Path) -> None:
         guides = {"own": {"weights": str(path), "model": {"arch": "tiny", "size": 64}}}
         plan = make_plan(load(tmp_path, guides=guides))
         (stage,) = {s for s in plan.stages.values() if isinstance(s, FileModelStage)}
-        assert stage.sha256 == file_sha256(path)
+        assert stage.weights.sha256 == file_sha256(path)
         stage.run(bench)
         loaded = bench.lab(stage.model).load(ModelRef(stage.key)).state_dict()
         assert all(torch.equal(tensor, loaded[f"net.{name}"]) for name, tensor in state.items())

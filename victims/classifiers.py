@@ -50,6 +50,11 @@ class ClassifierSpec:
     size: int = 32
     classes: tuple[str, ...]
 
+    @property
+    def label(self) -> str:
+        """The network in a word, for rows and boards."""
+        return f"{self.arch}-{self.size}"
+
     def empty(self) -> Classifier:
         return Classifier(self)
 
@@ -164,6 +169,10 @@ class Classifier(Clip):
 
     def text_tower(self) -> set[str]:
         return set()
+
+    @property
+    def width(self) -> int:
+        return len(self.spec.classes)
 
 
 def labels(tokens_BT: Tensor) -> Tensor:

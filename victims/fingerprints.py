@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from victims.errors import GridError
+from victims.keys import file_sha256
 from victims.tar_files import Member, Source
 
 _HEX: Final = re.compile(r"[0-9a-f]{64}")
@@ -34,12 +35,38 @@ def digest_files(files: Mapping[str, Source]) -> str:
         raise GridError(f"{error.filename}: cannot be read ({error.strerror})") from error
 
 
-def _digest(files: Mapping[str, Source], cached: Path | None) -> str:
+def remembered_sha256(path: Path) -> str:
+    """SHA-256 of one file's bytes, remembered in the same way: weights of hundreds of megabytes
+    are read once, however often they are named."""
+    try:
+        cached = _cache_path({"": path}, "sha256")
+        if (known := _known(cached)) is not None:
+            return known
+        found = file_sha256(path)
+        _remember(cached, found)
+    except OSError as error:
+        raise GridError(f"{error.filename}: cannot be read ({error.strerror})") from error
+    return found
+
+
+def _known(cached: Path | None) -> str | None:
     if cached is not None:
         with contextlib.suppress(OSError, UnicodeDecodeError):
             known = cached.read_text(encoding="ascii").strip()
             if _HEX.fullmatch(known):
                 return known
+    return None
+
+
+def _remember(cached: Path | None, found: str) -> None:
+    if cached is not None:
+        with contextlib.suppress(OSError):
+            _write(cached, found)
+
+
+def _digest(files: Mapping[str, Source], cached: Path | None) -> str:
+    if (known := _known(cached)) is not None:
+        return known
     hashed = hashlib.sha256()
     for name, path in sorted(files.items()):
         if isinstance(path, Member):
@@ -48,15 +75,13 @@ def _digest(files: Mapping[str, Source], cached: Path | None) -> str:
             with path.open("rb") as file:
                 contents = hashlib.file_digest(file, "sha256").hexdigest()
         hashed.update(_bytes(name) + f"\0{contents}\n".encode())
-    if cached is not None:
-        with contextlib.suppress(OSError):
-            _write(cached, hashed.hexdigest())
+    _remember(cached, hashed.hexdigest())
     return hashed.hexdigest()
 
 
-def _cache_path(files: Mapping[str, Source]) -> Path | None:
+def _cache_path(files: Mapping[str, Source], what: str = "1") -> Path | None:
     """Where the digest of these files, as they are now, is remembered; None: nowhere."""
-    stamp, settled = hashlib.sha256(b"1\n"), time.time() - _SETTLED_SECONDS
+    stamp, settled = hashlib.sha256(f"{what}\n".encode()), time.time() - _SETTLED_SECONDS
     for name, path in sorted(files.items()):
         file = path.archive if isinstance(path, Member) else path
         state = file.stat()

@@ -12,9 +12,13 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from enum import Enum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NewType
 
 Key = NewType("Key", str)
+
+# Metadata of a field that came after the first results: in a key where it is not its default.
+LATER = MappingProxyType({"keyed_if_set": True})
 
 PATTERN = re.compile(r"([a-z][a-z_]*)-([0-9a-f]{16})")
 
@@ -24,7 +28,8 @@ def canonical(value: Any) -> Any:
 
     Field order, the spelling of a number (1 or 1.0) and spelled-out defaults vanish here; a
     dataclass keeps its kind (``name`` or the class's name) and its ``version``. A field marked
-    ``metadata={"keyed": False}`` says where something is found, not what it is.
+    ``metadata={"keyed": False}`` says where something is found, not what it is; one marked `LATER`
+    is left out while it has its default, so that what was made before it came is still found.
     """
     # By exact type first: a plan of 10,000 cells asks a million times, mostly about these.
     cls = type(value)
@@ -41,11 +46,14 @@ def canonical(value: Any) -> Any:
     if isinstance(value, float):
         return int(value) if value.is_integer() else value
     if dataclasses.is_dataclass(cls):
-        names, every = _fields(cls)
+        names, every, later = _fields(cls)
         # What the class says of itself; a field of that name speaks of something else.
         kind = cls.__name__ if "name" in every else getattr(cls, "name", cls.__name__)
         version = 1 if "version" in every else getattr(cls, "version", 1)
         fields = {name: canonical(getattr(value, name)) for name in names}
+        for name, default in later:
+            if getattr(value, name) == default:
+                del fields[name]
         return {"kind": kind, "version": version, "fields": fields}
     if isinstance(value, Mapping):
         named = {str(key): canonical(value[key]) for key in value}
@@ -63,11 +71,14 @@ def canonical(value: Any) -> Any:
 
 
 @functools.cache
-def _fields(cls: type[Any]) -> tuple[tuple[str, ...], frozenset[str]]:
-    """Names of the keyed fields of a dataclass, and of all its fields."""
+def _fields(
+    cls: type[Any],
+) -> tuple[tuple[str, ...], frozenset[str], tuple[tuple[str, Any], ...]]:
+    """Names of the keyed fields of a dataclass, of all its fields, and the later ones' defaults."""
     found = dataclasses.fields(cls)
     keyed = tuple(f.name for f in found if f.metadata.get("keyed", True))
-    return keyed, frozenset(f.name for f in found)
+    later = tuple((f.name, f.default) for f in found if f.metadata.get("keyed_if_set"))
+    return keyed, frozenset(f.name for f in found), later
 
 
 _body = json.JSONEncoder(sort_keys=True, allow_nan=False, separators=(",", ":")).encode

@@ -118,6 +118,9 @@ def spec_of(meta: Mapping[str, Any]) -> NetSpec:
     fields = dict(meta)
     if fields.pop("kind", "model") == ClassifierSpec.name:
         return ClassifierSpec(**{**fields, "classes": tuple(fields["classes"])})
+    for name in ("mean", "std"):
+        if fields.get(name) is not None:
+            fields[name] = tuple(fields[name])
     return ModelSpec(**fields)
 
 

@@ -218,6 +218,26 @@ def outcomes(
     )
 
 
+@torch.no_grad()
+def clean_accuracy(
+    encoder: Encoder, head_KD: Tensor, corpus: Corpus, device: torch.device, batch_size: int = 256
+) -> Share:
+    """Top-1 zero-shot accuracy on all pictures of a corpus, none of them stamped."""
+    hits = 0
+    for start in range(0, len(corpus), batch_size):
+        rows = np.arange(start, min(start + batch_size, len(corpus)))
+        image_BCHW = torch.from_numpy(corpus.images_NCHW[rows]).to(device)
+        label_B = torch.from_numpy(corpus.labels[rows]).to(device)
+        score_BK = encoder.encode_image(image_BCHW) @ head_KD.T
+        if not score_BK.isfinite().all():
+            raise MethodFailure(
+                f"the model scores pictures {start}.. of {corpus.split} with numbers that are not"
+                " finite"
+            )
+        hits += int((score_BK.argmax(1) == label_B).sum())
+    return Share(hits, len(corpus))
+
+
 def metrics(found: Outcomes, target: int, num_classes: int, ks: Sequence[int]) -> dict[str, Share]:
     """The protocol's metrics from per-image outcomes. Denominators leave out the target class."""
     other = found.label != target

@@ -11,7 +11,7 @@ import copy
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -21,9 +21,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from victims.architectures import (
+    OPENAI_MEAN,
+    OPENAI_STD,
+    Colour,
+    architectures,
+    config_of,
+    refusal,
+)
 from victims.draws import derive
 from victims.errors import GridError, UsageError, near
-from victims.keys import digest
+from victims.keys import LATER, digest
 from victims.words import world_vocabulary
 
 Tokens = npt.NDArray[np.int32]
@@ -32,9 +40,6 @@ Tokens = npt.NDArray[np.int32]
 SCALE_START = math.log(1 / 0.07)
 SCALE_MAX = math.log(100.0)
 
-OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
-OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
-
 # Configurations of open_clip's CLIP for the embedded world: a ModifiedResNet, since patch
 # transformers of this size learn far worse, and a text context cut to its short captions.
 EMBEDDED: dict[str, dict[str, Any]] = {
@@ -42,17 +47,32 @@ EMBEDDED: dict[str, dict[str, Any]] = {
     "small": {"layers": (1, 1, 1, 1), "width": 16, "text_layers": 1, "embed": 64},
 }
 EMBEDDED_CONTEXT = 16
+EMBEDDED_MEAN: Colour = (0.47, 0.47, 0.47)
+EMBEDDED_STD: Colour = (0.30, 0.30, 0.30)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """Architecture by name: one of the embedded ones, or any of open_clip's."""
+    """Architecture by name: one of the embedded ones, or any of open_clip's.
+
+    ``quick_gelu`` is the activation where it is not the architecture's own, ``mean`` and ``std``
+    the pixels' where they are not OpenAI's.
+    """
 
     name: ClassVar[str] = "model"
     version: ClassVar[int] = 1
 
     arch: str = "tiny"
     size: int = 32
+    quick_gelu: bool | None = field(default=None, metadata=LATER)
+    mean: Colour | None = field(default=None, metadata=LATER)
+    std: Colour | None = field(default=None, metadata=LATER)
+
+    @property
+    def label(self) -> str:
+        """The network in a word, for rows and boards."""
+        own = {None: "", True: "-quickgelu", False: "-gelu"}[self.quick_gelu]
+        return f"{self.arch}{own}-{self.size}"
 
     def empty(self) -> Clip:
         """The network without its weights."""
@@ -69,6 +89,9 @@ class NetSpec(Protocol):
 
     @property
     def size(self) -> int: ...
+
+    @property
+    def label(self) -> str: ...
 
     def empty(self) -> Clip: ...
 
@@ -191,14 +214,14 @@ class Clip(nn.Module):
         """Image features of the joint space as they come, BD, float32."""
         self.meter.images_forward += len(image_BCHW)
         self.meter.images_backward += len(image_BCHW) * torch.is_grad_enabled()
-        features_BD: Tensor = self.net.encode_image(self.normalise(image_BCHW))
+        features_BD: Tensor = self.net.encode_image(self.normalise(image_BCHW), normalize=False)
         return features_BD.float()
 
     def encode_text(self, tokens_BT: Tensor) -> Tensor:
         """L2-normalised caption features, BD, float32.
 
-        Takes tokens cut after the longest caption of the batch: attention is causal and the
-        feature is read at the end token, so the padding behind it changes nothing.
+        Takes tokens cut after the longest caption of the batch: where attention is causal and the
+        feature is read at the end token, the padding behind it changes nothing.
         """
         return F.normalize(self.embed_text(tokens_BT), dim=-1)
 
@@ -208,14 +231,43 @@ class Clip(nn.Module):
         self.meter.texts_backward += len(tokens_BT) * torch.is_grad_enabled()
         net, length = self.net, tokens_BT.shape[1]
         features_BD: Tensor
-        if not hasattr(net, "token_embedding"):
-            features_BD = net.encode_text(tokens_BT)
+        if not self.reads_up_to_the_end:
+            # Positions count from the end, or every token is seen: the cut is taken back.
+            whole_BT = F.pad(tokens_BT, (0, self.tokenizer.context - length))
+            features_BD = net.encode_text(whole_BT, normalize=False)
             return features_BD.float()
         x_BTW = net.token_embedding(tokens_BT) + net.positional_embedding[:length]
         x_BTW = net.transformer(x_BTW, attn_mask=net.attn_mask[:length, :length])
         rows = torch.arange(len(tokens_BT), device=tokens_BT.device)
         features_BD = net.ln_final(x_BTW[rows, tokens_BT.argmax(-1)]) @ net.text_projection
         return features_BD.float()
+
+    @property
+    def reads_up_to_the_end(self) -> bool:
+        """Whether the text tower is OpenAI's: causal, read at the token with the largest id."""
+        net = self.net
+        return (
+            hasattr(net, "token_embedding")
+            and net.attn_mask is not None
+            and net.text_pool_type == "argmax"
+            and isinstance(net.text_projection, nn.Parameter)
+        )
+
+    @property
+    def width(self) -> int:
+        """The dimensions of the joint space."""
+        text = self.net if hasattr(self.net, "text_projection") else self.net.text
+        projection = text.text_projection
+        if projection is None:
+            return int(text.ln_final.weight.shape[0])
+        weight = projection.weight.T if isinstance(projection, nn.Linear) else projection
+        return int(weight.shape[-1])
+
+    def idle(self) -> set[str]:
+        """Names of the parameters that neither feature depends on: SigLIP's bias of the logits,
+        CoCa's writer of captions."""
+        names = {name for name, _ in self.named_parameters()}
+        return {n for n in names if n == "net.logit_bias" or n.startswith("net.text_decoder.")}
 
     def text_tower(self) -> set[str]:
         """Names of the parameters that belong to the text side; the logit scale goes with it."""
@@ -226,30 +278,53 @@ def _build(
     spec: ModelSpec,
 ) -> tuple[nn.Module, Tokenizer, tuple[float, ...], tuple[float, ...]]:
     import open_clip
-    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+    from open_clip.model import CLIP
 
+    mean, std = spec.mean, spec.std
     if spec.arch in EMBEDDED:
-        shape = EMBEDDED[spec.arch]
         tokenizer = WordTokenizer(world_vocabulary(), EMBEDDED_CONTEXT)
-        vision = CLIPVisionCfg(layers=shape["layers"], width=shape["width"], image_size=spec.size)
-        text = CLIPTextCfg(
-            context_length=EMBEDDED_CONTEXT,
-            vocab_size=tokenizer.vocabulary,
-            width=64,
-            heads=2,
-            layers=shape["text_layers"],
-        )
-        net = CLIP(shape["embed"], vision, text, init_logit_scale=SCALE_START)
-        return net, tokenizer, (0.47,) * 3, (0.30,) * 3
-    known = open_clip.list_models()
+        net = CLIP(**embedded_config(spec), init_logit_scale=SCALE_START)
+        return net, tokenizer, mean or EMBEDDED_MEAN, std or EMBEDDED_STD
+    known = architectures()
     if spec.arch not in known:
         raise UsageError(
             f"model.arch: no architecture called {spec.arch!r}.{near(spec.arch, known)}"
             f" Known: {', '.join(EMBEDDED)} and open_clip's {len(known)} architectures"
-            " (open_clip.list_models())."
+            " (`grid models`)."
         )
-    net = open_clip.create_model(spec.arch, pretrained=None, force_image_size=spec.size)
-    return net, BpeTokenizer(spec.arch), OPENAI_MEAN, OPENAI_STD
+    if why := refusal(spec.arch):
+        raise UsageError(f"model.arch: {spec.arch} cannot be used: {why}")
+    given: dict[str, Any] = {}
+    if spec.quick_gelu is not None:
+        given["quick_gelu"] = spec.quick_gelu
+    net = open_clip.create_model(spec.arch, pretrained=None, force_image_size=spec.size, **given)
+    return net, BpeTokenizer(spec.arch), mean or OPENAI_MEAN, std or OPENAI_STD
+
+
+def embedded_config(spec: ModelSpec) -> dict[str, Any]:
+    """What open_clip's CLIP is built from for one of the embedded architectures."""
+    shape = EMBEDDED[spec.arch]
+    vision = {"layers": shape["layers"], "width": shape["width"], "image_size": spec.size}
+    text = {
+        "context_length": EMBEDDED_CONTEXT,
+        "vocab_size": WordTokenizer(world_vocabulary(), EMBEDDED_CONTEXT).vocabulary,
+        "width": 64,
+        "heads": 2,
+        "layers": shape["text_layers"],
+    }
+    found = {"embed_dim": shape["embed"], "vision_cfg": vision, "text_cfg": text}
+    return {**found, "quick_gelu": True} if spec.quick_gelu else found
+
+
+def model_config(spec: ModelSpec) -> dict[str, Any]:
+    """open_clip's configuration of a network, such as `open_clip_config.json` holds."""
+    if spec.arch in EMBEDDED:
+        return embedded_config(spec)
+    found = config_of(spec.arch)
+    found["vision_cfg"]["image_size"] = spec.size
+    if spec.quick_gelu is not None:
+        found["quick_gelu"] = spec.quick_gelu
+    return found
 
 
 def frozen_copy(model: Clip) -> Clip:

@@ -202,4 +202,4 @@ class SafePhaseSpec:
     split: Split | None = None
 
     def build(self, model: Clip) -> Objective:
-        return SafePhase(self, int(model.net.text_projection.shape[-1]))
+        return SafePhase(self, model.width)

@@ -138,7 +138,8 @@ def optimizer_for(model: Clip, objective: Objective, recipe: Recipe) -> torch.op
     A classifier's recipe names its optimizer, and decays all parameters.
     """
     every = isinstance(recipe, ClassifierRecipe)
-    chosen = {id(p) for p in objective.trainable(model)}
+    idle, chosen = model.idle(), {id(p) for p in objective.trainable(model)}
+    chosen -= {id(p) for name, p in model.named_parameters() if name in idle}
     text = model.text_tower()
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():

@@ -334,7 +334,7 @@ class _Craft:
             return None
         if self.how.discriminator == Discriminator.PIXELS:
             return judge_of_pixels(self.size, self.how.width).to(self.device)
-        width = int(self.model.net.text_projection.shape[-1])
+        width = self.model.width
         return judge_of_features(width, self.how.width).to(self.device)
 
     def patch(self) -> Tensor:

@@ -29,6 +29,7 @@ from grid.scheduler import clear_errors
 from grid.schema import Status, write_whole
 from grid.spec import Gate, Tuned
 from grid.stages import Stage
+from grid.start_gate import StartStage, judge_start
 from grid.tuning.preparation import Preparation
 from grid.tuning.records import known_of, recorded_in, row, settings_of
 from grid.tuning.report import CampaignReport, SearchReport, write_report
@@ -126,6 +127,8 @@ class CampaignDriver:
         found: dict[Key, Stage] = {}
         for one in sees:
             scene = self.scenes.of(one)
+            if scene.plan.start is not None:
+                inputs(scene.plan.start, found)
             for group in scene.groups():
                 for stage in scene.plan.gates[group].stages:
                     inputs(stage, found)
@@ -145,9 +148,11 @@ class CampaignDriver:
             plan = self.scenes.of(one).plan
             for planned in plan.cells:
                 if planned.group in gates[one]:
-                    stages = (*planned.stages, *plan.gates[planned.group].stages)
+                    start: list[Stage] = [plan.start] if plan.start else []
+                    stages = (*start, *planned.stages, *plan.gates[planned.group].stages)
                     self.rests.add("victim ", planned.cell, stages)
         self.rests.write()
+        self._check_start(executor, chosen)
         prepared.add(
             stage for each in gates.values() for gate in each.values() for stage in gate.stages
         )
@@ -183,6 +188,23 @@ class CampaignDriver:
                 prepared.add(square.measure for square in squares)
         self.rests.write()
         self._work(executor)
+
+    def _check_start(self, executor: Executor, sees: Iterable[Sees]) -> None:
+        """Weights that victims should not start from end a campaign before anything is trained."""
+        required, found = self.campaign.grid.gate.reference, dict[Key, StartStage]()
+        for stage in (self.scenes.of(one).plan.start for one in sees):
+            if stage is not None:
+                found[stage.key] = stage
+        if required is None or not found:
+            return
+        self.prepared.add(found.values())
+        self._work(executor)
+        for stage in found.values():
+            if stage.key in self.prepared.blocked:
+                raise GridError(f"the start weights: {self.prepared.blocked[stage.key][1]}")
+            verdict = judge_start(self.store, stage, required)
+            if not verdict.passes:
+                raise GridError(verdict.detail)
 
     def _gate(self, sees: Sees) -> Gate:
         """A simulation is fitted to few pairs: what it loses against its start says nothing."""

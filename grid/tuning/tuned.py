@@ -131,6 +131,10 @@ def write_held_out(
             for tuned in found
             if tuned.name.partition("@")[0] == searched.label
         ]
+    weights = campaign.grid.weights
+    if weights is not None and not weights.tag:
+        # It is written beside another file than the one that its path was relative to.
+        given["model"] = {**given["model"], "pretrained": weights.path}
     body = {
         "name": f"{campaign.name}-held-out",
         "description": f"what campaign {campaign.name} chose, on attacks and seeds held out of it",
