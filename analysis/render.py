@@ -233,7 +233,7 @@ def _sections(board: Board) -> list[tuple[str, list[BoardRow]]]:
         ("Defenses", board.rows),
         ("Controls", board.controls),
         (
-            "Invalid victims (the attack did not pass its gate; not part of the board)",
+            "Invalid victims (the attack or the start weights did not pass the gate; not counted)",
             board.invalid,
         ),
     ]

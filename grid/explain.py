@@ -184,8 +184,10 @@ def _uses(plan: Plan) -> Counter[Key]:
     """How many cells rest on each stage, through their gates or directly."""
     gates = {group: set(plan.missing(gate.stages, set())) for group, gate in plan.gates.items()}
     uses: Counter[Key] = Counter()
+    start = set(plan.missing([plan.start] if plan.start else [], set()))
     for cell in plan.cells:
-        uses.update(gates.get(cell.group, set()) | set(plan.missing(cell.stages, set())))
+        own = set(plan.missing(cell.stages, set()))
+        uses.update(start | gates.get(cell.group, set()) | own)
     return uses
 
 

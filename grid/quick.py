@@ -22,6 +22,7 @@ from grid.registry import Source, code_digest
 from grid.schema import (
     KIND_KEY,
     KINDS,
+    NO_VICTIM,
     SCHEMA_VERSION,
     VERSION_KEY,
     WITHOUT_OUTCOME,
@@ -249,6 +250,7 @@ def completeness(source: Source, out: Path, store_uri: str) -> dict[str, Any]:
     status = outcomes_in(out)
     counts: Counter[str] = Counter()
     told: dict[str, list[dict[str, str]]] = {"incomplete": [], "failed": [], "invalid": []}
+    unstarted: dict[str, dict[str, str]] = {}
     for cell in cells:
         state, why = status.get(cell["cell"], (Status.MISSING.value, "not run yet"))
         counts[state] += 1
@@ -259,6 +261,9 @@ def completeness(source: Source, out: Path, store_uri: str) -> dict[str, Any]:
             told["failed"].append(entry)
         elif state == Status.INVALID_VICTIM:
             told["invalid"].append(entry)
+        elif state == Status.SKIPPED and why.startswith(NO_VICTIM):
+            unstarted.setdefault(why, entry)  # the same of every cell
+    told["invalid"].extend(unstarted.values())
     return {
         "grid": source.name,
         "planned": len(cells),

@@ -59,6 +59,8 @@ class Status(StrEnum):
     MISSING = "missing"
 
 
+# How the detail of a skipped cell begins whose start weights failed their gate.
+NO_VICTIM = "no victim was trained"
 MEASURED = frozenset({Status.OK, Status.INERT, Status.INVALID_VICTIM})
 WITHOUT_OUTCOME = (
     Status.MISSING,
@@ -70,7 +72,7 @@ STATUS_WORDS: Mapping[str, str] = {
     Status.OK: "ok",
     Status.FAILED_METHOD: "failed (method)",
     Status.FAILED_INFRASTRUCTURE: "failed (infrastructure)",
-    Status.SKIPPED: "skipped (invalid victim)",
+    Status.SKIPPED: "skipped (gate not passed)",
     Status.INERT: "inert",
     Status.NOT_APPLICABLE: "not applicable",
     Status.INVALID_VICTIM: "invalid victim",

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
+from grid.schema import NO_VICTIM
 from grid.stages import Bench, CorpusStage, GuideStage
 from victims.corpora import Reader, open_corpus
 from victims.keys import Key, content_key
@@ -80,4 +81,4 @@ def judge_start(store: Store, stage: StartStage, required: float) -> StartVerdic
     )
     if share.value >= required:
         return StartVerdict(True, shown)
-    return StartVerdict(False, f"no victim was trained: {shown}. {HINTS}")
+    return StartVerdict(False, f"{NO_VICTIM}: {shown}. {HINTS}")

@@ -39,6 +39,8 @@ UNSAFE_CALLS = {
     "pd.read_pickle",
     "pandas.read_pickle",
 }
+# Tests of how such files are read have to write them.
+MAY = {"tests/test_pretrained.py": {"calls torch.save"}}
 ANY_HOST = ".".join("0000")
 # What follows the name of a call that listens, and means every address.
 LISTENS = {"make_server", "HTTPServer", "ThreadingHTTPServer", "create_server", "bind"}
@@ -65,6 +67,8 @@ def faults(tree: ast.AST) -> Iterator[tuple[int, str]]:
 def _call_faults(call: ast.Call) -> Iterator[str]:
     name = ast.unparse(call.func)
     given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+    if name == "torch.load" and given.get("weights_only") == "True":
+        return  # what it unpickles is tensors
     if name in UNSAFE_CALLS:
         yield f"calls {name}"
     if name in ("np.load", "numpy.load") and given.get("allow_pickle") != "False":
@@ -87,7 +91,9 @@ def _call_faults(call: ast.Call) -> Iterator[str]:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_no_file_does_what_is_forbidden(path: Path) -> None:
     text = path.read_text()
-    assert list(faults(ast.parse(text))) == []
+    allowed = MAY.get(path.relative_to(ROOT).as_posix(), set())
+    found = [fault for fault in faults(ast.parse(text)) if fault[1] not in allowed]
+    assert found == []
     # Spelled in parts, so that this file passes its own test.
     assert re.findall(r"\b(?:TO" r"DO|FIX" r"ME|XX" r"X)\b", text) == []
 
@@ -97,6 +103,8 @@ import pickle
 from torch import nn
 import cloudpickle as cp
 torch.load(path)
+torch.load(path, weights_only=True)
+torch.load(path, weights_only=given)
 eval(text)
 model.eval()
 yaml.load(text)
@@ -126,6 +134,7 @@ def test_the_search_finds_every_fault_and_no_other() -> None:
         "import pickle",
         "import cloudpickle as cp",
         "torch.load(path)",
+        "torch.load(path, weights_only=given)",
         "eval(text)",
         "yaml.load(text)",
         "np.load(path)",
