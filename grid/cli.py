@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from grid import board_commands, import_commands, job_commands, operations
+from grid import board_commands, import_commands, job_commands, model_commands, operations
 from grid.board_commands import EvalSetOpt, results_folder, terminal_width
 from grid.places import home, places
 from victims.errors import GridError, UsageError, near
@@ -53,6 +53,7 @@ class Kind(StrEnum):
     DEFENSES = "defenses"
     PRESETS = "presets"
     CAMPAIGNS = "campaigns"
+    MODELS = "models"
 
 
 class Format(StrEnum):
@@ -492,8 +493,12 @@ def compact(
 
 @app.command()
 def ls(kind: Annotated[Kind, typer.Argument()], as_json: JsonOpt = False) -> None:
-    """List attacks, defenses, presets or campaigns, with where each is defined."""
+    """List attacks, defenses, presets, campaigns or models, with where each is defined."""
     from grid.registry import campaigns, describe, presets
+
+    if kind is Kind.MODELS:
+        model_commands.show_models("", as_json)
+        return
 
     if kind in (Kind.PRESETS, Kind.CAMPAIGNS):
         bundled = presets() if kind is Kind.PRESETS else campaigns()
@@ -583,6 +588,7 @@ operations.register(app)
 board_commands.register(app)
 import_commands.register(app)
 job_commands.register(app)
+model_commands.register(app)
 
 
 def _known_commands() -> list[str]:

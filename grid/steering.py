@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -112,10 +114,19 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
+def _file_of(out: Path) -> str:
+    """Where a run's grid file was, which the paths in it are relative to."""
+    from grid.registry import SOURCE_FILE, TEXT_FILE
+
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        return str(json.loads((out / SOURCE_FILE).read_text(encoding="utf-8"))["path"])
+    return str(out / TEXT_FILE)
+
+
 def settle(out: Path, say: Callable[[str], None]) -> None:
     """Carry out the requests to a run that no driver works on; runs no stage."""
     from grid.gridfile import decode_grid
-    from grid.registry import Source
+    from grid.registry import TEXT_FILE, Source
     from grid.run import Driver
     from victims.store import Store
 
@@ -125,7 +136,7 @@ def settle(out: Path, say: Callable[[str], None]) -> None:
             f"{out}: no run is alive there, and its store is {chains.store}. The request stands,"
             " and the next `grid run` carries it out."
         )
-    source = Source(chains.grid, str(out / "grid.yaml"), (out / "grid.yaml").read_text("utf-8"))
+    source = Source(chains.grid, _file_of(out), (out / TEXT_FILE).read_text("utf-8"))
     driver = Driver(decode_grid(source), out, Store(chains.store), say=say)
     if {cell.key for cell in chains.cells} != {cell.key for cell in driver.plan.cells}:
         raise GridError(

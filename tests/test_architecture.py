@@ -41,7 +41,7 @@ LIGHT = (
     *("grid/cli.py", "grid/quick.py", "grid/schema.py", "grid/registry.py", "grid/places.py"),
     *("grid/operations.py", "grid/control.py", "grid/chains.py", "grid/journal.py"),
     *("grid/board_commands.py", "grid/campaign_status.py", "grid/execution.py", "grid/room.py"),
-    "grid/import_commands.py",
+    *("grid/import_commands.py", "grid/model_commands.py"),
     *("grid/lock.py", "grid/status.py", "grid/status_words.py", "grid/cache.py", "grid/collect.py"),
 )
 HEAVY = {"torch", "ray"}

@@ -31,6 +31,7 @@ from grid.registry import grid_source
 from grid.spec import Grid
 from grid.stages import Bench, CorpusStage, FileModelStage, ModelStage, TriggerStage
 from tests.grids import RECIPE, TINY, call, outcomes, run_serial, tiny_grid
+from tests.networks import ARCH, VIT, network, register
 from victims.architectures import architectures, cached, refusal, tag_names, tag_of
 from victims.errors import GridError, UsageError
 from victims.keys import file_sha256
@@ -46,7 +47,6 @@ NO_REFERENCE = {"victim": RECIPE, "repair": RECIPE}
 
 # --- every kind of network that open_clip has, behind our two calls
 
-VIT = {"layers": 2, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 16}
 RESNET = {"layers": (1, 1, 1, 1), "width": 8, "image_size": 32}
 TEXT = {"context_length": 12, "vocab_size": 64, "width": 32, "heads": 2, "layers": 2}
 CODA = {"context_length": 12, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1}
@@ -260,19 +260,11 @@ def test_weights_of_another_network_are_explained(model: Clip, tmp_path: Path) -
 
 # --- a registry of our own
 
-ARCH = "Tiny-Test-16"
-CONFIG = {
-    "embed_dim": 32,
-    "vision_cfg": VIT,
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-}
-
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An architecture with two tags, and an empty cache of the hub."""
-    monkeypatch.setitem(factory._MODEL_CONFIGS, ARCH, CONFIG)
-    monkeypatch.setitem(factory._MODEL_CONFIGS, f"{ARCH}-quickgelu", CONFIG | {"quick_gelu": True})
+    register(monkeypatch)
     tags = {
         "openai": registry._pcfg(hf_hub="org/quick/", quick_gelu=True),
         "halves": registry._slpcfg(hf_hub="org/halves/weights.bin"),
@@ -302,13 +294,6 @@ def keep(cache: Path, repo: str, name: str, net: Any) -> Path:
 
 def entry(**given: Any) -> Raw:
     return Raw.of(given, Where("grid.yaml", 1, "model"))
-
-
-def network(quick: bool) -> Any:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(5)
-        arch = f"{ARCH}-quickgelu" if quick else ARCH
-        return open_clip.create_model(arch, force_image_size=16).eval()
 
 
 def test_a_tag_brings_its_activation_whatever_the_architecture_is_called(hub: Path) -> None:

@@ -280,11 +280,11 @@ def _build(
     import open_clip
     from open_clip.model import CLIP
 
-    mean, std = spec.mean, spec.std
+    mean, std = colours_of(spec)
     if spec.arch in EMBEDDED:
         tokenizer = WordTokenizer(world_vocabulary(), EMBEDDED_CONTEXT)
         net = CLIP(**embedded_config(spec), init_logit_scale=SCALE_START)
-        return net, tokenizer, mean or EMBEDDED_MEAN, std or EMBEDDED_STD
+        return net, tokenizer, mean, std
     known = architectures()
     if spec.arch not in known:
         raise UsageError(
@@ -298,7 +298,13 @@ def _build(
     if spec.quick_gelu is not None:
         given["quick_gelu"] = spec.quick_gelu
     net = open_clip.create_model(spec.arch, pretrained=None, force_image_size=spec.size, **given)
-    return net, BpeTokenizer(spec.arch), mean or OPENAI_MEAN, std or OPENAI_STD
+    return net, BpeTokenizer(spec.arch), mean, std
+
+
+def colours_of(spec: ModelSpec) -> tuple[Colour, Colour]:
+    """The mean and spread by which a network's pixels are normalised."""
+    usual = (EMBEDDED_MEAN, EMBEDDED_STD) if spec.arch in EMBEDDED else (OPENAI_MEAN, OPENAI_STD)
+    return spec.mean or usual[0], spec.std or usual[1]
 
 
 def embedded_config(spec: ModelSpec) -> dict[str, Any]:
