@@ -7,6 +7,7 @@ knows, so `quick_gelu`, `mean` and `std` can be written.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -83,13 +84,38 @@ def read_model(raw: Raw | None, size: int) -> Model:
     if tag is not None:
         return _tagged(spec, tag, given, own, wanted, raw)
     path = _file(given.pretrained, given.arch, at)
-    activation = own if wanted is None else wanted
+    beside = _beside(path)
+    if wanted is None:
+        wanted = beside.quick_gelu
     colours = given.mean, given.std
-    if given.mean is None and given.arch not in EMBEDDED:
-        colours = agreed_colours(given.arch) or (None, None)
+    if given.mean is None:
+        agreed = None if given.arch in EMBEDDED else agreed_colours(given.arch)
+        colours = beside.colours or agreed or (None, None)
+    activation = own if wanted is None else wanted
     notes = _doubts(given.arch, activation) if wanted is None else []
     weights = Weights(sha256=remembered_sha256(path), path=str(path), notes=tuple(notes))
     return Model(_finished(spec, activation, own, colours), weights)
+
+
+class _Beside(NamedTuple):
+    """What open_clip's own file beside a checkpoint says of it, if there is one."""
+
+    quick_gelu: bool | None = None
+    colours: tuple[Colour, Colour] | None = None
+
+
+def _beside(path: Path) -> _Beside:
+    """`open_clip_config.json`, as published and exported checkpoints have it."""
+    try:
+        found = json.loads((path.parent / "open_clip_config.json").read_text(encoding="utf-8"))
+        pictures = found.get("preprocess_cfg", {})
+        mean, std = (tuple(map(float, pictures.get(name, ()))) for name in ("mean", "std"))
+        quick_gelu = bool(found["model_cfg"].get("quick_gelu", False))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return _Beside()
+    if len(mean) != 3 or len(std) != 3:
+        return _Beside(quick_gelu)
+    return _Beside(quick_gelu, ((mean[0], mean[1], mean[2]), (std[0], std[1], std[2])))
 
 
 def _check_arch(arch: str, at: Raw) -> None:

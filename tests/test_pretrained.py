@@ -22,14 +22,21 @@ from open_clip.model import CLIP, CustomTextCLIP
 from safetensors.torch import save_file
 from torch import Tensor
 
+from grid.gridfile import load_grid
 from grid.model_entry import read_model
 from grid.nodes import Raw, Where
 from grid.plan import make_plan
 from grid.preflight import data_places, look_around
 from grid.quick import completeness, finished_run
 from grid.registry import grid_source
-from grid.spec import Grid
+from grid.spec import Grid, Tuned
 from grid.stages import Bench, CorpusStage, FileModelStage, ModelStage, TriggerStage
+from grid.tuning.campaign import CampaignDriver
+from grid.tuning.file import load_campaign
+from grid.tuning.preparation import Preparation
+from grid.tuning.spec import Sees
+from grid.tuning.tuned import write_held_out
+from tests.campaigns import GRID, campaign, write_campaign_file
 from tests.grids import RECIPE, TINY, call, outcomes, run_serial, tiny_grid
 from tests.networks import ARCH, VIT, network, register
 from victims.architectures import architectures, cached, refusal, tag_names, tag_of
@@ -384,6 +391,27 @@ def test_of_a_file_the_author_says_what_nobody_else_can_know(hub: Path, tmp_path
     assert bool((colours.spec.empty().normalise(torch.ones(1, 3, 16, 16)) == 1).all())
 
 
+def test_what_lies_beside_a_checkpoint_is_its_author_s_word(hub: Path, tmp_path: Path) -> None:
+    """As in a folder of the hub, and in one that `grid export` wrote."""
+    path = tmp_path / "open_clip_model.safetensors"
+    save_file({n: t.contiguous() for n, t in network(True).state_dict().items()}, path)
+    beside, colours = tmp_path / "open_clip_config.json", {"mean": [0.5] * 3, "std": [0.25] * 3}
+    config = {"model_cfg": {"quick_gelu": True}, "preprocess_cfg": colours}
+    beside.write_text(json.dumps(config))
+    found = read_model(entry(arch=ARCH, pretrained=str(path)), 16)
+    assert (found.spec.quick_gelu, found.spec.mean, found.spec.std) == (
+        *(True, (0.5, 0.5, 0.5)),
+        (0.25, 0.25, 0.25),
+    )
+    assert found.weights is not None
+    assert found.weights.notes == ()
+    told = read_model(entry(arch=ARCH, pretrained=str(path), quick_gelu=False), 16)
+    assert told.spec.quick_gelu is None, "what the grid file says comes first"
+    for text in ("no JSON", "[]", "{}", '{"model_cfg": 3}'):
+        beside.write_text(text)
+        assert read_model(entry(arch=ARCH, pretrained=str(path)), 16).spec.quick_gelu is None
+
+
 BAD_ENTRIES: list[tuple[dict[str, Any], str]] = [
     ({"pretrained": "openia"}, r"no weights called 'openia'.*Did you mean 'openai'"),
     ({"pretrained": "hf-hub:org/x"}, "names of the hub are not read"),
@@ -612,9 +640,44 @@ def test_the_accuracy_of_the_start_is_the_boards(tmp_path: Path) -> None:
     assert (ours["successes"], ours["n"]) == (theirs["successes"], theirs["n"])
 
 
+# --- campaigns
+
+
+def test_a_campaign_asks_the_start_weights_first(tmp_path: Path) -> None:
+    found = campaign(grid={**GRID, "gate": {**TINY["gate"], "reference": 0.99}})
+    store, said = Store(tmp_path / "store"), list[str]()
+    driver = CampaignDriver(found, tmp_path / "out", store, say=said.append)
+    sees = dict.fromkeys([Sees.ATTACKS])
+    options: dict[str, Any] = {"out": tmp_path / "out", "store": store, "say": said.append}
+    driver.prepared = Preparation(found, driver._stages(sees), executor="serial", **options)
+    executor = driver.prepared.start()
+    with pytest.raises(GridError, match=r"no victim was trained: .*asks for 99\.0%"):
+        driver._check_start(executor, sees)
+    executor.close()
+    assert len(set(store.keys("model"))) == 1, "the reference, and nothing that starts from it"
+
+
+def test_the_held_out_grid_of_a_campaign_finds_the_same_weights(tmp_path: Path) -> None:
+    """It is written into the results, where a relative path leads somewhere else."""
+    weights_file(tmp_path)
+    model = {"arch": "tiny", "pretrained": "w.safetensors"}
+    path = write_campaign_file(tmp_path, grid={**GRID, "model": model, "recipes": NO_REFERENCE})
+    found = load_campaign(str(path))
+    chosen = Tuned(
+        name="finetune@tuned", defense="finetune", campaign="mini", objective="tuned", trials=1,
+        device_seconds=1.0,
+    )  # fmt: skip
+    (tmp_path / "out").mkdir()
+    held_out = write_held_out(tmp_path / "out", found, [chosen], lambda line: None)
+    assert held_out is not None
+    weights = load_grid(str(held_out)).weights
+    assert weights is not None
+    assert weights == found.grid.weights
+
+
 @pytest.mark.exhaustive
 def test_good_weights_pass_where_random_ones_fail(tmp_path: Path) -> None:
-    data = {"world": {**TINY["data"]["world"], "public": 6000, "tuning": 200}}
+    data = {"world": {**TINY["data"]["world"], "public": 10_000, "tuning": 200}}
     fit = {"epochs": 5, "batch_size": 64, "lr": 5e-3}
     recipes = {**TINY["recipes"], "reference": fit}
     trained = tiny_grid(tmp_path, data=data, recipes=recipes, defenses=["none"])

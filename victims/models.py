@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -134,14 +135,20 @@ class BpeTokenizer:
     """open_clip's byte-pair tokenizer."""
 
     def __init__(self, arch: str) -> None:
-        import open_clip
-
-        self._tokenize = open_clip.get_tokenizer(arch)
+        self._tokenize = _byte_pairs(arch)
         self.context = int(self._tokenize.context_length)
 
     def __call__(self, captions: Sequence[str]) -> Tokens:
         tokens: Tokens = self._tokenize(list(captions)).numpy().astype(np.int32)
         return tokens
+
+
+@cache
+def _byte_pairs(arch: str) -> Any:
+    """Its table of merges takes a third of a second to read: once per process."""
+    import open_clip
+
+    return open_clip.get_tokenizer(arch)
 
 
 @dataclass(slots=True)
