@@ -22,7 +22,7 @@ from attacks import ATTACKS
 from defenses import DEFENSES
 from grid.registry import KINDS, resolve
 from victims.embedded import WorldCorpus
-from victims.keys import content_key, kind_of
+from victims.keys import LATER, content_key, kind_of
 from victims.models import ModelSpec
 from victims.recipe import Recipe
 from victims.rewrite import EdaMode, EdaText
@@ -183,6 +183,25 @@ class Found:
 def test_a_field_that_is_not_keyed_does_not_matter_and_its_neighbour_does() -> None:
     assert key(Found("a", "/here")) == key(Found("a", "/there"))
     assert key([Found("a")]) != key([Found("b")])
+
+
+@dataclass(frozen=True)
+class Grown:
+    """A class that got a field after the first results."""
+
+    name: ClassVar[str] = "grown"
+    size: int = 1
+    colour: str | None = field(default=None, metadata=LATER)
+
+
+def test_a_later_field_changes_no_key_until_it_is_set() -> None:
+    @dataclass(frozen=True)
+    class Before:
+        name: ClassVar[str] = "grown"
+        size: int = 1
+
+    assert key(Grown()) == key(Before()) == key(Grown(colour=None))
+    assert len({key(Grown()), key(Grown(colour="red")), key(Grown(colour="blue"))}) == 3
 
 
 # --- what matters
