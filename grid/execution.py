@@ -104,7 +104,8 @@ class Execution:
     """How a grid is run. Nothing here changes a result or a key.
 
     ``wait_seconds``: how long to wait for resources that no node has now. ``preset``: what stages
-    ask for, by a name; ``resources`` come before it.
+    ask for, by a name; ``resources`` come before it. ``checkpoint_activations``: fits take less
+    memory and more time.
     """
 
     lanes: int | None = None
@@ -112,6 +113,7 @@ class Execution:
     threads: int = 1
     checkpoint_seconds: float = 30
     keep_optimizer: bool = False
+    checkpoint_activations: bool = False
     wait_seconds: float = 300
     preset: str | None = None
     resources: Mapping[str, Resources] = field(default_factory=dict)

@@ -70,6 +70,7 @@ class Scheduler:
             threads=execution.threads,
             checkpoint_seconds=execution.checkpoint_seconds,
             keep_optimizer=execution.keep_optimizer,
+            checkpoint_activations=execution.checkpoint_activations,
         )
         self.history = History(Path(store.root, "history.json") if store.local else None)
         self.logbook = Logbook(out)

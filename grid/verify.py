@@ -73,7 +73,9 @@ def verify_cell(
         )
     started = time.perf_counter()
     runtime = Runtime(
-        device=choose_device(grid.execution.device, 1.0), threads=int(outcome["threads"])
+        device=choose_device(grid.execution.device, 1.0),
+        threads=int(outcome["threads"]),
+        checkpoint_activations=grid.execution.checkpoint_activations,
     )
     with tempfile.TemporaryDirectory(prefix="grid-verify-") as folder:
         borrowed, made = _make(plan, planned, Store(store_uri), folder, runtime, start, say)

@@ -100,6 +100,7 @@ class Case(NamedTuple):
     columns: Mapping[str, np.ndarray] = {}
     dress: Callable[[View], View] = lambda view: view
     labelled: bool = False
+    again: bool = False  # activations are computed again, block by block
 
 
 MATCHING = replace(POOLED, every=1)
@@ -188,6 +189,8 @@ DRAWN = PairCosine(crop_scale=(0.5, 1.0), seed=3)
 SMALL = replace(STILL, batch_size=4)
 CASES: dict[str, Case] = {
     "plain": Case("PlainClip", PlainClipSpec()),
+    # Parts of a batch that are normalised apart, each over both ranks.
+    "plain-parts": Case("PlainClip", PlainClipSpec(), replace(STILL, micro_batch=8), again=True),
     "plain-bn-eval": Case("PlainClip", PlainClipSpec(), replace(STILL, bn_mode=BatchNormMode.EVAL)),
     **{
         f"partial-{part}": Case("PartialClip", PartialClipSpec(part=part))
@@ -299,7 +302,7 @@ FIRST = {
     name
     for name, case in CASES.items()
     if next(n for n, other in CASES.items() if other.objective == case.objective) == name
-}
+} | {"plain-parts"}
 MORE = pytest.mark.exhaustive
 
 
@@ -327,7 +330,8 @@ def fit_of(store: Store, case: Case, recipe: Recipe) -> Interrupted:
     view = labelled_of(store, 32) if case.labelled else case.dress(view_of(store, 32))
     if case.columns:
         view = annotate(view, case.columns)
-    return Interrupted(model, view, objective, recipe, runtime=Runtime())
+    runtime = Runtime(checkpoint_activations=case.again)
+    return Interrupted(model, view, objective, recipe, runtime=runtime)
 
 
 def computed(store: Store, name: str) -> tuple[dict[str, Tensor], Any]:
@@ -379,7 +383,8 @@ def _agreements(store: Store, folder: Path) -> dict[str, Any]:
     notes: dict[str, Any] = {"lab": _lab(Store(folder / "lab"))}
     notes["resumed"] = _resumed(store, folder)
     notes["branches"] = _branches()
-    notes["odd"] = _odd_batch(store)
+    notes["odd"] = _refused(store, replace(STILL, batch_size=31))
+    notes["odd parts"] = _refused(store, replace(STILL, micro_batch=3))
     for name, precision in PRECISIONS.items():
         notes[name] = _normalised(precision)
     notes["agreed"] = agreed(rank() + 5)
@@ -440,9 +445,9 @@ def _branches() -> list[float]:
     return [float(a.grad[0]), float(b.grad[0])]
 
 
-def _odd_batch(store: Store) -> str:
+def _refused(store: Store, recipe: Recipe) -> str:
     try:
-        fit_of(store, CASES["plain"], replace(STILL, batch_size=31))
+        fit_of(store, CASES["plain"], recipe)
     except GridError as error:
         return str(error)
     return ""
@@ -667,6 +672,7 @@ def test_a_gathered_gradient_leaves_its_neighbours_alone(ranks: Ranks) -> None:
 def test_a_batch_that_ranks_cannot_share_is_refused(ranks: Ranks) -> None:
     for notes in ranks.notes:
         assert "batch_size 31 does not divide among 2 workers" in notes["odd"]
+        assert "micro_batch 3 cuts a batch of 32 into 11 parts" in notes["odd parts"]
 
 
 def test_shared_normalisation_is_torchs_own(ranks: Ranks) -> None:

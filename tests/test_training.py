@@ -717,6 +717,7 @@ def test_runtime_is_in_no_key(small_store: Store) -> None:
             Runtime(),
             Runtime(threads=2, checkpoint_seconds=1.0),
             Runtime(keep_optimizer=True),
+            Runtime(checkpoint_activations=True),
         )
     }
     assert len(folders) == 1

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from victims.errors import GridError, near
 from victims.models import Clip, Meter, Tokens
+from victims.recompute import Passes
 
 
 class Shape(NamedTuple):
@@ -140,7 +141,7 @@ class Classifier(Clip):
         self.tokenizer = ClassTokenizer(spec.classes)
         self.register_buffer("mean_C", torch.full((3, 1, 1), MEAN), persistent=False)
         self.register_buffer("std_C", torch.full((3, 1, 1), STD), persistent=False)
-        self.meter = Meter()
+        self.meter, self.passes = Meter(), Passes()
         self.to(memory_format=torch.channels_last)
 
     @property
@@ -160,8 +161,10 @@ class Classifier(Clip):
         """What the linear layer reads, BD."""
         self.meter.images_forward += len(image_BCHW)
         self.meter.images_backward += len(image_BCHW) * torch.is_grad_enabled()
-        features_BD: Tensor = self.net.features(self.normalise(image_BCHW))
-        return features_BD
+        return self.pass_through(self._features, image_BCHW)
+
+    def _features(self, image_BCHW: Tensor) -> Tensor:
+        return self.net.features(self.normalise(image_BCHW))  # type: ignore[no-any-return]
 
     def embed_text(self, tokens_BT: Tensor) -> Tensor:
         """The unit vector of the class that a caption names, BK."""

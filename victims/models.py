@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -33,6 +33,7 @@ from victims.architectures import (
 from victims.draws import derive
 from victims.errors import GridError, UsageError, near
 from victims.keys import LATER, digest
+from victims.recompute import Passes, in_parts
 from victims.words import world_vocabulary
 
 Tokens = npt.NDArray[np.int32]
@@ -188,7 +189,7 @@ class Clip(nn.Module):
         self.net, self.tokenizer, mean, std = _build(spec)
         self.register_buffer("mean_C", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std_C", torch.tensor(std).view(3, 1, 1), persistent=False)
-        self.meter = Meter()
+        self.meter, self.passes = Meter(), Passes()
         self.to(memory_format=torch.channels_last)
 
     @property
@@ -221,8 +222,15 @@ class Clip(nn.Module):
         """Image features of the joint space as they come, BD, float32."""
         self.meter.images_forward += len(image_BCHW)
         self.meter.images_backward += len(image_BCHW) * torch.is_grad_enabled()
+        return self.pass_through(self._image_features, image_BCHW).float()
+
+    def _image_features(self, image_BCHW: Tensor) -> Tensor:
         features_BD: Tensor = self.net.encode_image(self.normalise(image_BCHW), normalize=False)
-        return features_BD.float()
+        return features_BD
+
+    def pass_through(self, tower: Callable[[Tensor], Tensor], rows_B: Tensor) -> Tensor:
+        """Rows through a tower, in as many parts as the recipe of a fit says."""
+        return in_parts(self, tower, rows_B, self.passes.of(len(rows_B)))
 
     def encode_text(self, tokens_BT: Tensor) -> Tensor:
         """L2-normalised caption features, BD, float32.
@@ -236,18 +244,21 @@ class Clip(nn.Module):
         """Caption features of the joint space as they come, BD, float32."""
         self.meter.texts_forward += len(tokens_BT)
         self.meter.texts_backward += len(tokens_BT) * torch.is_grad_enabled()
+        return self.pass_through(self._text_features, tokens_BT).float()
+
+    def _text_features(self, tokens_BT: Tensor) -> Tensor:
         net, length = self.net, tokens_BT.shape[1]
         features_BD: Tensor
         if not self.reads_up_to_the_end:
             # Positions count from the end, or every token is seen: the cut is taken back.
             whole_BT = F.pad(tokens_BT, (0, self.tokenizer.context - length))
             features_BD = net.encode_text(whole_BT, normalize=False)
-            return features_BD.float()
+            return features_BD
         x_BTW = net.token_embedding(tokens_BT) + net.positional_embedding[:length]
         x_BTW = net.transformer(x_BTW, attn_mask=net.attn_mask[:length, :length])
         rows = torch.arange(len(tokens_BT), device=tokens_BT.device)
         features_BD = net.ln_final(x_BTW[rows, tokens_BT.argmax(-1)]) @ net.text_projection
-        return features_BD.float()
+        return features_BD
 
     @property
     def reads_up_to_the_end(self) -> bool:
@@ -341,9 +352,10 @@ def model_config(spec: ModelSpec) -> dict[str, Any]:
 
 
 def frozen_copy(model: Clip) -> Clip:
-    """The model as it is now: in eval mode, without gradients, on the model's own meter."""
+    """The model as it is now: in eval mode, without gradients, on the model's own meter and with
+    its passes."""
     frozen = copy.deepcopy(model).eval().requires_grad_(False)
-    frozen.meter = model.meter
+    frozen.meter, frozen.passes = model.meter, model.passes
     for module in frozen.modules():
         if isinstance(module, nn.MultiheadAttention) and not module.dropout:
             # In eval mode torch may take another kernel, which rounds differently: the distance of

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import ClassVar
 
 from victims.errors import GridError
+from victims.keys import LATER
 
 
 class Schedule(StrEnum):
@@ -86,7 +87,12 @@ class OptimizerState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """Everything about a fit that changes its result. What cannot change it is `Runtime`."""
+    """Everything about a fit that changes its result. What cannot change it is `Runtime`.
+
+    ``micro_batch``: a batch passes through the towers in parts of about so many rows, which bounds
+    the memory of its activations; the loss is still one over the whole batch. Batch norms see the
+    parts, which is why it is keyed.
+    """
 
     name: ClassVar[str] = "recipe"
     version: ClassVar[int] = 1
@@ -105,11 +111,13 @@ class Recipe:
     bn_mode: BatchNormMode = BatchNormMode.TRAIN
     optimizer_state: OptimizerState = OptimizerState.FRESH
     seed: int = 0
+    micro_batch: int | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("epochs", "batch_size", "micro_batch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         for name in ("lr", "text_lr_ratio", "warmup_steps", "weight_decay"):
             value = getattr(self, name)
             if not isinstance(value, Select) and value < 0:
@@ -121,6 +129,11 @@ class Recipe:
         if isinstance(self.lr, Select):
             raise GridError("lr: select is resolved by `Lab.train`; this fit got it unresolved")
         return self.lr
+
+    @property
+    def parts(self) -> int:
+        """How many parts a batch passes through the towers in."""
+        return 1 if self.micro_batch is None else math.ceil(self.batch_size / self.micro_batch)
 
 
 class Optimizer(StrEnum):
@@ -163,13 +176,15 @@ class Runtime:
     """Knobs that cannot change a result and are in no key.
 
     The number of threads changes the last bits of a sum on a CPU, which is why a run pins it
-    and every row records it.
+    and every row records it. ``checkpoint_activations``: networks keep the inputs of their blocks
+    alone for the backward pass, and compute the rest again: less memory, a third more time.
     """
 
     device: str = "cpu"
     threads: int = 1
     checkpoint_seconds: float = 30.0
     keep_optimizer: bool = False
+    checkpoint_activations: bool = False
 
 
 @dataclass(frozen=True, slots=True)

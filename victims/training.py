@@ -8,6 +8,7 @@ checkpoint, or run on another number of ranks, sees the same rows and the same d
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -45,6 +46,7 @@ from victims.recipe import (
     Runtime,
     lr_factor,
 )
+from victims.recompute import Passes, recomputing_blocks
 
 
 class Objective(nn.Module):
@@ -248,6 +250,13 @@ class Fit:
             raise GridError(
                 f"batch_size {recipe.batch_size} does not divide among {world_size()} workers"
             )
+        if (recipe.batch_size // world_size()) % recipe.parts and world_size() > 1:
+            raise GridError(
+                f"micro_batch {recipe.micro_batch} cuts a batch of {recipe.batch_size} into"
+                f" {recipe.parts} parts, which do not divide among {world_size()} workers: a batch"
+                " norm would see other rows than on one. Give a multiple of the number of workers"
+                " that divides batch_size."
+            )
         num_rows = objective.rows_per_epoch(len(view))
         self.steps_per_epoch = num_rows // recipe.batch_size
         if self.steps_per_epoch < 1:
@@ -273,6 +282,18 @@ class Fit:
         self.seconds, self.wall_seconds = 0.0, 0.0
 
     def __call__(self) -> FitReport:
+        passes, recipe = self.model.passes, self.recipe
+        before = (passes.parts, passes.rows)
+        passes.parts, passes.rows = recipe.parts, recipe.micro_batch or recipe.batch_size
+        try:
+            with contextlib.ExitStack() as saving:
+                if self.runtime.checkpoint_activations:
+                    saving.enter_context(recomputing_blocks(self.model, self.model.spec.arch))
+                return self._run()
+        finally:
+            passes.parts, passes.rows = before
+
+    def _run(self) -> FitReport:
         saved = self.checkpoints.load() if self.checkpoints else None
         if saved is not None and (whole := read_state(saved)) is not None:
             self._restore(*whole)
@@ -423,9 +444,10 @@ class Fit:
         """Let others look at the model; what they run through it costs the fit nothing."""
         assert self.on_epoch is not None
         started, begun = device_seconds(self.device), time.perf_counter()
-        own, self.model.meter = self.model.meter, Meter()
+        own = self.model.meter, self.model.passes
+        self.model.meter, self.model.passes = Meter(), Passes()
         self.on_epoch(record)
-        self.model.meter = own
+        self.model.meter, self.model.passes = own
         self.away += device_seconds(self.device) - started
         self.wall_away += time.perf_counter() - begun
 
