@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -62,40 +64,101 @@ class Scan:
         return self._score(scorer, view)
 
 
-class Loader:
-    """Batches of a view, as tensors on the device, each rank its own rows of each batch."""
+class _Host(NamedTuple):
+    """A batch in host memory, before it goes to the device."""
 
-    def __init__(self, view: View, model: Clip, device: torch.device) -> None:
+    rows: Tensor
+    image: Tensor
+    tokens: Tensor
+    texts: dict[str, Tensor]
+    columns: dict[str, Tensor]
+
+
+class Loader:
+    """Batches of a view, as tensors on the device, each rank its own rows of each batch.
+
+    For a GPU the batch that is expected next is put together by a thread, in pinned memory; else
+    (`ahead` is false) its pictures are only asked of the disk. Neither changes a batch.
+    """
+
+    def __init__(
+        self, view: View, model: Clip, device: torch.device, *, ahead: bool | None = None
+    ) -> None:
         self.view, self.model, self.device = view, model, device
-        self._read = view.reader(device)
+        self._pictures = view.pictures()
         self.tokens_NT = model.tokenizer(view.captions())
         self.lengths_N = caption_lengths(self.tokens_NT)
         self._texts: dict[str, tuple[Tokens, Rows]] = {}
         self._columns = {
             n: torch.from_numpy(np.ascontiguousarray(c)) for n, c in view.columns.items()
         }
+        self._pinned = device.type == "cuda"
+        self._ahead = self._pinned if ahead is None else ahead
+        self._pool: ThreadPoolExecutor | None = None
+        self._next: tuple[Rows, Future[_Host]] | None = None
+        self.waited_seconds = 0.0  # for batches that were not there when they were asked for
 
     def begin_epoch(self, epoch: int) -> None:
         """Draw the alternative captions: once, or anew for the views that ask for it."""
+        self.close()
         for name, text in self.view.texts.items():
             if name not in self._texts or text.per_epoch:
                 captions = text.rewrite(self.view.captions(), epoch if text.per_epoch else 0)
                 tokens_NT = self.model.tokenizer(captions)
                 self._texts[name] = (tokens_NT, caption_lengths(tokens_NT))
 
+    def expect(self, positions: Rows) -> None:
+        """Say which batch comes next: it is read while the device computes."""
+        if not self._ahead:
+            self._pictures.ask(positions)
+            return
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, "loader")
+        self._next = positions, self._pool.submit(self._read, positions)
+
+    def close(self) -> None:
+        """Forget what is expected; the thread ends."""
+        if self._pool is not None:
+            self._pool.shutdown()
+        self._pool, self._next = None, None
+
     def __call__(self, positions: Rows) -> Batch:
         beat()
+        started = time.perf_counter()
+        expected, self._next = self._next, None
+        if expected is not None and np.array_equal(expected[0], positions):
+            host = expected[1].result()
+        else:
+            host = self._read(positions)
+        self.waited_seconds += time.perf_counter() - started
         return Batch(
-            rows=torch.from_numpy(positions).to(self.device),
-            image=self._read(positions),
+            rows=self._moved(host.rows),
+            image=self._pictures.shown(positions, self._moved(host.image)),
+            tokens=self._moved(host.tokens),
+            texts={n: self._moved(t) for n, t in host.texts.items()},
+            columns={n: self._moved(c) for n, c in host.columns.items()},
+        )
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        # From pinned memory without waiting: torch keeps that memory until the copy is done.
+        return tensor.to(self.device, non_blocking=self._pinned)
+
+    def _read(self, positions: Rows) -> _Host:
+        self._pictures.ask(positions)
+        return _Host(
+            rows=self._held(torch.from_numpy(positions)),
+            image=self._pictures.read(positions, pinned=self._pinned),
             tokens=self._cut(self.tokens_NT, self.lengths_N, positions),
             texts={n: self._cut(*pair, positions) for n, pair in self._texts.items()},
-            columns={n: c[positions].to(self.device) for n, c in self._columns.items()},
+            columns={n: self._held(c[positions]) for n, c in self._columns.items()},
         )
 
     def _cut(self, tokens_NT: Tokens, lengths_N: Rows, positions: Rows) -> Tensor:
         cut = tokens_NT[positions, : int(lengths_N[positions].max())]
-        return torch.from_numpy(cut).to(self.device, dtype=torch.long)
+        return self._held(torch.from_numpy(cut).long())
+
+    def _held(self, tensor: Tensor) -> Tensor:
+        return tensor.pin_memory() if self._pinned else tensor
 
 
 def caption_lengths(tokens_NT: Tokens) -> Rows:

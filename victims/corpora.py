@@ -22,6 +22,7 @@ from torch import Tensor
 
 from victims.errors import Forbidden, GridError
 from victims.keys import Key, content_key
+from victims.pictures import Pictures
 from victims.store import Artefact, Store
 
 Rows = npt.NDArray[np.int64]
@@ -244,27 +245,25 @@ class View:
             return {}
         return dict(zip(self.edits.rows.tolist(), self.edits.captions, strict=True))
 
-    def reader(self, device: torch.device) -> Callable[[Rows], Tensor]:
-        """A function from positions to uint8 pictures on the device, stamped where edited."""
-        corpus, rows, edits, stamps = self.corpus, self.rows, self.edits, self.stamps
+    def pictures(self) -> Pictures:
+        """The pictures by position, edits applied."""
+        corpus, edits = self.corpus, self.edits
         if edits is None or not len(edits.rows):
-            return lambda positions: torch.from_numpy(corpus.images_NCHW[rows[positions]]).to(
-                device
-            )
+            return Pictures(corpus.images_NCHW, self.rows)
         num_ids = max(len(corpus), int(edits.rows[-1]) + 1)
         image_N, show_N = np.arange(num_ids), np.zeros(num_ids, dtype=np.int8)
         image_N[edits.rows], show_N[edits.rows] = edits.images, edits.shows
+        return Pictures(
+            corpus.images_NCHW, image_N[self.rows], show_N[self.rows], self.stamps.items()
+        )
+
+    def reader(self, device: torch.device) -> Callable[[Rows], Tensor]:
+        """A function from positions to uint8 pictures on the device, stamped where edited."""
+        pictures = self.pictures()
 
         def read(positions: Rows) -> Tensor:
-            wanted = rows[positions]
-            image_BCHW = torch.from_numpy(corpus.images_NCHW[image_N[wanted]]).to(device)
-            shown = show_N[wanted]
-            if shown.any():
-                for show, stamp in stamps.items():
-                    which = torch.from_numpy(np.flatnonzero(shown == show)).to(device)
-                    if len(which):
-                        image_BCHW[which] = stamp(image_BCHW[which])
-            return image_BCHW
+            pictures.ask(positions)
+            return pictures.shown(positions, pictures.read(positions).to(device))
 
         return read
 

@@ -292,6 +292,7 @@ class Fit:
                 return self._run()
         finally:
             passes.parts, passes.rows = before
+            self.loader.close()
 
     def _run(self) -> FitReport:
         saved = self.checkpoints.load() if self.checkpoints else None
@@ -397,6 +398,9 @@ class Fit:
         start = rank() * share
         first = index * recipe.batch_size + start
         batch = self.loader(self.order[first : first + share])
+        following = first + recipe.batch_size
+        if (index + 2) * recipe.batch_size <= len(self.order):
+            self.loader.expect(self.order[following : following + share])
         # Code inside an objective may use torch's global generator: make it a function of the step.
         _seed_global(derive(recipe.seed, "global", self.step), self.device)
         if type(self.objective).views is not Objective.views:
