@@ -455,9 +455,9 @@ PARTS: dict[str, Callable[[], str]] = {
 def parts() -> dict[str, Callable[[], str]]:
     """All parts by name: NAME-board, NAME-short, NAME-made and more of every board there is, and
     NAME-figures of every benchmark that was recorded."""
-    from docs import scale_tables
+    from docs import gpu_tables, scale_tables
 
-    found = {**PARTS, **scale_tables.parts()}
+    found = {**PARTS, **scale_tables.parts(), **gpu_tables.parts()}
     for path in boards():
         name = path.name.removesuffix("-board.json")
         found[f"{name}-board"] = partial(_board_rows, path, lambda row: True)
@@ -506,7 +506,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = Path(rest[0] if rest else f"runs/{name}")
         print(f"{write_board(name, where, given.partial)} written")
         return 0
-    from docs import scale_tables
+    from docs import gpu_tables, scale_tables
 
     if given.campaign:
         name, *rest = given.campaign
@@ -515,7 +515,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     problems = [problem for path in boards() if (problem := check_board(path))]
     campaigns = sorted(DOCS.glob("*-campaign.json"))
     problems += [problem for path in campaigns if (problem := check_campaign(path))]
-    problems += scale_tables.problems()
+    problems += scale_tables.problems() + gpu_tables.problems()
     for picture in (PICTURE, PAPERS_PICTURE):
         if not (stale := check_picture(picture)):
             continue
