@@ -19,7 +19,7 @@ from benchmarks.common import Figure, Figures, Session, lines, machine
 
 NAMES = (
     *("training", "overhead", "plan", "board", "augment", "stamps", "objectives"),
-    *("scale", "schedule", "compact", "practice", "arithmetic", "campaign"),
+    *("scale", "schedule", "compact", "practice", "arithmetic", "campaign", "pipeline"),
     "heads",
 )
 RESULTS = Path("runs") / "benchmarks.json"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,18 @@ import pytest
 from PIL import Image
 
 import benchmarks.__main__ as command
-from benchmarks import board, campaign, choices, heads, objectives, overhead, plan, stamps, training
+from benchmarks import (
+    board,
+    campaign,
+    choices,
+    heads,
+    objectives,
+    overhead,
+    pipeline,
+    plan,
+    stamps,
+    training,
+)
 from benchmarks.common import (
     Figure,
     Figures,
@@ -32,6 +44,7 @@ from tests.grids import write_grid_file
 from tests.test_distributed import all_objectives
 from victims.corpora import Reader, Rows
 from victims.models import Clip
+from victims.picture_files import fit, open_picture
 from victims.store import Store
 from victims.training import Fit, Objective
 
@@ -186,6 +199,33 @@ def test_training_names_its_ratios() -> None:
     assert {f"{name} samples/s" for name in ("ours", "theirs", "lean", "decoded", "bare")} <= set(
         found
     )
+
+
+@pytest.mark.exhaustive
+def test_pipelines_read_the_same_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = pipeline.main(num_rows=128, rounds=1)
+    assert with_aims(found) == {"ours / webdataset", "ours / csv"}
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    found = pipeline.main(num_rows=64, rounds=1)
+    assert with_aims(found) == {"ours / csv"}
+    assert "webdataset: left out, it is not installed" in found
+
+
+def test_tars_and_table_hold_the_pairs_that_we_ingest(tmp_path: Path) -> None:
+    files = pipeline.Files(tmp_path, 8)
+    files.write()
+    files.ingest()
+    rows = [line.split("\t") for line in (tmp_path / "pairs.csv").read_text().splitlines()[1:]]
+    assert [caption for _, caption in rows] == list(files.corpus.captions)
+    packed: dict[str, bytes] = {}
+    for shard in tmp_path.glob("*.tar"):
+        with tarfile.open(shard) as tar:
+            packed |= {m.name: tar.extractfile(m).read() for m in tar.getmembers()}  # type: ignore[union-attr]
+    for row, (path, caption) in enumerate(rows):
+        assert packed[f"{row:06d}.jpg"] == Path(path).read_bytes()
+        assert packed[f"{row:06d}.txt"].decode() == caption
+        assert np.array_equal(files.mapped[row], fit(open_picture(Path(path)), pipeline.SIZE))
+    assert 10_000 < len(packed["000000.jpg"]) < 80_000, "about as large as a photograph"
 
 
 def test_open_clip_train_reads_the_same_pairs() -> None:
