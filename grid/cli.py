@@ -317,6 +317,8 @@ def _print_plan(found: dict[str, Any]) -> None:
     )
     for words in found["cautions"]:
         typer.echo(f"caution: {words}")
+    for words in found.get("assumed", ()):
+        typer.echo(f"note: {words}")
     if "cluster" in found:
         _print_offer(found["cluster"])
 

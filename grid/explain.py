@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from grid.assumed import assumed_device
 from grid.gridfile import load_grid
 from grid.plan import CellPlan, History, Plan, chain, describe_cell, finished, make_plan
 from grid.quick import files_in
@@ -155,7 +156,8 @@ def _stages(
     # Who made it; failing that, who found it made by another stage.
     ran = {row["key"]: row for row in sorted(rows, key=lambda row: not row["reused"])}
     tried = {row["key"]: row for row in records_of(results, "attempts")}
-    history = History(Path(store.root, "history.json") if store and store.local else None)
+    past = Path(store.root, "history.json") if store and store.local else None
+    history = History(past, assumed_device(plan.grid.execution))
     found = []
     for key, stage in chain(plan, planned).items():
         row, attempt = ran.get(key), tried.get(key)

@@ -56,8 +56,10 @@ class Journal:
     ) -> None:
         """What is to be made: the GPUs that each stage asks for, and the seconds from each to the
         end of the longest chain that waits for it."""
+        from grid.assumed import rated_as  # drivers alone expect; who reads must not wait for torch
+
         for key, stage in stages.items():
-            self._stages[key] = (stage.kind, stage.family, stage.work, gpus.get(key, 0.0))
+            self._stages[key] = (stage.kind, rated_as(stage), stage.work, gpus.get(key, 0.0))
         self._chain.update(chain)
 
     @property

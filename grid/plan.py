@@ -20,6 +20,7 @@ from typing import Any
 from attacks.base import Aim, Goal, Track
 from defenses.base import Need, Recipes, Regime, fidelity_in, resolved_needs
 from defenses.controls import CleanModel, NoDefense
+from grid.assumed import assumed_rate, assumptions, rated_as
 from grid.room import Room, busiest
 from grid.spec import AttackEntry, Cell, DefenseEntry, Gate, Grid, Guide, WorldData
 from grid.stages import (
@@ -35,6 +36,7 @@ from grid.stages import (
     TriggerStage,
 )
 from grid.start_gate import StartStage
+from grid.step_costs import DEFAULT_DEVICE
 from victims.corpora import Reader
 from victims.draws import derive
 from victims.evaluation_sets import EvaluationSet
@@ -461,10 +463,13 @@ def finished(store: Store, plan: Plan) -> set[Key]:
 
 
 class History:
-    """Measured seconds per unit of work, by family of stage, kept beside the store."""
+    """Measured seconds per unit of work, by family of stage, kept beside the store.
 
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
+    Of real models that nothing was measured of they are assumed, for a type of device.
+    """
+
+    def __init__(self, path: Path | None, device: str = DEFAULT_DEVICE) -> None:
+        self.path, self.device = path, device
         self.rates: dict[str, float] = {}
         # It only estimates: what cannot be read is as good as not there.
         with contextlib.suppress(OSError, ValueError, AttributeError, TypeError, RecursionError):
@@ -472,18 +477,21 @@ class History:
             rates = {str(name): float(rate) for name, rate in found.items()}
             self.rates = {n: r for n, r in rates.items() if math.isfinite(r) and r >= 0}
 
-    def rate(self, family: str) -> float:
-        """Seconds per unit of work."""
-        default = DEFAULT_RATE.get(family.split(":")[0], DEFAULT_DEFENSE_RATE)
-        return self.rates.get(family, default)
+    def rate(self, name: str) -> float:
+        """Seconds per unit of work of what is rated under a name."""
+        if name in self.rates:
+            return self.rates[name]
+        family = name.split("/")[0].split(":")[0]
+        assumed = assumed_rate(name, self.device)
+        return DEFAULT_RATE.get(family, DEFAULT_DEFENSE_RATE) if assumed is None else assumed
 
     def seconds(self, stage: Stage) -> float:
-        return self.rate(stage.family) * stage.work
+        return self.rate(rated_as(stage)) * stage.work
 
     def record(self, stage: Stage, seconds: float) -> None:
-        rate = seconds / max(stage.work, 1e-6)
-        old = self.rates.get(stage.family)
-        self.rates[stage.family] = rate if old is None else 0.7 * old + 0.3 * rate
+        rate, name = seconds / max(stage.work, 1e-6), rated_as(stage)
+        old = self.rates.get(name)
+        self.rates[name] = rate if old is None else 0.7 * old + 0.3 * rate
 
     def save(self) -> None:
         """Replace the file; another driver may do the same at the same time."""
@@ -525,6 +533,7 @@ def summary(
         "victims_to_train": sum(1 for key in {c.victim.key for c in plan.cells} if key in todo),
         "kinds": by_kind,
         "cautions": plan.cautions(),
+        "assumed": assumptions(todo.values(), history.rates, history.device),
         "seconds_of_work": sum(seconds.values()),
         "longest_chain_seconds": max(longest.values(), default=0.0),
         "lanes": room.lanes,

@@ -214,6 +214,7 @@ def plan_summary(
         return found
     from dataclasses import replace
 
+    from grid.assumed import assumed_device
     from grid.gridfile import decode_grid
     from grid.plan import History, finished, make_plan, summary
     from grid.room import on_lanes
@@ -223,12 +224,13 @@ def plan_summary(
     if on is not None:
         grid = replace(grid, execution=grid.execution.moved(on))
     made = make_plan(grid)
-    history, done = History(None), set()
+    device = assumed_device(grid.execution)
+    history, done = History(None, device), set()
     root = Path(store_uri)
     if "://" in store_uri or (root / "store.json").exists():
         store = Store(store_uri)
         done = finished(store, made)
-        history = History(Path(store.root, "history.json") if store.local else None)
+        history = History(Path(store.root, "history.json") if store.local else None, device)
     final = SETTLED | {Status.CANCELLED}
     settled = {cell for cell, (status, _) in outcomes_in(out).items() if status in final}
     room = on_lanes(grid.execution, grid.execution.lanes or os.cpu_count() or 1)

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from grid.assumed import assumed_device
 from grid.cluster import Executor, start_executor
 from grid.execution import Execution
 from grid.journal import Journal
@@ -72,7 +73,8 @@ class Scheduler:
             keep_optimizer=execution.keep_optimizer,
             checkpoint_activations=execution.checkpoint_activations,
         )
-        self.history = History(Path(store.root, "history.json") if store.local else None)
+        past = Path(store.root, "history.json") if store.local else None
+        self.history = History(past, assumed_device(execution))
         self.logbook = Logbook(out)
         self.journal = Journal(out, self.history, self.logbook, always=executor == "serial")
         self.truths: dict[str, Stage] = {

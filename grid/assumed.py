@@ -1,0 +1,83 @@
+"""Seconds of stages of real models that no history speaks of, from FLOPs: assumed, not measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from grid.execution import Execution
+from grid.stages import DefendStage, MeasureStage, ModelStage, Stage
+from grid.step_costs import DEFAULT_DEVICE, SHARE, counts, sample_seconds
+from victims.models import EMBEDDED, ModelSpec, NetSpec
+
+# A defense's step over the plain one of its victim, where it is not known; and pictures that are
+# measured clean and triggered.
+DEFENSE_STEPS = 1.6
+SHOWN = 2
+
+
+def rated_as(stage: Stage) -> str:
+    """The name under which seconds per unit of work are kept: a stage's family and, where its
+    model is no embedded one, which model and precision."""
+    found = _network(stage)
+    if found is None or not isinstance(found[0], ModelSpec) or found[0].arch in EMBEDDED:
+        return stage.family
+    model, precision = found
+    return f"{stage.family}/{model.arch}@{model.size}/{precision}"
+
+
+def _network(stage: Stage) -> tuple[NetSpec, str] | None:
+    """What a stage computes with, and how."""
+    if isinstance(stage, ModelStage):
+        return stage.model, stage.recipe.precision.value
+    if isinstance(stage, DefendStage) and stage.trains:
+        return stage.victim.model, stage.recipe.precision.value
+    if isinstance(stage, MeasureStage):
+        return stage.defended.victim.model, "fp32"
+    return None
+
+
+def assumed_device(execution: Execution) -> str:
+    """The type of GPU that fits ask for, or the one that is assumed; a CPU has none."""
+    if execution.device in ("cpu", "mps"):
+        return execution.device
+    return execution.resources_for("model").accelerator or DEFAULT_DEVICE
+
+
+def assumed_rate(name: str, device: str) -> float | None:
+    """Seconds per thousand samples of what is rated under a name; None if nothing says so."""
+    family, *of = name.split("/")
+    if len(of) != 2 or of[0] not in counts():
+        return None
+    count = counts()[of[0]]
+    if family == "measure":
+        flops = SHOWN * count.forward
+    else:
+        flops = count.step * (DEFENSE_STEPS if family.startswith("defended") else 1.0)
+    seconds = sample_seconds(flops, device, of[1])
+    return None if seconds is None else 1000 * seconds
+
+
+def assumptions(stages: Iterable[Stage], known: Iterable[str], device: str) -> Sequence[str]:
+    """What a plan must say of the seconds of these stages, those with a history apart."""
+    hours: dict[str, float] = {}
+    guessed: dict[str, None] = {}
+    measured = set(known)
+    for stage in stages:
+        name = rated_as(stage)
+        if "/" not in name or name in measured:
+            continue
+        model, rate = name.split("/")[1], assumed_rate(name, device)
+        if rate is None:
+            guessed[model] = None
+        else:
+            hours[model] = hours.get(model, 0.0) + rate * stage.work / 3600
+    found = [
+        f"about {spent:.2g} GPU-hours of {model} are assumed, not measured:"
+        f" {counts()[model].step / 1e9:.0f} GFLOP per sample of a plain step, at"
+        f" {SHARE:.0%} of the peak of one {device}"
+        for model, spent in hours.items()
+    ]
+    return found + [
+        f"nothing is known of what {model} costs on {device}: its seconds are a small model's"
+        for model in guessed
+    ]
