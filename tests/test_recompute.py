@@ -26,6 +26,7 @@ from victims.training import Fit, FitReport, PlainClipSpec, _Step
 
 VIT = {"layers": 2, "width": 64, "text_layers": 1, "embed": 64}
 OBJECTIVES = ("plain", "inmodal-both", "pooled-image", "relearn-both", "away", "subtexts-subset")
+PARTED = [pytest.param(n, marks=() if n in OBJECTIVES else pytest.mark.exhaustive) for n in CASES]
 
 
 @pytest.fixture
@@ -42,11 +43,14 @@ def fitted(store: Store, recipe: Recipe, **runtime: Any) -> tuple[Fit, FitReport
     return fit, fit()
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", PARTED)
 def test_parts_have_the_gradients_of_the_whole_batch(
     small_store: Store, vit: None, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """Of every objective, which knows nothing of it; 12 rows cut 32 into uneven parts."""
+    # An image classifier has batch norms: they keep to their statistics here.
+    case = CASES[name]
+    still = replace(case.still, bn_mode=BatchNormMode.EVAL, micro_batch=None)
     passed: list[int] = []
     plain = recompute.recomputed
 
@@ -54,12 +58,15 @@ def test_parts_have_the_gradients_of_the_whole_batch(
         passed.append(len(rows_B))
         return plain(module, function, rows_B)
 
+    monkeypatch.setitem(CASES, name, case._replace(still=still))
     whole, curves = computed(small_store, name)
     monkeypatch.setattr(recompute, "recomputed", counted)
-    monkeypatch.setitem(CASES, name, CASES[name]._replace(still=replace(STILL, micro_batch=12)))
+    cut = replace(still, micro_batch=3 * still.batch_size // 8)
+    monkeypatch.setitem(CASES, name, case._replace(still=cut))
     parts, cut_curves = computed(small_store, name)
     assert passed
-    assert max(passed) in (11, 22), "three parts, of two views in one pass too"
+    if name in OBJECTIVES:
+        assert max(passed) in (11, 22), "three parts, of two views in one pass too"
     compare(parts, whole, 1e-5)
     compare_curves(cut_curves, curves)
 

@@ -113,8 +113,15 @@ class Loader:
             self._pictures.ask(positions)
             return
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(1, "loader")
+            self._pool = self._thread()
         self._next = positions, self._pool.submit(self._read, positions)
+
+    def _thread(self) -> ThreadPoolExecutor:
+        if not self._pinned:
+            return ThreadPoolExecutor(1, "loader")
+        # Pinned memory belongs to a device's context: without this a thread would open GPU 0's.
+        index = torch.cuda.current_device() if self.device.index is None else self.device.index
+        return ThreadPoolExecutor(1, "loader", torch.cuda.set_device, (index,))
 
     def close(self) -> None:
         """Forget what is expected; the thread ends."""
