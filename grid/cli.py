@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from grid import board_commands, import_commands, job_commands, model_commands, operations
+from grid import (
+    board_commands,
+    corpus_commands,
+    import_commands,
+    job_commands,
+    model_commands,
+    operations,
+)
 from grid.board_commands import EvalSetOpt, results_folder, terminal_width
 from grid.places import home, places
 from victims.errors import GridError, UsageError, near
@@ -591,6 +598,7 @@ board_commands.register(app)
 import_commands.register(app)
 job_commands.register(app)
 model_commands.register(app)
+corpus_commands.register(app)
 
 
 def _known_commands() -> list[str]:

@@ -717,6 +717,23 @@ def _attach(ray: Any, options: dict[str, Any]) -> None:
         ) from error
 
 
+@contextlib.contextmanager
+def joined(address: str) -> Iterator[None]:
+    """This process as part of the cluster at an address, for work that is no grid's."""
+    ray = _ray()
+    variables = {name: os.environ[name] for name in ENVIRONMENT}
+    options = {"log_to_driver": False, "logging_level": "error", "address": address}
+    is_ours = not ray.is_initialized()
+    if is_ours:
+        _attach(ray, {**options, "runtime_env": {"env_vars": variables}})
+        _protect_token()
+    try:
+        yield
+    finally:
+        if is_ours:
+            ray.shutdown()
+
+
 def _protect_token() -> None:
     """Ray writes its token readable by everyone; a Ray cluster is a shell."""
     token = Path.home() / ".ray" / "auth_token"

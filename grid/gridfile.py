@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 
 from attacks.base import Track
 from defenses.base import Regime
+from grid.corpus_file import corpus_data
 from grid.decode import decode
 from grid.entries import (
     NAME,
@@ -31,7 +32,17 @@ from grid.guides import read_guides
 from grid.model_entry import Model, read_model
 from grid.nodes import Raw, Where, parse
 from grid.registry import Source, grid_source
-from grid.spec import Data, Evaluate, FilesData, Gate, Grid, Guide, LabelledWorldData, WorldData
+from grid.spec import (
+    CorpusData,
+    Data,
+    Evaluate,
+    FilesData,
+    Gate,
+    Grid,
+    Guide,
+    LabelledWorldData,
+    WorldData,
+)
 from victims.classifiers import CLASSIFIERS, ClassifierSpec
 from victims.errors import UsageError, unknown
 from victims.label_readers import DATASETS
@@ -72,7 +83,8 @@ def grid_of(raw: Raw, source: Source) -> Grid:
     at_recipes = file.recipes.items()
     for stage, split in (("reference", "public"), ("victim", "suspect"), ("repair", "clean")):
         recipe = getattr(recipes, stage)
-        if recipe is not None:
+        # Without public rows there is no model to fit to them: what asks for one is told below.
+        if recipe is not None and (data.public or labelled or split != "public"):
             check_recipe(recipe, split, data, at_recipes[stage])
     rates = read_rates(file.rates, data.suspect)
     attacks = attack_entries(file.attacks, data.suspect, data.size)
@@ -95,6 +107,15 @@ def grid_of(raw: Raw, source: Source) -> Grid:
             "the public model is `pretrained`, and nothing is fitted in its place: leave it out"
         )
     starts = recipes.reference is not None or weights is not None
+    if weights is None and not data.public and not labelled and (regime is Regime.F or readers):
+        user = (
+            f"{readers[0]} reads" if readers and regime is not Regime.F else "regime F starts from"
+        )
+        raise places.get("data", raw).error(
+            f"{user} a public model, which is fitted to `public` rows, and there are none: give"
+            " some, or `model` weights of its own with `pretrained`"
+            + (", or write `regime: S`" if regime is Regime.F else "")
+        )
     if not starts and not labelled and (regime is Regime.F or readers):
         user = readers[0] if readers else "regime F"
         raise file.recipes.error(
@@ -169,8 +190,10 @@ def _data(raw: Raw, labelled: bool) -> Data:
     kind, item = next(iter(items.items()))
     if kind in DATASETS and labelled:
         return _files(kind, item)
+    if kind == "corpus" and not labelled:
+        return corpus_data(item)
     if kind != "world":
-        known = ["world", *DATASETS] if labelled else ["world"]
+        known = ["world", *DATASETS] if labelled else ["world", "corpus"]
         raise unknown("corpus kind", kind, known, str(raw.where))
     cls = LabelledWorldData if labelled else WorldData
     if item.node.data is None:
@@ -278,7 +301,7 @@ def _evaluate(raw: Raw, places: Mapping[str, Raw], labelled: bool, data: Data) -
     if retrieval is not None and not isinstance(retrieval.node.data, bool):
         own = own.without("retrieval")
     found = decode(Evaluate, own)
-    if isinstance(data, FilesData) and "sets" not in given:
+    if not isinstance(data, WorldData) and "sets" not in given:
         found = replace(found, sets=("report",))
     for split in found.sets:
         if not data.rows(split):
@@ -289,6 +312,8 @@ def _evaluate(raw: Raw, places: Mapping[str, Raw], labelled: bool, data: Data) -
             raise given[name].error(
                 f"{name} is measured on CLIPs; an image classifier has no captions"
             )
+    if isinstance(data, CorpusData) and found.probe:
+        raise given["probe"].error("a probe is trained on clean rows, and pairs have no labels")
     return with_further_sets(found, raw, given, data.size)
 
 

@@ -10,7 +10,8 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 from grid.needs import Node, NodeType
@@ -90,6 +91,37 @@ def ask_each(
             cause = getattr(error, "cause", None)
             found[name] = cause if isinstance(cause, Exception) else error
     return found
+
+
+def map_on_cluster(
+    function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]], ahead: int = 2
+) -> Generator[Any]:
+    """``function(*one)`` for each of the arguments, a CPU each; answers as they come.
+
+    ``ahead`` times as many as there are CPUs are under way. One that a dying node took along runs
+    again elsewhere. Who stops asking for answers stops what runs.
+    """
+    import ray
+
+    task: Any = ray.remote(max_retries=3, num_cpus=1)(function)
+    waiting, running = iter(arguments), set[Any]()
+    try:
+        while True:
+            there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+            most = max(1, int(there.get("CPU", 1))) * ahead
+            running |= {task.remote(*one) for one in islice(waiting, most - len(running))}
+            if not running:
+                return
+            done, _ = ray.wait(list(running), num_returns=1)
+            running -= set(done)
+            for ref in done:
+                try:
+                    yield ray.get(ref)
+                except ray.exceptions.RayTaskError as error:
+                    raise error.cause from error
+    finally:
+        for ref in running:
+            ray.cancel(ref, force=True)
 
 
 def autoscales() -> bool:

@@ -48,6 +48,7 @@ from victims.store import Store
 # Seconds per unit of work before anything was measured on a machine; replaced by its history.
 DEFAULT_RATE = {
     "corpus": 0.1,
+    "pointer": 0.001,
     "measure": 0.25,
     "plain": 0.5,
     "plain_clip": 0.5,
@@ -459,7 +460,11 @@ def _impossible(grid: Grid, cell: Cell) -> str | None:
 def finished(store: Store, plan: Plan) -> set[Key]:
     """Which of the plan's stages the store holds, by one listing per kind."""
     kinds = {key.rsplit("-", 1)[0] for key in plan.stages}
-    return {key for kind in kinds for key in store.keys(kind)} & set(plan.stages)
+    held = {key for kind in kinds for key in store.keys(kind)} & set(plan.stages)
+    corpora = {key: plan.stages[key] for key in held if key.startswith("corpus-")}
+    return held - {
+        k for k, s in corpora.items() if isinstance(s, CorpusStage) and s.is_stale(store)
+    }
 
 
 class History:

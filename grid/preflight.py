@@ -23,10 +23,12 @@ from grid.registry import code_digest
 from grid.stages import CorpusStage, FileModelStage, Stage
 from victims.errors import GridError
 from victims.evaluation_sets import EvaluationSet
+from victims.ingested import IngestedPairs
 from victims.keys import Key
 from victims.labelled_files import LabelledFiles
 from victims.places import shown
 from victims.pretrained import Weights, is_here
+from victims.prompted import PromptedFiles
 from victims.retrieval_sets import RetrievalSet
 from victims.store import Store
 
@@ -205,15 +207,19 @@ def _is_here(place: Needed) -> bool:
 
 def data_places(stages: Iterable[Stage], store: Store) -> list[Needed]:
     """Files and folders that stages read, apart from the store and unless it holds what they
-    make of them."""
-    found = dict[Key, Needed]()
+    make of them. Of ingested pairs it never holds the pictures."""
+    found, always = dict[Key, Needed](), set[Needed]()
     for stage in stages:
-        if isinstance(stage, CorpusStage) and isinstance(stage.spec, ON_DISK):
-            found[stage.key] = stage.spec.root
+        spec = stage.spec if isinstance(stage, CorpusStage) else None
+        labelled = spec.of if isinstance(spec, PromptedFiles) else spec
+        if isinstance(labelled, ON_DISK):
+            found[stage.key] = labelled.root
+        elif isinstance(spec, IngestedPairs):
+            always.add(spec.root)
         elif isinstance(stage, FileModelStage):
             path, tag = stage.weights.path, stage.weights.tag
             found[stage.key] = TagFile(path, stage.model.arch, tag) if tag else path
-    return sorted({place for key, place in found.items() if key not in store}, key=str)
+    return sorted(always | {place for key, place in found.items() if key not in store}, key=str)
 
 
 def check_machines(

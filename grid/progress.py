@@ -11,11 +11,11 @@ from typing import Any
 from grid.status_words import duration
 
 
-class Progress:
-    """Counts, rate and time to go."""
+class Line:
+    """The line itself: when there is to be one, and where it goes."""
 
-    def __init__(self, num_cells: int, say: Callable[[str], None]) -> None:
-        self.num_cells, self.say = num_cells, say
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
         self.started = self.said = time.monotonic()
         self.has_said = False
         self._status: Any = None
@@ -24,6 +24,30 @@ class Progress:
 
             self._status = Console(stderr=True).status("starting")
             self._status.start()
+
+    @property
+    def is_due(self) -> bool:
+        """Whether anybody would see a new one now."""
+        quiet = time.monotonic() - self.said
+        return self._status is not None or quiet >= (60 if self.has_said else 10)
+
+    def show(self, line: str) -> None:
+        if self._status is not None:
+            self._status.update(line)
+        else:
+            self.said, self.has_said = time.monotonic(), True
+            self.say(line)
+
+    def close(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+
+class Progress:
+    """Counts, rate and time to go."""
+
+    def __init__(self, num_cells: int, say: Callable[[str], None]) -> None:
+        self.num_cells, self.line = num_cells, Line(say)
 
     def update(
         self,
@@ -40,10 +64,9 @@ class Progress:
 
         The first cell closes after many stages: until then it is these that show progress.
         """
-        now = time.monotonic()
-        if self._status is None and now - self.said < (60 if self.has_said else 10):
+        if not self.line.is_due:
             return
-        closed, elapsed = self.num_cells - cells_left, now - self.started
+        closed, elapsed = self.num_cells - cells_left, time.monotonic() - self.line.started
         parts = [f"{closed}/{self.num_cells} cells", f"{stages_done}/{stages_planned} stages"]
         if elapsed > 1 and closed:
             rate = 3600 * closed / elapsed
@@ -53,15 +76,32 @@ class Progress:
         names = ", ".join(
             f"{name} x{count}" if count > 1 else name for name, count in Counter(running).items()
         )
-        line = f"{', '.join(parts)}; running: {names or 'nothing'}" + (
-            f"; another run of this store makes {waiting} more" if waiting else ""
-        )
-        if self._status is not None:
-            self._status.update(line)
-        else:
-            self.said, self.has_said = now, True
-            self.say(line)
+        told = f"{', '.join(parts)}; running: {names or 'nothing'}"
+        others = f"; another run of this store makes {waiting} more" if waiting else ""
+        self.line.show(told + others)
 
     def close(self) -> None:
-        if self._status is not None:
-            self._status.stop()
+        self.line.close()
+
+
+class PartsProgress:
+    """Rows looked at, parts done, rate and time to go of a source that is worked through."""
+
+    def __init__(self, num_parts: int, weight: int, say: Callable[[str], None]) -> None:
+        self.num_parts, self.weight, self.line = num_parts, weight, Line(say)
+
+    def update(self, *, parts: int, rows: int, weight: int) -> None:
+        """Say where it is: parts done of all, rows and weight done since this run began."""
+        if not self.line.is_due:
+            return
+        elapsed = time.monotonic() - self.line.started
+        told = [f"{parts}/{self.num_parts} parts", f"{rows:,} rows"]
+        if elapsed > 1 and rows:
+            told.append(f"{rows / elapsed:,.0f} rows/s")
+        if elapsed > 1 and weight:
+            left = elapsed * (self.weight - weight) / weight
+            told.append(f"about {duration(left)} to go")
+        self.line.show(", ".join(told))
+
+    def close(self) -> None:
+        self.line.close()

@@ -18,11 +18,13 @@ from victims.corpora import CorpusSpec
 from victims.embedded import WorldCorpus
 from victims.evaluation_sets import EvaluationSet
 from victims.exhibits import Exhibits
+from victims.ingested import IngestedPairs
 from victims.keys import LATER, digest
 from victims.labelled import LabelledWorld
 from victims.labelled_files import LabelledFiles
 from victims.models import ModelSpec
 from victims.pretrained import Weights
+from victims.prompted import PromptedFiles
 from victims.recipe import Recipe
 from victims.retrieval_sets import RetrievalSet
 from victims.tracks import Track
@@ -143,7 +145,46 @@ class FilesData:
         return LABEL_TEMPLATES
 
 
-Data = WorldData | FilesData
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CorpusData:
+    """Ingested pairs in disjoint splits, and a labelled set that victims are judged by."""
+
+    splits: Mapping[str, IngestedPairs | PromptedFiles]
+
+    @property
+    def size(self) -> int:
+        return self._report.of.size
+
+    @property
+    def suspect(self) -> int:
+        return self.rows("suspect")
+
+    @property
+    def public(self) -> int:
+        return self.rows("public")
+
+    def rows(self, split: str) -> int:
+        return self.splits[split].num_rows if split in self.splits else 0
+
+    def corpus(self, split: str) -> CorpusSpec:
+        return self.splits[split]
+
+    @property
+    def _report(self) -> PromptedFiles:
+        report = self.splits["report"]
+        assert isinstance(report, PromptedFiles)
+        return report
+
+    @property
+    def classes(self) -> Sequence[str]:
+        return self._report.classes
+
+    @property
+    def templates(self) -> Sequence[str]:
+        return self._report.templates
+
+
+Data = WorldData | FilesData | CorpusData
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -44,10 +44,12 @@ from victims.corpora import (
     open_corpus,
     write_corpus,
 )
+from victims.distributed import rank
 from victims.errors import GridError
 from victims.evaluation_sets import EvaluationSet
 from victims.exhibits import Exhibits
 from victims.heads import kept_head
+from victims.ingested import IngestedPairs, points_elsewhere
 from victims.keys import Key, content_key, file_sha256
 from victims.lab import DataRef, Lab, Ledger, ModelRef, Watch, memo, model_key, spec_meta
 from victims.labelled_files import LabelledFiles
@@ -76,7 +78,7 @@ from victims.models import (
 from victims.pretrained import Weights, load_pretrained, located
 from victims.recipe import Recipe, Runtime, Select
 from victims.retrieval_sets import RetrievalSet
-from victims.store import Artefact, Store
+from victims.store import Artefact, Damaged, Store
 from victims.triggers import Queries, Targets, Trigger
 
 
@@ -130,13 +132,30 @@ class CorpusStage:
         return corpus_key(self.spec)
 
     inputs: ClassVar[Sequence[Key]] = ()
-    family: ClassVar[str] = "corpus"
+
+    @property
+    def family(self) -> str:
+        # Pairs that were ingested are pointed to: that is no measure of what is drawn or decoded.
+        return "pointer" if isinstance(self.spec, IngestedPairs) else "corpus"
 
     @property
     def work(self) -> float:
         return self.spec.num_rows / 1000
 
+    def is_stale(self, store: Store) -> bool:
+        """Whether the store points to a folder where the pairs do not lie any more."""
+        if not isinstance(self.spec, IngestedPairs):
+            return False
+        try:
+            artefact = store.get(self.key)
+        except Damaged:
+            return False
+        return artefact is not None and points_elsewhere(artefact, self.spec)
+
     def run(self, bench: Bench) -> None:
+        if rank() == 0 and self.is_stale(bench.store):
+            bench.store.discard(self.key, "its pairs lie in another folder now")
+
         def make(scratch: Path) -> dict[str, Any]:
             return write_corpus(scratch, self.spec)
 

@@ -115,9 +115,14 @@ def build_corpus(store: Store, spec: CorpusSpec) -> Artefact:
 
 
 def write_corpus(folder: Path, spec: CorpusSpec) -> dict[str, Any]:
+    """The files of a corpus artefact. Ingested pairs stay where they are, and are pointed to."""
     import pyarrow as pa
     import pyarrow.feather as feather
 
+    from victims.ingested import IngestedPairs, write_pointer
+
+    if isinstance(spec, IngestedPairs):
+        return write_pointer(folder, spec)
     hashed = hashlib.sha256()
     captions: list[str] = []
     labels: list[Rows] = []
@@ -160,6 +165,10 @@ def open_corpus(store: Store, key: str, reader: Reader) -> Corpus:
             f"{reader} code asked for the {split} split ({key}); it may open"
             f" {', '.join(sorted(MAY_OPEN[reader]))}. Only measuring opens the report split."
         )
+    if "pairs" in artefact.meta:
+        from victims.ingested import open_pointer
+
+        return open_pointer(artefact)
     import pyarrow.feather as feather
 
     table = feather.read_table(artefact.path("pairs.arrow"), memory_map=True)

@@ -17,6 +17,7 @@ from grid.tuning.file import entries_of, with_values
 from grid.tuning.spec import Campaign, Searched, Sees, Side, Values
 from victims.corpora import CorpusSpec, Reader
 from victims.errors import UsageError
+from victims.ingested import IngestedPairs
 from victims.keys import Key, content_key
 from victims.parts import CorpusPart
 
@@ -48,7 +49,10 @@ class SimulatedData:
         if split not in ("suspect", "clean"):
             return self.of.corpus(split)
         start = 0 if split == "suspect" else self.rows("suspect")
-        return CorpusPart(of=self.of.corpus("clean"), start=start, num_rows=self.rows(split))
+        whole = self.of.corpus("clean")
+        if isinstance(whole, IngestedPairs):  # half of them is pointed to as all of them is
+            return replace(whole, offset=whole.offset + start, num_rows=self.rows(split))
+        return CorpusPart(of=whole, start=start, num_rows=self.rows(split))
 
     @property
     def classes(self) -> Sequence[str]:

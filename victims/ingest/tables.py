@@ -1,0 +1,217 @@
+"""Tables of pictures and captions: CSV, TSV, lines of JSON, COCO's JSON, and folders.
+
+Each yields candidates in the order of its file; a path is as written, below the root.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from victims.errors import UsageError, near
+from victims.ingest.items import Item, Reason, Request, first_line, shown
+from victims.picture_files import ENDINGS
+
+IMAGE_COLUMNS: Final = (
+    *("image", "filepath", "path", "file_name", "filename", "image_path", "file", "img"),
+)
+CAPTION_COLUMNS: Final = ("caption", "title", "text", "sentence", "captions")
+CAPTION_FILES: Final = (
+    *("captions.txt", "captions.tsv", "captions.csv", "captions.jsonl", "metadata.jsonl"),
+    "metadata.csv",
+)
+
+
+def csv_items(path: Path, request: Request) -> Iterator[Item]:
+    """A table with a header. Bytes that are no UTF-8 spoil their row alone."""
+    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        first = file.readline()
+        file.seek(0)
+        separator = request.separator or ("\t" if "\t" in first else ",")
+        reader = csv.reader(file, delimiter=separator)
+        header = next(reader, [])
+        at_image, at_caption = _columns(path, header, request)
+        while True:
+            source = f"{shown(path.name)}:{reader.line_num + 1}"
+            try:
+                row = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield Item(source, reason=Reason.MALFORMED_ROW, detail=first_line(error))
+                continue
+            if not row:
+                continue
+            if len(row) <= max(at_image, at_caption):
+                detail = f"{len(row)} columns of {len(header)}"
+                yield Item(source, reason=Reason.MALFORMED_ROW, detail=detail)
+            else:
+                yield pair(source, row[at_image], row[at_caption])
+
+
+def _columns(path: Path, header: Sequence[str], request: Request) -> tuple[int, int]:
+    image = column(path, header, request.image_column, IMAGE_COLUMNS, "image")
+    caption = column(path, header, request.caption_column, CAPTION_COLUMNS, "caption")
+    return header.index(image), header.index(caption)
+
+
+def column(path: Path, header: Sequence[str], asked: str, usual: Sequence[str], what: str) -> str:
+    """The column that is asked for, or else the first of the usual ones that is there."""
+    if asked and asked in header:
+        return asked
+    found = [name for name in usual if name in header]
+    if found and not asked:
+        return found[0]
+    there = ", ".join(map(shown, header[:12])) or "none"
+    wanted = asked or " or ".join(usual)
+    raise UsageError(
+        f"{path}: no column {wanted!r} for the {what}.{near(wanted, header)}"
+        f" Columns there: {there}."
+        f" --{what}-column names another, --separator what stands between columns."
+    )
+
+
+def pair(source: str, image: Any, caption: Any) -> Item:
+    """A candidate of a table's row."""
+    if not isinstance(image, str) or not image.strip():
+        return Item(source, reason=Reason.MISSING_IMAGE, detail="no path")
+    if not isinstance(caption, str) or not caption.strip():
+        return Item(source, image, reason=Reason.MISSING_CAPTION, detail=shown(image))
+    if not is_text(caption):
+        return Item(source, image, reason=Reason.CAPTION_NOT_UTF8, detail=shown(image))
+    return Item(source, image, caption.strip())
+
+
+def is_text(caption: str) -> bool:
+    """Whether a caption can be written in UTF-8: no halves of characters in it."""
+    try:
+        caption.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def json_lines(path: Path, request: Request) -> Iterator[Item]:
+    """A line of JSON for each picture, with one caption or a list of them."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            source = f"{shown(path.name)}:{number}"
+            if not line.strip():
+                continue
+            try:
+                found = json.loads(line)
+                image = found[
+                    column(path, list(found), request.image_column, IMAGE_COLUMNS, "image")
+                ]
+            except UnicodeDecodeError as error:
+                yield Item(source, reason=Reason.CAPTION_NOT_UTF8, detail=first_line(error))
+                continue
+            except (ValueError, TypeError, UsageError, RecursionError) as error:
+                yield Item(source, reason=Reason.MALFORMED_ROW, detail=first_line(error))
+                continue
+            wanted = (request.caption_column,) if request.caption_column else CAPTION_COLUMNS
+            yield from several(source, image, next((found[n] for n in wanted if n in found), None))
+
+
+def several(source: str, image: Any, caption: Any) -> Iterator[Item]:
+    """A candidate for each of a picture's captions."""
+    if not isinstance(caption, list):
+        yield pair(source, image, caption)
+    elif not caption:
+        yield pair(source, image, None)
+    else:
+        for number, one in enumerate(caption):
+            yield pair(f"{source}#{number}", image, one)
+
+
+def text_lines(path: Path, request: Request) -> Iterator[Item]:
+    """Lines of a picture's name, a tab or a comma, and its caption; a header is passed over."""
+    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        for number, line in enumerate(file, start=1):
+            text, source = line.rstrip("\r\n"), f"{shown(path.name)}:{number}"
+            separator = request.separator or ("\t" if "\t" in text else ",")
+            name, found, caption = text.partition(separator)
+            if number == 1 and name.strip().lower() in IMAGE_COLUMNS:
+                continue
+            if not text.strip():
+                continue
+            if not found:
+                yield Item(source, reason=Reason.MALFORMED_ROW, detail="no tab or comma")
+                continue
+            # Flickr's files number the captions of a picture: name.jpg#0.
+            name = name.strip().partition("#")[0] if ".jpg#" in name else name.strip()
+            if len(caption) > 1 and caption[0] == caption[-1] == '"':
+                caption = caption[1:-1].replace('""', '"')
+            yield pair(source, name, caption)
+
+
+def folder_items(source: Path, request: Request) -> Iterator[Item]:
+    """A folder of pictures: its file of captions, or else a text beside each picture."""
+    listed = source if source.is_file() else caption_file(source)
+    if listed is None:
+        yield from _beside(source)
+    elif listed.suffix == ".jsonl":
+        yield from json_lines(listed, request)
+    elif listed.suffix == ".txt":
+        yield from text_lines(listed, request)
+    else:
+        yield from csv_items(listed, request)
+
+
+def caption_file(folder: Path) -> Path | None:
+    """The file in a folder that holds the captions of its pictures, if there is one."""
+    return next((folder / n for n in CAPTION_FILES if (folder / n).is_file()), None)
+
+
+def _beside(folder: Path) -> Iterator[Item]:
+    """Every picture below a folder, by name, with the lines of the text of the same stem."""
+    for above, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            path = Path(above, name)
+            if name.startswith(".") or path.suffix.lower() not in ENDINGS:
+                continue
+            image = str(path.relative_to(folder))
+            try:
+                text = path.with_suffix(".txt").read_bytes().decode("utf-8-sig")
+            except FileNotFoundError:
+                yield Item(shown(image), image, reason=Reason.MISSING_CAPTION, detail="no .txt")
+                continue
+            except (OSError, UnicodeDecodeError) as error:
+                yield Item(
+                    shown(image), image, reason=Reason.CAPTION_NOT_UTF8, detail=first_line(error)
+                )
+                continue
+            lines = [line for line in text.splitlines() if line.strip()]
+            yield from several(shown(image), image, lines if len(lines) > 1 else "".join(lines))
+
+
+def coco_items(path: Path) -> Iterator[Item]:
+    """Captions in COCO's form, by the order of the annotations; then pictures without any."""
+    try:
+        found = json.loads(path.read_bytes())
+        names = {image["id"]: image["file_name"] for image in found["images"]}
+        annotations = list(found["annotations"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UsageError(
+            f"{path}: is no JSON of COCO captions ({first_line(error)}): it needs `images` with id"
+            " and file_name, and `annotations` with image_id and caption"
+        ) from error
+    captioned = set()
+    for number, annotation in enumerate(annotations):
+        source = f"{shown(path.name)}#{number}"
+        try:
+            image, caption = annotation["image_id"], annotation["caption"]
+            name = names[image]
+        except (KeyError, TypeError) as error:
+            yield Item(source, reason=Reason.MALFORMED_ROW, detail=first_line(error))
+            continue
+        captioned.add(image)
+        yield pair(source, name, caption)
+    for image, name in names.items():
+        if image not in captioned:
+            yield pair(f"{shown(path.name)}/{image}", name, None)
