@@ -6,6 +6,7 @@ was stopped.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
@@ -19,11 +20,12 @@ from typing import Any
 
 from grid.ingest_parts import How, Run, advice, run_parts, told
 from grid.lock import LOCK, only_driver
+from grid.progress import PartsProgress
 from victims.errors import GridError, UsageError
 from victims.ingest.items import Job, Reason, Request
 from victims.ingest.join import JOINING, join
 from victims.ingest.keep import Kept, choose
-from victims.ingest.sources import Prepared, prepare, source_state
+from victims.ingest.sources import Prepared, prepare, source_state, state_digest
 from victims.ingest.work import rows_path
 from victims.ingested import MANIFEST, WORK, Folder, read_folder
 
@@ -64,7 +66,9 @@ def ingest(request: Request, out: Path, how: How, say: Callable[[str], None]) ->
         kept = choose(run.work, num_parts, request.limit)
         _check_skips(run, kept)
         say(f"{kept.seen:,} rows looked at, {kept.total:,} pairs; joining {num_parts} parts")
-        join(out, run.work, kept, request.size, _about(run))
+        progress = PartsProgress(num_parts, num_parts, say)
+        with contextlib.closing(progress):
+            join(out, run.work, kept, request.size, _about(run), progress.joined)
     return Ingested(
         folder=read_folder(out), is_new=True, wall_seconds=round(time.monotonic() - began, 1)
     )
@@ -88,6 +92,11 @@ def _again(run: Run) -> Ingested:
     folder = read_folder(run.out)
     made_of = folder.about.get("request")
     _require_same(run.out, made_of or {}, _plain(run.request), "request")
+    if state_digest(source_state(run.request)) != folder.about.get("state"):
+        raise UsageError(
+            f"--out {run.out}: holds a corpus of {run.request.source} as it was, and its files have"
+            " changed since. Give another --out, or delete this folder to begin anew."
+        )
     shutil.rmtree(run.work, ignore_errors=True)  # a run that was stopped after it had published
     return Ingested(folder=folder, is_new=False)
 
@@ -196,6 +205,7 @@ def _about(run: Run) -> dict[str, Any]:
     return {
         "request": _plain(run.request),
         "fingerprint": run.prepared.fingerprint,
+        "state": state_digest(run.prepared.state),
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {name: version(name) for name in names},
     }

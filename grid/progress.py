@@ -103,5 +103,9 @@ class PartsProgress:
             told.append(f"about {duration(left)} to go")
         self.line.show(", ".join(told))
 
+    def joined(self, parts: int) -> None:
+        """Say how many parts were put together."""
+        self.update(parts=parts, rows=0, weight=parts)
+
     def close(self) -> None:
         self.line.close()

@@ -43,6 +43,7 @@ LIGHT = (
     *("grid/board_commands.py", "grid/campaign_status.py", "grid/execution.py", "grid/room.py"),
     *("grid/import_commands.py", "grid/model_commands.py"),
     *("grid/lock.py", "grid/status.py", "grid/status_words.py", "grid/cache.py", "grid/collect.py"),
+    "grid/corpus_commands.py",
 )
 HEAVY = {"torch", "ray"}
 

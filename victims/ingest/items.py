@@ -65,7 +65,8 @@ class Request:
 class Job:
     """A piece of the source that is worked on as one: a shard, or some rows of a file.
 
-    ``name`` is what people call the file, ``weight`` its share of the work (rows or bytes),
+    ``path`` is its file (of a table's rows nothing: they are in the listing), ``name`` what people
+    call it, ``weight`` its share of the work (rows or bytes),
     ``fault`` why the file cannot be read at all.
     """
 

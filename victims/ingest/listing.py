@@ -75,11 +75,11 @@ def _path_bytes(item: Item) -> bytes | None:
     return os.fsencode(item.image) if isinstance(item.image, str) else None
 
 
-def listed_items(job: Job) -> Iterator[Item]:
-    """The candidates ``start`` to ``stop`` of a listing."""
+def listed_items(job: Job, work: Path) -> Iterator[Item]:
+    """The candidates ``start`` to ``stop`` of the listing."""
     import pyarrow as pa
 
-    with pa.memory_map(job.path) as file:
+    with pa.memory_map(str(work / LISTING)) as file:
         table = pa.ipc.open_file(file).read_all().slice(job.start, job.stop - job.start)
         for row in table.to_pylist():
             yield Item(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -101,6 +102,15 @@ def root_of(source: str, form: Form) -> str:
 
 def prepare(request: Request, work: Path) -> Prepared:
     """Look through a source once: its pieces, in order, and what it consists of."""
+    try:
+        return _prepare(request, work)
+    except OSError as error:
+        raise UsageError(
+            f"{error.filename or request.source}: {error.strerror or error}"
+        ) from error
+
+
+def _prepare(request: Request, work: Path) -> Prepared:
     files = files_of(request.source, request.form)
     state = {str(path): _state(path) for path in files}
     if request.form == "webdataset":
@@ -116,20 +126,25 @@ def prepare(request: Request, work: Path) -> Prepared:
             f"{request.source}: no pictures and captions there."
             + wanted * (request.form == "folder")
         )
-    listing = scratch.replace(work / LISTING)
+    scratch.replace(work / LISTING)
     jobs = []
     for start in range(0, rows, PART_ROWS):
         stop = min(rows, start + PART_ROWS)
         name = f"{Path(request.source).name}[{start}:{stop}]"
         jobs.append(
             Job(
-                index=len(jobs), path=str(listing), name=name, start=start, stop=stop,
+                index=len(jobs), path="", name=name, start=start, stop=stop,
                 weight=stop - start,
             )
         )  # fmt: skip
     contents = [f"{path.name}\0{file_sha256(path)}\n" for path in files]
     fingerprint = hashlib.sha256("".join([*contents, said]).encode()).hexdigest()
     return Prepared(jobs=jobs, state=state, fingerprint=fingerprint, rows=rows)
+
+
+def state_digest(state: Mapping[str, Any]) -> str:
+    """The state of all files in one word, for the manifest."""
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def source_state(request: Request) -> dict[str, Any]:

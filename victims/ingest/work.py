@@ -63,13 +63,13 @@ def read_part(work: Path, index: int, row_bytes: int) -> Part | None:
         return None
 
 
-def items_of(job: Job, request: Request) -> Iterator[Item]:
+def items_of(job: Job, request: Request, work: Path) -> Iterator[Item]:
     """The candidates of a piece."""
     if job.fault:
         return iter([Item(job.name, reason=Reason.UNREADABLE_SHARD, detail=job.fault)])
     if request.form == "webdataset":
         return tar_items(job, request)
-    return parquet_items(job, request) if request.form == "parquet" else listed_items(job)
+    return parquet_items(job, request) if request.form == "parquet" else listed_items(job, work)
 
 
 class _Decoder:
@@ -119,7 +119,7 @@ def run_part(
     scratch = work / PARTS / f".{job.index:06d}-{uuid.uuid4().hex[:8]}.tmp"
     try:
         with scratch.open("wb") as file, strict_pillow():
-            for item in items_of(job, request):
+            for item in items_of(job, request, work):
                 if stopped():
                     raise Stopped
                 tick()
