@@ -119,7 +119,8 @@ def test_every_file_answers_for_annotations_that_run_late() -> None:
     assert bare == []
 
 
-MEANS_SOMETHING_ELSE = {"utf-8-sig", "a_BD"}  # a byte order mark; features with their shape
+# A byte order mark; features with their shape; what becomes of Ctrl-C.
+MEANS_SOMETHING_ELSE = {"utf-8-sig", "a_BD", "SIG_IGN"}
 
 # --- names of methods: `grid` and `victims` know methods through their tables alone
 

@@ -99,6 +99,9 @@ class ChosenImages:
         # `np.array`: of one row the map would give a view that nobody may write to.
         return np.array(self._images[self._rows[index]])
 
+    def __iter__(self) -> Iterator[npt.NDArray[np.uint8]]:
+        return (self[position] for position in range(len(self)))
+
 
 class ChosenCaptions(Sequence[str]):
     """The captions of some rows, read from the file when the first of them is asked for."""

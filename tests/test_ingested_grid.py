@@ -1,0 +1,361 @@
+"""Grids on ingested pairs: what a file may say, what the store holds, and that the numbers are
+those of the same pairs in a corpus of their own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+from grid.gridfile import load_grid
+from grid.plan import make_plan
+from grid.preflight import data_places
+from grid.spec import CorpusData
+from grid.stages import Bench, CorpusStage
+from tests.grids import OPEN_GATE, RECIPE, call, numbers, outcomes, run_serial, write_grid_file
+from tests.pairs import ingested, labelled_folder, request, world_pairs, write_shards
+from victims.corpora import Reader, build_corpus, corpus_key, open_corpus, whole
+from victims.errors import GridError, UsageError
+from victims.ingested import (
+    MANIFEST,
+    ChosenCaptions,
+    ChosenImages,
+    IngestedPairs,
+    open_images,
+    read_folder,
+)
+from victims.lab import DataRef, Lab, Ledger
+from victims.models import ModelSpec
+from victims.prompted import PromptedFiles
+from victims.prompts import prompt_templates
+from victims.recipe import Recipe, Runtime
+from victims.store import Store
+from victims.world import CLASSES
+
+PAIRS = 220
+
+
+class Made(NamedTuple):
+    pairs: Path
+    labelled: Path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Pairs of the embedded world that were ingested, and a labelled set of its pictures."""
+    folder = tmp_path_factory.mktemp("made")
+    shards = write_shards(folder / "shards", world_pairs(PAIRS + 10), 50)
+    ingested(request(shards, limit=PAIRS), folder / "pairs")
+    rows = {"train": ("tuning", 120), "test": ("report", 80)}
+    return Made(folder / "pairs", labelled_folder(folder / "labelled", rows))
+
+
+def corpus_of(made: Made, **changes: Any) -> dict[str, Any]:
+    corpus = {
+        **{"pairs": str(made.pairs), "suspect": 96, "clean": 40, "public": 64},
+        **{"labelled": "image_folder", "root": str(made.labelled), "tuning": 40},
+        "templates": ["a photo of a {}", "this is a {}"],
+    }
+    return {"corpus": {**corpus, **changes}}
+
+
+def grid_of(folder: Path, made: Made, corpus: Mapping[str, Any] | None = None, **more: Any) -> Any:
+    data = corpus_of(made, **(corpus or {}))
+    return load_grid(str(write_grid_file(folder, data=data, **more)))
+
+
+# --- what is read
+
+
+def test_chosen_rows_answer_as_an_array_of_them_does() -> None:
+    rng = np.random.default_rng(0)
+    images_NCHW = rng.integers(0, 256, (20, 3, 4, 4), dtype=np.uint8)
+    images_NCHW.setflags(write=False)
+    rows = rng.permutation(20)[:9].astype(np.int64)
+    chosen, wanted = ChosenImages(images_NCHW, rows), images_NCHW[rows]
+    assert (len(chosen), chosen.shape, chosen.ndim) == (9, (9, 3, 4, 4), 4)
+    assert chosen.dtype == np.uint8
+    some = np.array([3, 3, 0])
+    mask = np.arange(9) % 2 == 0
+    indices: Sequence[Any] = [4, -1, np.int64(2), some, slice(2, 5), slice(None), mask, [1, 0]]
+    for index in indices:
+        found = chosen[index]
+        assert type(found) is np.ndarray
+        assert np.array_equal(found, wanted[index])
+        torch.from_numpy(found).add_(1)  # a copy, which may be written to
+    assert [image.tobytes() for image in chosen] == [image.tobytes() for image in wanted]
+    for index in (9, [0, 9]):
+        with pytest.raises(IndexError):
+            chosen[index]
+
+
+def test_only_chosen_captions_are_read_and_when_they_are_asked_for(made: Made) -> None:
+    rows = np.array([5, 0, 7], dtype=np.int64)
+    captions = ChosenCaptions(made.pairs / "pairs.arrow", rows)
+    nowhere = ChosenCaptions(made.pairs / "nothing.arrow", rows)
+    assert len(nowhere) == 3
+    every = [pair.caption for pair in world_pairs(8)]
+    assert list(captions) == [every[5], every[0], every[7]]
+    assert captions[-1] == every[7]
+    assert captions[:2] == [every[5], every[0]]
+
+
+# --- what a file may say
+
+
+def test_splits_are_disjoint_and_growing_one_moves_no_other(made: Made, tmp_path: Path) -> None:
+    def rows(data: CorpusData) -> dict[str, list[int]]:
+        specs = {n: data.corpus(n) for n in ("suspect", "clean", "public") if data.rows(n)}
+        assert all(isinstance(spec, IngestedPairs) for spec in specs.values())
+        return {n: s.rows().tolist() for n, s in specs.items() if isinstance(s, IngestedPairs)}
+
+    found = rows(grid_of(tmp_path, made).data)
+    assert {n: len(r) for n, r in found.items()} == {"suspect": 96, "clean": 40, "public": 64}
+    assert len({row for split in found.values() for row in split}) == 200
+    more = rows(grid_of(tmp_path, made, {"suspect": 110}).data)
+    assert more["suspect"][:96] == found["suspect"]
+    assert (more["clean"], more["public"]) == (found["clean"], found["public"])
+    other = rows(grid_of(tmp_path, made, {"seed": 1}).data)
+    assert other["suspect"] != found["suspect"]
+    pool = {"rows": 35, "pool": "overlap"}
+    overlap = grid_of(tmp_path, made, {"clean": pool, "suspect": 150}).data
+    assert rows(overlap)["clean"] == rows(overlap)["suspect"][:35]
+    assert overlap.corpus("clean").split == overlap.corpus("suspect").split
+
+
+def test_prompts_come_by_name_or_as_a_list_and_are_no_part_of_the_pairs(
+    made: Made, tmp_path: Path
+) -> None:
+    listed = grid_of(tmp_path, made)
+    named = grid_of(tmp_path, made, {"templates": "label"})
+    default = grid_of(tmp_path, made, {"templates": "imagenet80"})
+    assert tuple(listed.data.templates) == ("a photo of a {}", "this is a {}")
+    assert tuple(named.data.templates) == prompt_templates("label") == ("{}",)
+    assert len(default.data.templates) == 80
+    for split in ("suspect", "clean", "public"):
+        keys = {corpus_key(grid.data.corpus(split)) for grid in (listed, named, default)}
+        assert len(keys) == 1, "a victim is not trained again for other prompts"
+    reports = {corpus_key(grid.data.corpus("report")) for grid in (listed, named, default)}
+    assert len(reports) == 3
+    assert listed.evaluate.sets == ("report",)
+    assert list(listed.data.classes) == sorted(CLASSES)
+    assert [listed.data.classes[t] for t in listed.targets] == ["circle"]
+
+
+def test_where_pairs_lie_is_no_part_of_a_key(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CORPORA", str(tmp_path))
+    shutil.copytree(made.pairs, tmp_path / "moved")
+    here = grid_of(tmp_path, made)
+    there = grid_of(tmp_path, made, {"pairs": "$CORPORA/moved"})
+    beside = grid_of(tmp_path, made, {"pairs": "moved"})
+    assert here.identity_hash == there.identity_hash == beside.identity_hash
+    assert there.data.corpus("suspect").root == str(tmp_path / "moved")
+    assert beside.data.corpus("suspect").root == str(tmp_path / "moved")
+    braced = grid_of(tmp_path, made, {"pairs": "${CORPORA}/moved"})
+    assert braced.data.corpus("clean").root == str(tmp_path / "moved")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pairs": "$NO_SUCH/x"}, r"data\.corpus\.pairs: .*the environment has no NO_SUCH"),
+        ({"pairs": "nowhere"}, r"data\.corpus\.pairs: .*nowhere: no such folder"),
+        ({"root": "$NO_SUCH"}, r"data\.corpus\.root: .*has no NO_SUCH"),
+        ({"suspect": 200}, r"suspect 200 \+ clean 40 \+ public 64 = 304 rows of 220 pairs"),
+        ({"suspect": 0}, r"data\.corpus\.suspect: at least 1"),
+        ({"clean": {"rows": 97, "pool": "overlap"}}, "the suspect data has 96"),
+        ({"labelled": "imagefolder"}, "Did you mean 'image_folder'"),
+        ({"templates": "imagnet80"}, "Did you mean 'imagenet80'"),
+        ({"templates": ["a photo"]}, r"'a photo' must hold \{\} once"),
+        ({"templates": ["{} {x}"]}, "must hold"),
+        ({"tuning": 0}, "tuning needs rows"),
+        ({"tuning": 500}, "of 120 training pictures"),
+        ({"report": 500}, "500 rows of 80 test pictures"),
+        ({"sise": 32}, "sise"),
+    ],
+)
+def test_what_cannot_be_meant_is_answered_with_its_place(
+    changes: dict[str, Any], message: str, made: Made, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        grid_of(tmp_path, made, changes)
+
+
+def test_other_keys_that_do_not_fit_are_answered(made: Made, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="64 px, but the pictures of `data` have 32 px"):
+        grid_of(tmp_path, made, model={"arch": "tiny", "size": 64})
+    with pytest.raises(UsageError, match=r"regime F starts from a public model.*regime: S"):
+        grid_of(tmp_path, made, {"public": 0})
+    with pytest.raises(UsageError, match="a probe is trained on clean rows"):
+        grid_of(tmp_path, made, evaluate={"probe": True})
+    with pytest.raises(UsageError, match="no 'shifted' split"):
+        grid_of(tmp_path, made, evaluate={"sets": ["report", "shifted"]})
+    with pytest.raises(UsageError, match=r"Known: .*world"):
+        grid_of(tmp_path, made, track="supervised", model="preact_tiny")
+    scratch = {"victim": RECIPE, "repair": RECIPE}
+    found = grid_of(tmp_path, made, {"public": 0}, regime="S", recipes=scratch)
+    assert make_plan(found).num_victims() == 2
+    reader = [{"badclip": {"variant": "released"}}]
+    with pytest.raises(UsageError, match=r"badclip reads a public model.*there are none"):
+        grid_of(tmp_path, made, {"public": 0}, regime="S", recipes=scratch, attacks=reader)
+
+
+# --- what the store holds
+
+
+def test_the_store_points_to_the_pixels(made: Made, tmp_path: Path) -> None:
+    grid = grid_of(tmp_path, made)
+    spec, store = grid.data.corpus("suspect"), Store(tmp_path / "store")
+    artefact = build_corpus(store, spec)
+    assert sum(artefact.files.values()) < 96 * 8 + 1000
+    corpus = open_corpus(store, corpus_key(spec), Reader.TRAINING)
+    images, every = open_images(read_folder(made.pairs)), world_pairs(PAIRS)
+    assert np.array_equal(corpus.images_NCHW[:], images[spec.rows()])
+    assert list(corpus.captions) == [every[row].caption for row in spec.rows()]
+    assert (corpus.size, len(corpus), corpus.split) == (32, 96, "suspect")
+    assert set(corpus.labels.tolist()) == {-1}
+    assert not corpus.is_labelled
+    other = build_corpus(store, grid.data.corpus("public"))
+    assert other.meta["digest"] != corpus.digest
+
+
+def test_pairs_that_changed_or_went_are_said(made: Made, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(made.pairs, moved)
+    spec = grid_of(tmp_path, made, {"pairs": str(moved)}).data.corpus("suspect")
+    store, key = Store(tmp_path / "store"), corpus_key(spec)
+    build_corpus(store, spec)
+    with (moved / "images.npy").open("r+b") as file:
+        file.truncate(10_000)
+    with pytest.raises(GridError, match=r"images\.npy: cannot be read"):
+        open_corpus(store, key, Reader.TRAINING)
+    about = json.loads((moved / MANIFEST).read_text())
+    (moved / MANIFEST).write_text(json.dumps({**about, "digest": "0" * 64}))
+    with pytest.raises(UsageError, match="holds pairs with the digest 0000000000000000"):
+        open_corpus(store, key, Reader.TRAINING)
+    shutil.rmtree(moved)
+    with pytest.raises(GridError, match=r"moved: no such folder.*every node"):
+        open_corpus(store, key, Reader.TRAINING)
+
+
+def test_a_folder_that_moved_is_found_by_the_next_run(made: Made, tmp_path: Path) -> None:
+    from grid.plan import finished
+
+    moved, store = tmp_path / "moved", Store(tmp_path / "store")
+    shutil.copytree(made.pairs, moved)
+    before = make_plan(grid_of(tmp_path, made, {"pairs": str(moved)}))
+    for stage in before.stages.values():
+        if isinstance(stage, CorpusStage) and isinstance(stage.spec, IngestedPairs):
+            build_corpus(store, stage.spec)
+    held = finished(store, before)
+    assert len(held) == 3
+    after = make_plan(grid_of(tmp_path, made))
+    assert finished(store, after) == set()
+    shutil.rmtree(moved)
+    bench = Bench(store, Runtime(), print, Ledger())
+    for key in held:
+        after.stages[key].run(bench)
+        open_corpus(store, key, Reader.TRAINING)
+    assert finished(store, after) == held
+
+
+def test_a_cluster_is_asked_for_the_folders(made: Made, tmp_path: Path) -> None:
+    plan = make_plan(grid_of(tmp_path, made))
+    store = Store(tmp_path / "store")
+    wanted = sorted([str(made.pairs), str(made.labelled)])
+    assert data_places(plan.stages.values(), store) == wanted
+    for stage in plan.stages.values():
+        if isinstance(stage, CorpusStage):
+            build_corpus(store, stage.spec)
+    assert data_places(plan.stages.values(), store) == [str(made.pairs)]
+
+
+# --- the numbers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copied:
+    """The same pairs as a corpus of their own, pixels and all."""
+
+    name: ClassVar[str] = "copied"
+    version: ClassVar[int] = 1
+
+    of: Any
+
+    split: str = "suspect"
+    num_rows: int = 96
+    classes: tuple[str, ...] = tuple(CLASSES)
+    templates: tuple[str, ...] = ()
+
+    def chunks(self) -> Iterator[Any]:
+        return iter(self.of.chunks())
+
+
+def test_a_victim_is_the_one_that_a_copy_of_the_pairs_makes(made: Made, tmp_path: Path) -> None:
+    spec = grid_of(tmp_path, made).data.corpus("suspect")
+    store, recipe = Store(tmp_path / "store"), Recipe(epochs=1, batch_size=32, lr=2e-3)
+    lab = Lab(store, ModelSpec(arch="tiny", size=32), Runtime())
+    weights, pixels = [], []
+    for one in (spec, Copied(of=spec)):
+        build_corpus(store, one)
+        data = DataRef(corpus_key(one), 96)
+        trained = lab.load(lab.train(lab.plain(recipe), data, recipe))
+        weights.append(torch.cat([w.detach().flatten() for w in trained.parameters()]))
+        read = whole(open_corpus(store, data.key, Reader.TRAINING)).reader(torch.device("cpu"))
+        pixels.append(read(np.arange(96)))
+    assert torch.equal(*pixels)
+    assert torch.equal(*weights)
+    assert weights[0].std() > 0
+
+
+def test_simulated_attacks_halve_the_clean_pairs_without_copying(
+    made: Made, tmp_path: Path
+) -> None:
+    from grid.tuning.scenes import SimulatedData
+
+    of = grid_of(tmp_path, made).data
+    halves = [SimulatedData(of=of).corpus(split) for split in ("suspect", "clean")]
+    clean = of.corpus("clean")
+    assert isinstance(clean, IngestedPairs)
+    found = [half.rows().tolist() for half in halves if isinstance(half, IngestedPairs)]
+    assert found[0] + found[1] == clean.rows().tolist()
+
+
+@pytest.mark.exhaustive
+def test_a_grid_on_files_from_ingest_to_board(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gate = {"strong": OPEN_GATE, "medium": OPEN_GATE, "init_loss": 1}
+    more: dict[str, Any] = {
+        "gate": gate,
+        "evaluate": {"retrieval": True},
+        "defenses": ["none", "finetune", "roclip"],
+    }
+    grid = grid_of(tmp_path, made, **more)
+    report = run_serial(grid, tmp_path / "out", tmp_path / "store")
+    assert (report.code, report.counts) == (0, {"ok": 6})
+    said = {row["metric"] for row in numbers(tmp_path / "out").values()}
+    assert {"clean_top1", "asr_top1", "image_to_text_top1"} <= said
+    again = run_serial(grid, tmp_path / "out", tmp_path / "store")
+    assert again.stages_run == 0
+    board = call(capsys, "leaderboard", tmp_path / "out", "--format", "md")
+    assert board.code == 0
+    assert "| badnet | 10 | finetune |" in board.out
+    # Other prompts: what was trained clean stays, and only what is read by prompts is made again.
+    other = replace(grid, data=grid_of(tmp_path, made, {"templates": "label"}, **more).data)
+    report = run_serial(other, tmp_path / "label", tmp_path / "store")
+    assert (report.code, len(outcomes(tmp_path / "label"))) == (0, 6)
+    clean = [c for c in make_plan(grid).cells if c.cell.count == 0]
+    kept = {c.victim.key for c in clean} & {c.victim.key for c in make_plan(other).cells}
+    assert len(kept) == 1
+    sets = [other.data.corpus("report"), other.data.corpus("tuning")]
+    assert all(isinstance(spec, PromptedFiles) for spec in sets)
