@@ -127,7 +127,7 @@ def _answers(run: Run, tally: _Tally, missing: Sequence[Job]) -> Generator[Part]
         from grid.machines import map_on_cluster
 
         with joined(run.how.address):
-            yield from map_on_cluster(run_part, arguments())
+            yield from map_on_cluster(run_part, arguments(), lambda: tally.look(0))
     elif run.how.workers > 1 and len(missing) > 1:
         workers = min(run.how.workers, len(missing))
         modules = run_part.__module__

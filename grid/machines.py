@@ -19,6 +19,8 @@ from grid.needs import Node, NodeType
 # What Ray calls the type of a machine that no autoscaler has started.
 NO_TYPE = re.compile(r"node_[0-9a-f]+")
 
+LOOK_SECONDS = 5.0
+
 
 class Machine(NamedTuple):
     """A node of the cluster: its id in Ray, what people call it, the GPUs that it advertises, and
@@ -94,12 +96,16 @@ def ask_each(
 
 
 def map_on_cluster(
-    function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]], ahead: int = 2
+    function: Callable[..., Any],
+    arguments: Iterable[tuple[Any, ...]],
+    look: Callable[[], None] = lambda: None,
+    ahead: int = 2,
 ) -> Generator[Any]:
     """``function(*one)`` for each of the arguments, a CPU each; answers as they come.
 
     ``ahead`` times as many as there are CPUs are under way. One that a dying node took along runs
-    again elsewhere. Who stops asking for answers stops what runs.
+    again elsewhere. ``look`` is called every few seconds. Who stops asking for answers stops what
+    runs.
     """
     import ray
 
@@ -112,7 +118,8 @@ def map_on_cluster(
             running |= {task.remote(*one) for one in islice(waiting, most - len(running))}
             if not running:
                 return
-            done, _ = ray.wait(list(running), num_returns=1)
+            done, _ = ray.wait(list(running), num_returns=1, timeout=LOOK_SECONDS)
+            look()
             running -= set(done)
             for ref in done:
                 try:

@@ -96,8 +96,11 @@ class ChosenImages:
         return len(self._rows)
 
     def __getitem__(self, index: Any) -> npt.NDArray[np.uint8]:
-        # `np.array`: of one row the map would give a view that nobody may write to.
-        return np.array(self._images[self._rows[index]])
+        rows = self._rows[index]
+        # Of one row the map gives a view that nobody may write to; of several it makes a copy.
+        return (
+            np.array(self._images[rows]) if np.ndim(rows) == 0 else np.asarray(self._images[rows])
+        )
 
     def __iter__(self) -> Iterator[npt.NDArray[np.uint8]]:
         return (self[position] for position in range(len(self)))

@@ -156,10 +156,17 @@ def folder_items(source: Path, request: Request) -> Iterator[Item]:
         yield from _beside(source)
     elif listed.suffix == ".jsonl":
         yield from json_lines(listed, request)
-    elif listed.suffix == ".txt":
-        yield from text_lines(listed, request)
-    else:
+    elif listed.suffix in (".csv", ".tsv") and _has_header(listed, request):
         yield from csv_items(listed, request)
+    else:
+        yield from text_lines(listed, request)
+
+
+def _has_header(path: Path, request: Request) -> bool:
+    """Whether the first line of a table names a column of pictures."""
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+        names = {name.strip().lower() for name in file.readline().replace("\t", ",").split(",")}
+    return bool(names & {*IMAGE_COLUMNS, request.image_column.lower()})
 
 
 def caption_file(folder: Path) -> Path | None:
