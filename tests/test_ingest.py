@@ -545,6 +545,24 @@ def test_a_source_that_is_not_there_is_said(
     assert (said.code, "Give --format" in said.err) == (2, True)
 
 
+def test_a_run_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    from grid import progress
+
+    now = [0.0]
+    monkeypatch.setattr("grid.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("sys.stderr.isatty", lambda: False)
+    said: list[str] = []
+    line = progress.PartsProgress(40, 1000, said.append)
+    for now[0] in (5.0, 10.0, 69.0, 70.0):
+        line.update(parts=12, rows=int(100 * now[0]), weight=250)
+    line.joined(13)
+    line.close()
+    assert said == [
+        "12/40 parts, 1,000 rows, 100 rows/s, about 30 s to go",
+        "12/40 parts, 7,000 rows, 100 rows/s, about 4 min to go",
+    ]
+
+
 @pytest.mark.exhaustive
 def test_ctrl_c_ends_all_workers_and_says_how_to_go_on(tmp_path: Path) -> None:
     shards = write_shards(tmp_path / "in", world_pairs(400, 224), 20)

@@ -149,6 +149,18 @@ def test_prompts_come_by_name_or_as_a_list_and_are_no_part_of_the_pairs(
     assert [listed.data.classes[t] for t in listed.targets] == ["circle"]
 
 
+def test_pairs_are_others_for_other_rows_contents_or_classes(made: Made, tmp_path: Path) -> None:
+    spec = grid_of(tmp_path, made).data.corpus("suspect")
+    others = [
+        *(replace(spec, num_rows=95), replace(spec, seed=1), replace(spec, offset=1)),
+        *(replace(spec, digest="0" * 64), replace(spec, classes=("cat", "dog"))),
+    ]
+    assert len({corpus_key(one) for one in (spec, *others)}) == len(others) + 1
+    assert corpus_key(replace(spec, root="/elsewhere")) == corpus_key(spec)
+    with pytest.raises(UsageError, match=r"rows 200\.\.295 were asked for, .* has 220 pairs"):
+        replace(spec, offset=200)
+
+
 def test_where_pairs_lie_is_no_part_of_a_key(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

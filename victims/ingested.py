@@ -20,6 +20,7 @@ from victims.corpora import Corpus, Rows
 from victims.draws import numpy_rng
 from victims.errors import GridError, UsageError
 from victims.keys import Key
+from victims.keys import digest as digest_of
 from victims.store import Artefact
 
 FORM: Final = 1
@@ -148,7 +149,8 @@ class IngestedPairs:
     """Rows ``offset`` to ``offset + num_rows`` of the ``total`` of a folder, shuffled by ``seed``.
 
     ``digest`` is that of the folder's manifest and says which pairs they are, wherever they lie.
-    They have no labels; ``classes`` are those that attacks on them may speak of.
+    They have no labels; ``classes`` are those that attacks on them may speak of, and are keyed by
+    their digest: there may be a thousand of them.
     """
 
     name: ClassVar[str] = "ingested_pairs"
@@ -162,9 +164,11 @@ class IngestedPairs:
     num_rows: int
     offset: int = 0
     seed: int = 0
-    classes: tuple[str, ...] = ()
+    classes: tuple[str, ...] = field(default=(), metadata={"keyed": False})
+    vocabulary: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "vocabulary", digest_of(list(self.classes))[:16])
         stop = self.offset + self.num_rows
         if self.num_rows < 1 or self.offset < 0 or stop > self.total:
             raise UsageError(
