@@ -15,7 +15,7 @@ ResultsOpt = Annotated[
     str, typer.Option("--in", help="A results directory, or the name of what ran.")
 ]
 FormOpt = Annotated[str, typer.Option("--format", help="table, md, csv, json, tex or html.")]
-EvalSetOpt = Annotated[str, typer.Option("--set", help="report or shifted.")]
+EvalSetOpt = Annotated[str, typer.Option("--set", help="report, shifted, or a further set.")]
 
 
 def results_folder(named: str) -> Path:
