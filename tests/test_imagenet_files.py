@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.io import savemat
 
 from tests.set_files import (
     NAMES,
@@ -85,6 +86,17 @@ def ground_truth(root: Path) -> None:
     write(root / "val", flat())
 
 
+def meta_mat(root: Path) -> None:
+    """As the kit has it: structures of numbers and text, groups of classes behind the classes."""
+    kit = root / "ILSVRC2012_devkit_t12" / "data"
+    write(kit, {"ILSVRC2012_validation_ground_truth.txt": TRUTH})
+    rows = [(1, WNIDS[1]), (2, WNIDS[2]), (3, WNIDS[0]), (4, "n99999999")]
+    kinds = [("ILSVRC2012_ID", object), ("WNID", object), ("words", object), ("gloss", object)]
+    synsets = np.array([(float(n), w, "a, b", "") for n, w in rows], dtype=kinds)
+    savemat(kit / "meta.mat", {"synsets": synsets.reshape(-1, 1)}, do_compression=True)
+    write(root / "val", flat())
+
+
 FORMS: dict[str, Callable[[Path], None]] = {
     "sorted": lambda root: void(write(root / "val", by_class())),
     "under its name": lambda root: void(write(root / "imagenet" / "val", by_class())),
@@ -96,6 +108,7 @@ FORMS: dict[str, Callable[[Path], None]] = {
         "val/imagenet_2012_validation_synset_labels.txt", "".join(f"{WNIDS[of]}\n" for of in VAL)
     ),
     "flat, the development kit": ground_truth,
+    "flat, the kit's meta.mat": meta_mat,
     "flat, Kaggle's table": with_table(
         "LOC_val_solution.csv",
         table(
@@ -163,7 +176,7 @@ def test_a_set_is_the_same_in_every_form(tmp_path: Path, form: str, plain: Evalu
 def test_numbers_of_the_challenge_are_not_taken_for_the_order_of_ids(tmp_path: Path) -> None:
     truth = {"val/ILSVRC2012_validation_ground_truth.txt": TRUTH}
     write(tmp_path, {**below("val", flat()), **truth, "classnames.txt": names_text()})
-    with pytest.raises(UsageError, match=r"order of their own.*ILSVRC2012_mapping\.txt"):
+    with pytest.raises(UsageError, match=r"order of their own.*meta\.mat.*ILSVRC2012_mapping\.txt"):
         imagenet(tmp_path)
 
 
@@ -404,7 +417,11 @@ def test_names_by_id_may_be_those_of_more_classes(tmp_path: Path) -> None:
                 "ILSVRC2012_validation_ground_truth.txt": "9\n",
                 "ILSVRC2012_mapping.txt": MAPPING,
             },
-            "line 1: '9' is not in ILSVRC2012_mapping.txt",
+            "line 1: '9' is not in its mapping",
+        ),
+        (
+            {"ILSVRC2012_validation_ground_truth.txt": "1\n", "meta.mat": "x"},
+            r"meta\.mat: no \.mat file of version 5",
         ),
         (
             {"ILSVRC2012_validation_ground_truth.txt": "1\n", "map_clsloc.txt": "1 tench\n"},

@@ -17,7 +17,7 @@ from victims.errors import GridError, UsageError
 from victims.evaluation_sets import EvaluationSet, evaluation_splits
 from victims.label_readers import DATASETS
 from victims.labelled_files import labelled_splits
-from victims.mat_files import read_mat
+from victims.mat_files import read_mat, read_structures
 from victims.prompts import default_templates, prompt_templates
 from victims.zero_shot_sets import ZERO_SHOT_SETS
 
@@ -226,14 +226,35 @@ def test_arrays_of_a_mat_file_are_those_that_were_written(tmp_path: Path, compre
         assert np.array_equal(found[name], array), name
 
 
+@pytest.mark.parametrize("compressed", [False, True])
+def test_structures_hold_their_numbers_and_text(tmp_path: Path, compressed: bool) -> None:
+    kinds = [("n", object), ("text", object), ("empty", object), ("cell", object)]
+    cell = np.array([1, "x"], dtype=object)
+    rows = [(np.arange(n + 1.0), f"caf\xe9 {n}", np.zeros((0, 0)), cell) for n in range(3)]
+    savemat(
+        tmp_path / "a.mat",
+        {"other": np.eye(2), "many": np.array(rows, dtype=kinds)},
+        do_compression=compressed,
+    )
+    found = read_structures(tmp_path / "a.mat", "many")
+    assert [row["text"] for row in found] == [f"caf\xe9 {n}" for n in range(3)]
+    assert [np.ravel(row["n"]).tolist() for row in found] == [[0.0], [0.0, 1.0], [0.0, 1.0, 2.0]]
+    assert not any("cell" in row for row in found)
+    with pytest.raises(GridError, match="no array of structures called other"):
+        read_structures(tmp_path / "a.mat", "other")
+
+
 def test_no_damage_gets_past_the_reader_as_another_error(tmp_path: Path) -> None:
     path = tmp_path / "a.mat"
-    savemat(path, {"x": np.arange(20).reshape(4, 5), "y": np.eye(3)})
+    pair = np.array([(1.0, "x")], dtype=[("n", object), ("t", object)])
+    savemat(path, {"x": np.arange(20).reshape(4, 5), "y": np.eye(3), "s": pair})
     raw, rng = path.read_bytes(), np.random.default_rng(0)
     for place in rng.integers(0, len(raw), 200).tolist():
         path.write_bytes(raw[:place] + bytes([raw[place] ^ 0xFF]) + raw[place + 1 :])
         with contextlib.suppress(GridError):
             read_mat(path)
+        with contextlib.suppress(GridError):
+            read_structures(path, "s")
     for body in (b"", b"x" * 200, raw[:300]):
         path.write_bytes(body)
         with pytest.raises(GridError, match=r"a\.mat"):

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+import numpy as np
+
 from victims.errors import GridError, UsageError
+from victims.mat_files import read_structures
 from victims.picture_files import text_of
 
 WNID: Final = re.compile(r"n\d{8}")
 _NUMBERED: Final = re.compile(r"_val_(\d{8})")
 _GROUND_TRUTH: Final = "ILSVRC2012_validation_ground_truth.txt"
-_MAPPINGS: Final = ("ILSVRC2012_mapping.txt", "map_clsloc.txt")
+_MAPPINGS: Final = ("meta.mat", "ILSVRC2012_mapping.txt", "map_clsloc.txt")
 
 # An id of WordNet, or a number in the order of these ids.
 Label = str | int
@@ -72,28 +75,46 @@ def _synset_labels(table: Path, names: Sequence[str], places: Sequence[Path]) ->
     return _in_order(table, names, said)
 
 
-def _ground_truth(table: Path, names: Sequence[str], places: Sequence[Path]) -> Labels:
-    mappings = [place / name for place in places for name in _MAPPINGS if (place / name).is_file()]
-    if not mappings:
+def _mapping(table: Path, places: Sequence[Path]) -> dict[str, str]:
+    """The id of WordNet of each number, from the development kit or a text."""
+    found = [place / name for place in places for name in _MAPPINGS if (place / name).is_file()]
+    if not found:
         raise UsageError(
             f"{table}: its numbers are in an order of their own, and what they mean is not there."
-            f" Put {_MAPPINGS[0]} beside it: a line '1 n02119789' for each number, or the"
-            " map_clsloc.txt of the development kit. Or sort the pictures into folders by class."
+            f" Put meta.mat of the development kit beside it, or {_MAPPINGS[1]}: a line '1"
+            " n02119789' for each number. Or sort the pictures into folders by class."
         )
     wnids: dict[str, str] = {}
-    for line, text in enumerate(text_of(mappings[0]).splitlines(), 1):
-        words = text.split()
-        ids = [word for word in words[:2] if WNID.fullmatch(word)]
-        numbers = [word for word in words[:2] if word.isdecimal()]
-        if len(ids) != 1 or len(numbers) != 1 or numbers[0] in wnids:
+    for place, (number, wnid) in enumerate(_pairs(found[0]), 1):
+        if not number.isdecimal() or not WNID.fullmatch(wnid) or number in wnids:
             raise GridError(
-                f"{mappings[0]}, line {line}: needs a number of its own and an id of WordNet"
+                f"{found[0]}, line {place}: needs a number of its own and an id of WordNet"
             )
-        wnids[numbers[0]] = ids[0]
+        wnids[number] = wnid
+    return wnids
+
+
+def _pairs(mapping: Path) -> Iterator[tuple[str, str]]:
+    """Numbers and ids, in the order of the file."""
+    if mapping.suffix == ".mat":
+        for synset in read_structures(mapping, "synsets"):
+            number, wnid = synset.get("ILSVRC2012_ID"), synset.get("WNID")
+            text = ""
+            if isinstance(number, np.ndarray) and number.size == 1:
+                text = str(int(number.item()))
+            yield text, wnid if isinstance(wnid, str) else ""
+        return
+    for line in text_of(mapping).splitlines():
+        first, second = (*line.split(), "", "")[:2]
+        yield (first, second) if first.isdecimal() else (second, first)
+
+
+def _ground_truth(table: Path, names: Sequence[str], places: Sequence[Path]) -> Labels:
+    wnids = _mapping(table, places)
     said: list[Label] = []
     for line, number in enumerate(text_of(table).split(), 1):
         if number not in wnids:
-            raise GridError(f"{table}, line {line}: {number!r} is not in {mappings[0].name}")
+            raise GridError(f"{table}, line {line}: {number!r} is not in its mapping")
         said.append(wnids[number])
     return _in_order(table, names, said)
 
