@@ -4,24 +4,17 @@ judges.
 
 from __future__ import annotations
 
-import os
-import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from grid.decode import decode
 from grid.entries import require_seed
 from grid.nodes import Raw
+from grid.own_paths import own_path
 from grid.spec import CleanPool, CorpusData
 from victims.errors import GridError, UsageError, unknown
+from victims.evaluation_sets import PER_CLASS, EvaluationSet, PartName, evaluation_splits
 from victims.ingested import Folder, IngestedPairs, read_folder
 from victims.label_readers import DATASETS
-from victims.labelled_files import labelled_splits
-from victims.prompted import PromptedFiles
-from victims.prompts import prompt_templates
-
-_VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
-PROMPTS = "imagenet80"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,11 +26,20 @@ class _Corpus:
     clean: int | CleanPool
     public: int = 0
     seed: int = 0
-    labelled: str
+    judged_by: Raw
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Judge:
+    """The keys below ``judged_by``: pictures of each class for ``tuning``, all for ``report``."""
+
+    set: str
     root: str
-    tuning: int | None = None
+    templates: str | tuple[str, ...] | None = None
+    tuning: int = PER_CLASS
+    tuning_from: PartName = "train"
     report: int | None = None
-    templates: str | tuple[str, ...] = PROMPTS
+    seed: int = 0
 
 
 def corpus_data(raw: Raw) -> CorpusData:
@@ -45,54 +47,36 @@ def corpus_data(raw: Raw) -> CorpusData:
     given, items = decode(_Corpus, raw), raw.items()
     require_seed(given.seed, items.get("seed", raw))
     try:
-        folder = read_folder(expanded(given.pairs, items["pairs"]))
+        folder = read_folder(own_path(given.pairs, items["pairs"]))
     except GridError as error:
         raise items["pairs"].error(str(error)) from error
-    if given.labelled not in DATASETS:
-        at = str(items["labelled"].where)
-        raise unknown("labelled data set", given.labelled, DATASETS, at)
-    root = expanded(given.root, items["root"])
-    try:
-        judged = labelled_splits(
-            given.labelled,
-            root,
-            folder.size,
-            clean=0,
-            tuning=given.tuning,
-            report=given.report,
-        )
-    except UsageError as error:
-        raise raw.error(str(error)) from error
-    if "tuning" not in judged:
-        raise items["tuning"].error("tuning needs rows: victims and defenses are judged by them")
-    templates = _templates(given.templates, items.get("templates", raw))
-    classes = tuple(judged["report"].classes)
-    sets = {n: PromptedFiles(of=judged[n], templates=templates) for n in ("tuning", "report")}
+    sets = _judges(given.judged_by, folder.size)
+    classes = tuple(sets["report"].classes)
     return CorpusData(splits={**_pairs(given, raw, folder, classes), **sets})
 
 
-def expanded(text: str, raw: Raw) -> Path:
-    """A path of a grid file: variables replaced, relative ones below the folder of the file."""
-
-    def value(found: re.Match[str]) -> str:
-        name = found[1] or found[2]
-        if name not in os.environ:
-            raise raw.error(f"{text}: the environment has no {name}. Set it, or write the path.")
-        return os.environ[name]
-
-    path = Path(_VARIABLE.sub(value, text)).expanduser()
-    # Of a preset, which is no file of the user's, the working directory is meant.
-    file = Path(raw.where.file)
-    return (file.parent / path if file.is_file() else path).absolute()
-
-
-def _templates(given: str | tuple[str, ...], raw: Raw) -> tuple[str, ...]:
-    if not isinstance(given, str):
-        return given
+def _judges(raw: Raw, size: int) -> dict[str, EvaluationSet]:
+    """The tuning and the report split of the set that victims are judged by."""
+    asked = decode(_Judge, raw)
+    items = raw.items()
+    require_seed(asked.seed, items.get("seed", raw))
+    if asked.set not in DATASETS:
+        raise unknown("evaluation set", asked.set, DATASETS, str(items["set"].where))
+    if asked.tuning < 1:
+        raise items["tuning"].error("at least 1 a class: victims and defenses are judged by them")
     try:
-        return prompt_templates(given)
+        return evaluation_splits(
+            asked.set,
+            str(own_path(asked.root, items["root"])),
+            size,
+            templates=asked.templates,
+            tuning=asked.tuning,
+            report=asked.report,
+            tuning_from=asked.tuning_from,
+            seed=asked.seed,
+        )
     except UsageError as error:
-        raise raw.error(f"{error} Or give a list of templates, each with one {{}}.") from error
+        raise raw.error(str(error)) from error
 
 
 def _pairs(

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from grid.decode import decode, placed
 from grid.nodes import Raw
+from grid.own_paths import own_path
 from grid.spec import Evaluate, OtherSet
 from victims.errors import UsageError
 from victims.evaluation_sets import PROBED, evaluation_splits
@@ -54,16 +55,18 @@ def _each(raw: Raw) -> Sequence[Raw]:
 
 def _retrieval(raw: Raw, size: int) -> RetrievalSet:
     asked = decode(_Retrieval, raw)
-    return _read(raw, lambda: retrieval_set(asked.set, asked.root, size, asked.rows))
+    root = str(own_path(asked.root, raw.items()["root"]))
+    return _read(raw, lambda: retrieval_set(asked.set, root, size, asked.rows))
 
 
 def _other(raw: Raw, size: int) -> OtherSet:
     asked = decode(_Other, raw)
+    root = str(own_path(asked.root, raw.items()["root"]))
     splits = _read(
         raw,
         lambda: evaluation_splits(
             asked.set,
-            asked.root,
+            root,
             size,
             templates=asked.templates,
             tuning=0,

@@ -31,6 +31,7 @@ from grid.further_sets import with_further_sets
 from grid.guides import read_guides
 from grid.model_entry import Model, read_model
 from grid.nodes import Raw, Where, parse
+from grid.own_paths import own_path
 from grid.registry import Source, grid_source
 from grid.spec import (
     CorpusData,
@@ -224,8 +225,9 @@ def _files(dataset: str, raw: Raw) -> FilesData:
     counts = {name: getattr(given, name) for name in ("suspect", "clean", "tuning", "report")}
     size = given.size or _SIDES.get(dataset, 32)
     try:
+        root = own_path(given.root, raw.items()["root"])
         splits = labelled_splits(
-            dataset, given.root, size, public=given.public, seed=given.seed, **counts
+            dataset, root, size, public=given.public, seed=given.seed, **counts
         )
     except UsageError as error:
         raise raw.error(str(error)) from error

@@ -28,7 +28,6 @@ from victims.keys import Key
 from victims.labelled_files import LabelledFiles
 from victims.places import shown
 from victims.pretrained import Weights, is_here
-from victims.prompted import PromptedFiles
 from victims.retrieval_sets import RetrievalSet
 from victims.store import Store
 
@@ -211,9 +210,8 @@ def data_places(stages: Iterable[Stage], store: Store) -> list[Needed]:
     found, always = dict[Key, Needed](), set[Needed]()
     for stage in stages:
         spec = stage.spec if isinstance(stage, CorpusStage) else None
-        labelled = spec.of if isinstance(spec, PromptedFiles) else spec
-        if isinstance(labelled, ON_DISK):
-            found[stage.key] = labelled.root
+        if isinstance(spec, ON_DISK):
+            found[stage.key] = spec.root
         elif isinstance(spec, IngestedPairs):
             always.add(spec.root)
         elif isinstance(stage, FileModelStage):

@@ -24,7 +24,6 @@ from victims.labelled import LabelledWorld
 from victims.labelled_files import LabelledFiles
 from victims.models import ModelSpec
 from victims.pretrained import Weights
-from victims.prompted import PromptedFiles
 from victims.recipe import Recipe
 from victims.retrieval_sets import RetrievalSet
 from victims.tracks import Track
@@ -149,11 +148,11 @@ class FilesData:
 class CorpusData:
     """Ingested pairs in disjoint splits, and a labelled set that victims are judged by."""
 
-    splits: Mapping[str, IngestedPairs | PromptedFiles]
+    splits: Mapping[str, IngestedPairs | EvaluationSet]
 
     @property
     def size(self) -> int:
-        return self._report.of.size
+        return self._report.size
 
     @property
     def suspect(self) -> int:
@@ -170,9 +169,9 @@ class CorpusData:
         return self.splits[split]
 
     @property
-    def _report(self) -> PromptedFiles:
+    def _report(self) -> EvaluationSet:
         report = self.splits["report"]
-        assert isinstance(report, PromptedFiles)
+        assert isinstance(report, EvaluationSet)
         return report
 
     @property

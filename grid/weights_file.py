@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 from pathlib import Path
 from typing import NamedTuple
 
 from grid.nodes import Raw
+from grid.own_paths import own_path
 from victims.architectures import Colour, tag_names
 from victims.errors import near
 from victims.models import EMBEDDED
 from victims.pretrained import KINDS
-
-_VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
 
 def weights_file(text: str, arch: str, at: Raw) -> Path:
@@ -32,11 +29,7 @@ def weights_file(text: str, arch: str, at: Raw) -> Path:
             f"no weights called {text!r} of {arch}.{near(text, known)} {has}; or the path of a"
             f" {', '.join(KINDS)} file, beside this file or below $VARIABLE."
         )
-    path = Path(_expanded(text, at)).expanduser()
-    if not path.is_absolute():
-        path = Path(at.where.file).parent / path
-    # Not resolved: what a link points at may have no suffix.
-    path = Path(os.path.abspath(path))  # noqa: PTH100
+    path = own_path(text, at)
     if path.suffix not in KINDS:
         raise at.error(f"{path}: weights are read from {', '.join(KINDS)} files")
     if not path.is_file():
@@ -45,19 +38,6 @@ def weights_file(text: str, arch: str, at: Raw) -> Path:
             " variable of the environment."
         )
     return path
-
-
-def _expanded(text: str, at: Raw) -> str:
-    def value(match: re.Match[str]) -> str:
-        name = match[1] or match[2]
-        if not os.environ.get(name):
-            raise at.error(
-                f"{text!r} needs the environment variable {name}, which is not set."
-                f" Say export {name}=FOLDER first, or write the path."
-            )
-        return os.environ[name]
-
-    return _VARIABLE.sub(value, text)
 
 
 class Beside(NamedTuple):

@@ -23,6 +23,7 @@ from tests.grids import OPEN_GATE, RECIPE, call, numbers, outcomes, run_serial, 
 from tests.pairs import ingested, labelled_folder, request, world_pairs, write_shards
 from victims.corpora import Reader, build_corpus, corpus_key, open_corpus, whole
 from victims.errors import GridError, UsageError
+from victims.evaluation_sets import EvaluationSet
 from victims.ingested import (
     MANIFEST,
     ChosenCaptions,
@@ -33,7 +34,6 @@ from victims.ingested import (
 )
 from victims.lab import DataRef, Lab, Ledger
 from victims.models import ModelSpec
-from victims.prompted import PromptedFiles
 from victims.prompts import prompt_templates
 from victims.recipe import Recipe, Runtime
 from victims.store import Store
@@ -60,10 +60,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 def corpus_of(made: Made, **changes: Any) -> dict[str, Any]:
     corpus = {
         **{"pairs": str(made.pairs), "suspect": 96, "clean": 40, "public": 64},
-        **{"labelled": "image_folder", "root": str(made.labelled), "tuning": 40},
+    }
+    judge = {
+        **{"set": "image_folder", "root": str(made.labelled), "tuning": 1},
         "templates": ["a photo of a {}", "this is a {}"],
     }
-    return {"corpus": {**corpus, **changes}}
+    judge |= changes.pop("judge", {})
+    return {"corpus": {**corpus, "judged_by": judge, **changes}}
 
 
 def grid_of(folder: Path, made: Made, corpus: Mapping[str, Any] | None = None, **more: Any) -> Any:
@@ -134,8 +137,8 @@ def test_prompts_come_by_name_or_as_a_list_and_are_no_part_of_the_pairs(
     made: Made, tmp_path: Path
 ) -> None:
     listed = grid_of(tmp_path, made)
-    named = grid_of(tmp_path, made, {"templates": "label"})
-    default = grid_of(tmp_path, made, {"templates": "imagenet80"})
+    named = grid_of(tmp_path, made, {"judge": {"templates": "label"}})
+    default = grid_of(tmp_path, made, {"judge": {"templates": "imagenet80"}})
     assert tuple(listed.data.templates) == ("a photo of a {}", "this is a {}")
     assert tuple(named.data.templates) == prompt_templates("label") == ("{}",)
     assert len(default.data.templates) == 80
@@ -179,19 +182,19 @@ def test_where_pairs_lie_is_no_part_of_a_key(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pairs": "$NO_SUCH/x"}, r"data\.corpus\.pairs: .*the environment has no NO_SUCH"),
+        ({"pairs": "$NO_SUCH/x"}, r"data\.corpus\.pairs: .*environment variable NO_SUCH"),
         ({"pairs": "nowhere"}, r"data\.corpus\.pairs: .*nowhere: no such folder"),
-        ({"root": "$NO_SUCH"}, r"data\.corpus\.root: .*has no NO_SUCH"),
+        ({"judge": {"root": "$NO_SUCH"}}, r"judged_by\.root: .*variable NO_SUCH"),
         ({"suspect": 200}, r"suspect 200 \+ clean 40 \+ public 64 = 304 rows of 220 pairs"),
         ({"suspect": 0}, r"data\.corpus\.suspect: at least 1"),
         ({"clean": {"rows": 97, "pool": "overlap"}}, "the suspect data has 96"),
-        ({"labelled": "imagefolder"}, "Did you mean 'image_folder'"),
-        ({"templates": "imagnet80"}, "Did you mean 'imagenet80'"),
-        ({"templates": ["a photo"]}, r"'a photo' must hold \{\} once"),
-        ({"templates": ["{} {x}"]}, "must hold"),
-        ({"tuning": 0}, "tuning needs rows"),
-        ({"tuning": 500}, "of 120 training pictures"),
-        ({"report": 500}, "500 rows of 80 test pictures"),
+        ({"judge": {"set": "imagefolder"}}, "Did you mean 'image_folder'"),
+        ({"judge": {"templates": "imagnet80"}}, "Did you mean 'imagenet80'"),
+        ({"judge": {"templates": ["a photo"]}}, r"'a photo' must have \{\} once"),
+        ({"judge": {"templates": ["{} {x}"]}}, "must have"),
+        ({"judge": {"tuning": 0}}, "at least 1 a class"),
+        ({"judge": {"tuning": 500}}, "tuning needs 500 pictures of each class"),
+        ({"judge": {"report": 500}}, "500 rows of 80 test pictures"),
         ({"sise": 32}, "sise"),
     ],
 )
@@ -363,11 +366,13 @@ def test_a_grid_on_files_from_ingest_to_board(
     assert board.code == 0
     assert "| badnet | 10 | finetune |" in board.out
     # Other prompts: what was trained clean stays, and only what is read by prompts is made again.
-    other = replace(grid, data=grid_of(tmp_path, made, {"templates": "label"}, **more).data)
+    other = replace(
+        grid, data=grid_of(tmp_path, made, {"judge": {"templates": "label"}}, **more).data
+    )
     report = run_serial(other, tmp_path / "label", tmp_path / "store")
     assert (report.code, len(outcomes(tmp_path / "label"))) == (0, 6)
     clean = [c for c in make_plan(grid).cells if c.cell.count == 0]
     kept = {c.victim.key for c in clean} & {c.victim.key for c in make_plan(other).cells}
     assert len(kept) == 1
     sets = [other.data.corpus("report"), other.data.corpus("tuning")]
-    assert all(isinstance(spec, PromptedFiles) for spec in sets)
+    assert all(isinstance(spec, EvaluationSet) for spec in sets)
