@@ -115,7 +115,7 @@ def map_on_cluster(
         while True:
             there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
             most = max(1, int(there.get("CPU", 1))) * ahead
-            running |= {task.remote(*one) for one in islice(waiting, most - len(running))}
+            running |= {task.remote(*one) for one in islice(waiting, max(0, most - len(running)))}
             if not running:
                 return
             done, _ = ray.wait(list(running), num_returns=1, timeout=LOOK_SECONDS)
