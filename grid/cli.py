@@ -226,6 +226,35 @@ def tune(
 
 
 @app.command()
+def init(
+    grid: GridArg,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The new file; default: it is printed.")
+    ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE, the key with dots, the value as YAML; repeatable."),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", help="A smoke form: so many rows, one epoch, one seed, open gate."),
+    ] = None,
+) -> None:
+    """Copy a preset to a file of your own, to change it or to try it small on your data."""
+    from grid.init_file import written
+    from grid.registry import grid_source
+
+    text = written(grid_source(grid), changes or (), limit)
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    if out.exists():
+        raise UsageError(f"{out} is there already; give another name, or remove it first")
+    out.write_text(text, encoding="utf-8")
+    say(f"{out} is written; next: grid plan {out}")
+
+
+@app.command()
 def plan(
     grid: GridArg,
     out: OutOpt = None,

@@ -75,6 +75,7 @@ from victims.models import (
     preprocess_digest,
     save_weights,
 )
+from victims.parts import CorpusPart
 from victims.pretrained import Weights, load_pretrained, located
 from victims.recipe import Recipe, Runtime, Select
 from victims.retrieval_sets import RetrievalSet
@@ -606,9 +607,9 @@ class MeasureStage:
     @property
     def _overlaps(self) -> bool:
         """Whether the defense was given clean pairs that the suspect data holds too."""
-        defended = self.defended
-        same = defended.clean.spec.split == defended.suspect.spec.split
-        return same and Need.CLEAN_DATA in defended.defense.needed()
+        clean, suspect = self.defended.clean.spec, self.defended.suspect.spec
+        same = clean.split == suspect.split and _first_row(clean) == _first_row(suspect)
+        return same and Need.CLEAN_DATA in self.defended.defense.needed()
 
     @cached_property
     def key(self) -> Key:
@@ -844,6 +845,13 @@ def judgements(artefact: Artefact) -> Iterator[tuple[str, str, npt.NDArray[Any]]
     for file in sorted(f for f in artefact.files if f.endswith(".npy") and f != ALIKE):
         what, _, name = file.removesuffix(".npy").partition("-")
         yield what, name, np.load(artefact.path(file), allow_pickle=False)
+
+
+def _first_row(spec: CorpusSpec) -> int:
+    """Where the rows of a corpus begin in what it is a part of."""
+    if isinstance(spec, IngestedPairs):
+        return spec.offset
+    return spec.start if isinstance(spec, CorpusPart) else 0
 
 
 def _set_of(stage: CorpusStage) -> dict[str, str]:

@@ -1,0 +1,147 @@
+"""``grid init``: a preset or another grid file as a file of one's own, changed and made small.
+
+The limited form is a smoke test of the same code on the same files: a few rows, one epoch, one
+seed, methods under the values that craft in seconds, and a gate that lets everything through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from grid.nodes import parse
+from grid.registry import Kind, Source, resolve
+from victims.errors import UsageError
+
+# Rows that a limited attack poisons, where its rate would give fewer.
+FEWEST = 8
+SMALLEST = 32  # rows in which a batch, a held-out part and some poison have room
+_OPEN: Mapping[str, Any] = {
+    **{name: {"asr": 0, "lift": -1, "clean_loss": 1} for name in ("strong", "medium", "weak")},
+    **{name: {"low": -1, "clean": 1, "clean_loss": 1} for name in ("targeted", "text")},
+    **{"init_loss": 1, "inert_lift": 0},
+}
+
+
+def written(source: Source, changes: Sequence[str], limit: int | None) -> str:
+    """The text of the new file: of an unchanged one every byte."""
+    if not changes and limit is None:
+        return source.text
+    document = parse(source.text, source.source).plain()
+    told = [f"# From {source.source.removeprefix('preset ')}"]
+    for change in changes:
+        _change(document, change)
+        told.append(f"# --set {change}")
+    if limit is not None:
+        document = limited(document, source.name, limit)
+        told.append(f"# --limit {limit}: shows that files are read; its numbers mean nothing")
+    body = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)
+    return "\n".join([*told, "", body])
+
+
+def _change(document: dict[str, Any], change: str) -> None:
+    """``a.b=VALUE``, the value as YAML."""
+    name, sign, text = change.partition("=")
+    *above, last = name.split(".")
+    if not sign or not last:
+        raise UsageError(f"--set {change}: write KEY=VALUE, such as model.arch=RN50 or seeds=[0]")
+    place = document
+    for part in above:
+        below = place.setdefault(part, {})
+        if not isinstance(below, dict):
+            raise UsageError(f"--set {change}: {part} holds no keys, it is {below!r}")
+        place = below
+    place[last] = parse(f"value: {text}", "--set").items()["value"].plain()
+
+
+def limited(document: Mapping[str, Any], name: str, rows: int) -> dict[str, Any]:
+    """The document at its smallest: ``rows`` of every split."""
+    if rows < SMALLEST:
+        raise UsageError(f"--limit {rows}: at least {SMALLEST} rows, for a batch and some poison")
+    found = {"name": f"{document.get('name', name)}-limit{rows}"}
+    found |= {key: value for key, value in document.items() if key != "name"}
+    found["data"] = {key: _data(value, rows) for key, value in found["data"].items()}
+    for key in ("seeds", "defense_seeds", "targets"):
+        if key in found:
+            found[key] = found[key][:1]
+    found["rates"] = _rates(found.get("rates", [0]), rows)
+    kinds: tuple[Kind, ...] = ("attacks", "defenses")
+    for kind in kinds:
+        found[kind] = [_entry(kind, item, rows) for item in found[kind]]
+    found["recipes"] = {key: _recipe(value, rows) for key, value in found["recipes"].items()}
+    found["gate"] = dict(_OPEN)
+    if isinstance(found.get("evaluate"), dict):
+        found["evaluate"] = _evaluate(found["evaluate"], rows)
+    found["execution"] = {"lanes": 1}
+    return found
+
+
+def _data(value: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """A form of `data` with fewer rows of each split that it counts."""
+    found = dict(value)
+    for split in ("public", "suspect", "clean", "tuning", "report", "shifted"):
+        if isinstance(found.get(split), int):
+            found[split] = min(found[split], rows if split != "clean" else rows // 2)
+        elif isinstance(found.get(split), dict):  # a pool of clean rows
+            found[split] = {**found[split], "rows": min(found[split]["rows"], rows // 2)}
+    if "judged_by" in found:
+        judge = {**found["judged_by"], "tuning": 1}
+        found["judged_by"] = {**judge, "report": min(judge.get("report") or rows, rows)}
+    return found
+
+
+def _rates(given: Sequence[Any], rows: int) -> list[Any]:
+    """Clean, and the largest rate, of which there must be rows."""
+    most = max((float(rate) for rate in given), default=0.0)
+    return [0, max(most, FEWEST / rows)] if most else [0]
+
+
+def _entry(kind: Kind, item: Any, rows: int) -> Any:
+    """A method with the values under which it takes seconds."""
+    name, given = next(iter(item.items())) if isinstance(item, Mapping) else (item, {})
+    given = dict(given or {})
+    cls: Any = resolve(kind, name)
+    # Free words in it are names of the embedded world.
+    hints = type_hints(cls)
+    own = {k: v for k, v in getattr(cls, "quick", {}).items() if hints[k] is not str}
+    if "counts" in given:
+        unit = cls(**own).unit
+        given["counts"] = [0, max(unit, FEWEST - FEWEST % unit)]
+    if "rates" in given:
+        given["rates"] = _rates(given["rates"], rows)
+    if isinstance(given.get("recipe"), Mapping):
+        given["recipe"] = _recipe(given["recipe"], rows)
+    given |= own
+    return {name: given} if given else name
+
+
+def _recipe(value: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """One epoch of small batches; of several learning rates the first two."""
+    found = dict(value)
+    if "epochs" in found:
+        found["epochs"] = 1
+    if "batch_size" in found:
+        found["batch_size"] = min(found["batch_size"], rows // 4)
+    if "warmup_steps" in found:
+        found["warmup_steps"] = min(found["warmup_steps"], 2)
+    found.pop("micro_batch", None)
+    rate = found.get("lr")
+    if isinstance(rate, Mapping):
+        rates = rate.get("rates", [1.0e-6, 1.0e-5])[:2]
+        found["lr"] = {**rate, "rates": rates, "floor": 4}
+    return found
+
+
+def _evaluate(value: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    found = dict(value)
+    if found.get("exhibits"):
+        found["exhibits"] = {"rows": min(32, rows)}
+    for name in ("retrieval", "others"):
+        sets = found.get(name)
+        if isinstance(sets, Mapping):
+            sets = [sets]
+        if isinstance(sets, list):
+            found[name] = [{**each, "rows": rows} for each in sets]
+    return found
