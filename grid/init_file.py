@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from grid.decode import type_hints
 from grid.nodes import parse
 from grid.registry import Kind, Source, resolve
 from victims.errors import UsageError

@@ -15,6 +15,7 @@ from PIL import Image
 from grid.gridfile import load_grid
 from grid.init_file import limited, written
 from grid.registry import grid_source
+from grid.spec import Grid
 from tests.grids import call, outcomes
 from tests.pairs import encoded, world_pairs, write_csv, write_pictures, write_shards
 from victims.errors import UsageError
@@ -161,7 +162,7 @@ def test_a_limited_file_is_small_and_still_poisons(tmp_path: Path) -> None:
         limited(yaml.safe_load(grid_source("demo").text), "demo", 8)
 
 
-def load_grid_text(text: str, folder: Path) -> object:
+def load_grid_text(text: str, folder: Path) -> Grid:
     path = folder / "other.yaml"
     path.write_text(text)
     return load_grid(str(path))
