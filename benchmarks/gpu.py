@@ -8,7 +8,7 @@ memory is a line that says so. A figure is the mean of a few steps after a warm-
 and weights random, on which speed does not depend.
 
 ``--quick`` runs tiny shapes to see that it works; its figures mean nothing. ``--count`` counts
-FLOPs on any machine and writes them where `grid plan` looks for them.
+FLOPs and bytes of activations on any machine and writes them where `grid plan` looks for them.
 """
 
 from __future__ import annotations
@@ -26,12 +26,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import torch
 
 from benchmarks.common import machine
 from benchmarks.gpu_steps import PLAIN, Shape, Stand, counts_of, suits
 from benchmarks.objectives import plans
 from grid.step_costs import COUNTS, peak_of
+from victims.activations import activation_bytes
+from victims.models import fresh
 from victims.recipe import Precision
 
 ARCHS = (("RN50", 224), ("ViT-B-32", 224), ("preact18", 32))
@@ -132,18 +135,23 @@ def driver() -> str:
 
 
 def count() -> None:
-    """Write the FLOPs of a sample for `grid plan`."""
-    flops = {
-        f"{arch}@{size}": counts_of(Shape(arch=arch, size=size, batch=1)) for arch, size in COUNTED
-    }
-    body = {"made": {"torch": torch.__version__}, "flops": flops}
+    """Write what a sample costs, for `grid plan` and the documents: FLOPs, bytes of activations."""
+    flops, kept = dict[str, Any](), dict[str, Any]()
+    for arch, size in COUNTED:
+        shape = Shape(arch=arch, size=size, batch=1)
+        model = fresh(shape.spec, 0)
+        context = model.tokenizer.context
+        flops[f"{arch}@{size}"] = counts_of(shape)
+        kept[f"{arch}@{size}"] = {str(p): activation_bytes(model, p, context) for p in Precision}
+    made = {"torch": torch.__version__, "open_clip": open_clip.__version__}
+    body = {"made": made, "flops": flops, "activation_bytes": kept}
     COUNTS.write_text(json.dumps(body, indent=1) + "\n", "utf-8")
 
 
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="tiny shapes, figures of no meaning")
-    parser.add_argument("--count", action="store_true", help="count FLOPs for `grid plan`")
+    parser.add_argument("--count", action="store_true", help="count, measure nothing")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=[str(p) for p in Precision])
     parser.add_argument("--archs", nargs="+", default=[a for a, _ in ARCHS], metavar="ARCH")

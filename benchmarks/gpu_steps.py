@@ -261,15 +261,16 @@ class Stand:
     @contextmanager
     def _forgotten(self) -> Iterator[None]:
         """Drop what a plan made: the next batch size makes it again, and disks are finite."""
+        # At the start: where memory ran out, the error held it until it had been caught.
+        gc.collect()
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()
         before = self.store.keys("model")
         try:
             yield
         finally:
             for key in self.store.keys("model") - before:
                 self.store.remove(key)
-            gc.collect()
-            if self.device.startswith("cuda"):
-                torch.cuda.empty_cache()
 
     def bytes_per_row(self, precision: Precision) -> int:
         """What a plain step keeps of every row, estimated."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from docs import tables
+from grid.step_costs import COUNTS
 
 RECORD = tables.DOCS / "gpu.json"
 NONE = (
@@ -21,7 +22,7 @@ NONE = (
 
 
 def parts() -> dict[str, Callable[[], str]]:
-    return {"gpu-speed": gpu_speed}
+    return {"gpu-speed": gpu_speed, "model-costs": model_costs}
 
 
 def problems(record: Path | None = None) -> list[str]:
@@ -33,6 +34,21 @@ def problems(record: Path | None = None) -> list[str]:
     if body.get("digest") == tables.digest_of(body):
         return []
     return [f"{record.name} was edited after it was written: its digest is another one"]
+
+
+def model_costs() -> str:
+    """What a sample of every counted model costs."""
+    body: dict[str, Any] = json.loads(COUNTS.read_text("utf-8"))
+    lines = []
+    for name, flops in body["flops"].items():
+        kept = body["activation_bytes"][name]
+        memory = [f"{kept[precision] / 2**20:.0f}" for precision in ("fp32", "bf16")]
+        whole = [f"{2048 * kept['bf16'] / 2**30:.0f}", f"{128 * kept['bf16'] / 2**30:.1f}"]
+        lines.append([name, f"{flops['step'] / 1e9:.0f}", *memory, *whole])
+    head = ["model", "GFLOP a step", "MB kept in fp32", "in bf16"]
+    text = tables.table([*head, "GB of 2048 rows, bf16", "of `micro_batch: 128`"], lines)
+    made = body["made"]
+    return f"{text}\ntorch {made['torch']}, open_clip {made['open_clip']}.\n"
 
 
 def gpu_speed(record: Path | None = None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tests.grids import RECIPE as GRID
 from tests.grids import TINY, tiny_grid
+from tests.test_architecture import FILES
 from tests.test_distributed import CASES, STILL, compare, compare_curves, computed
 from tests.test_training import RECIPE, Kept, assert_same, run_fit, state, view_of
 from victims import recompute
@@ -189,6 +191,20 @@ def test_a_grid_file_says_how_memory_is_saved(tmp_path: Path) -> None:
             )
     with pytest.raises(UsageError, match="expected true or false"):
         tiny_grid(tmp_path, execution={"checkpoint_activations": 1})
+
+
+def test_no_kernel_is_chosen_by_what_came_before() -> None:
+    """Compiled graphs depend on earlier shapes and cuDNN's trials on the clock: a fit that was
+    resumed could end elsewhere. A mention in a docstring is none in the code."""
+    chosen = {"torch.compile", "torch.backends.cudnn.benchmark"}
+    found = [
+        (name, ast.unparse(node))
+        for name, tree in FILES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in chosen
+    ]
+    assert found == []
+    assert len(FILES) > 100
 
 
 def test_memory_is_channels_last_all_through_a_fit(small_store: Store, tmp_path: Path) -> None:

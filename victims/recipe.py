@@ -177,7 +177,7 @@ class Runtime:
 
     The number of threads changes the last bits of a sum on a CPU, which is why a run pins it
     and every row records it. ``checkpoint_activations``: networks keep the inputs of their blocks
-    alone for the backward pass, and compute the rest again: less memory, a third more time.
+    alone for the backward pass, and compute the rest again: less memory, one more forward pass.
     """
 
     device: str = "cpu"
