@@ -109,7 +109,8 @@ def test_pages_are_asked_for_wherever_a_picture_lies(tmp_path: Path) -> None:
     for which there is nothing to ask."""
     images_NCHW = np.random.default_rng(0).integers(0, 256, (9, 3, 50, 50), dtype=np.uint8)
     np.save(tmp_path / "images.npy", images_NCHW)
-    for found in (np.load(tmp_path / "images.npy", mmap_mode="r"), images_NCHW):
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r", allow_pickle=False)
+    for found in (mapped, images_NCHW):
         pictures = Pictures(found, np.arange(9)[::-1].copy())
         assert (pictures._mapped is not None) == isinstance(found, np.memmap)
         pictures.ask(np.arange(9))
