@@ -186,7 +186,13 @@ def score_rows(model: Clip, view: View, scorer: Scorer, batch_size: int = 256) -
     loader.begin_epoch(0)
     starts = range(0, len(view), batch_size)
     spans = [np.arange(s, min(s + batch_size, len(view)), dtype=np.int64) for s in starts]
-    parts = [scorer(model, loader(positions)).float().cpu() for positions in spans]
+    parts = []
+    for index, positions in enumerate(spans):
+        batch = loader(positions)
+        if index + 1 < len(spans):
+            loader.expect(spans[index + 1])
+        parts.append(scorer(model, batch).float().cpu())
+    loader.close()
     model.train(was_training)
     return torch.cat(parts).numpy() if parts else np.zeros(0, dtype=np.float32)
 
