@@ -7,7 +7,6 @@ neither Ray nor pyarrow nor DuckDB, so that it runs wherever torch and open_clip
 from __future__ import annotations
 
 import gc
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,20 +17,18 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.gpu_fit import Measured
 from benchmarks.objectives import LONGER, plans
 from defenses.base import Case, Defense, Need, Recipes, Truth
 from grid.decode import decode
 from grid.nodes import Where
 from grid.registry import resolve
 from grid.spec import tracks
-from grid.step_costs import peak_of
 from victims.activations import activation_bytes
-from victims.batches import Batch
 from victims.classifiers import CLASSIFIERS, LABEL_TEMPLATES, ClassifierSpec
-from victims.corpora import Corpus, Rows, whole
+from victims.corpora import Corpus, whole
 from victims.draws import numpy_rng
 from victims.keys import Key, content_key
 from victims.lab import DataRef, Lab, ModelRef, spec_meta
@@ -39,12 +36,10 @@ from victims.models import ModelSpec, NetSpec, fresh, save_weights
 from victims.recipe import ClassifierRecipe, Precision, Recipe, Runtime
 from victims.store import Store
 from victims.tracks import Track
-from victims.training import Fit
 from victims.words import COLOURS, OPENERS
 from victims.world import CLASSES, TEMPLATES
 
 PLAIN = "plain"
-WARM_UP, STEPS = 3, 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,92 +79,6 @@ def suits(title: str, shape: Shape) -> bool:
     """Whether a plan is one of the network's track."""
     wanted = Track.SUPERVISED if shape.labelled else Track.MULTIMODAL
     return title == PLAIN or wanted in tracks(resolve("defenses", plans()[title][0]))
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-class Measured(Fit):
-    """A fit of a few steps, timed: fed by its loader, and on one batch that is on the device."""
-
-    def __init__(self, found: list[dict[str, Any]], *given: Any, **more: Any) -> None:
-        alone = {"checkpoints": None, "on_epoch": None}
-        super().__init__(*given, **{**more, **alone})
-        self.found, self.marks, self.flops = found, list[float](), 0
-        self.memory: int | None = None
-
-    def _choose_rows(self) -> Rows:
-        """As many rows as the steps take, some of them again; none in the second epoch."""
-        chosen = super()._choose_rows()
-        if self.epoch or not len(chosen):
-            return chosen[:0]
-        return np.resize(chosen, (WARM_UP + 2 * STEPS) * self.recipe.batch_size)
-
-    def _train_step(self, module: nn.Module, index: int) -> None:
-        cuda = self.device.type == "cuda"
-        if index == WARM_UP - 1:
-            with FlopCounterMode(display=False) as counter:
-                super()._train_step(module, index)
-            self.flops = counter.get_total_flops()
-            if cuda:
-                torch.cuda.reset_peak_memory_stats()
-            self._mark()
-            return
-        super()._train_step(module, index)
-        if index == WARM_UP + STEPS - 1:
-            self._mark()
-            loader, batch = self.loader, self.loader(self.order[: self.recipe.batch_size])  # type: ignore[index]
-            self.staged, self.fed = _Staged(batch), loader
-            self.loader = self.staged  # type: ignore[assignment]
-            self._mark()
-        if index == WARM_UP + 2 * STEPS - 1:
-            self._mark()
-            self.loader = self.fed
-            self.memory = torch.cuda.max_memory_allocated() if cuda else None
-            self._keep()
-
-    def _mark(self) -> None:
-        synchronize(self.device)
-        self.marks.append(time.perf_counter())
-
-    def _keep(self) -> None:
-        fed, staged = self.marks[1] - self.marks[0], self.marks[3] - self.marks[2]
-        rows = self.recipe.batch_size
-        named = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
-        peak = peak_of(named, self.recipe.precision)
-        rate = rows * STEPS / fed
-        self.found.append(
-            {
-                "objective": type(self.objective).__name__,
-                "rows": rows,
-                "samples_per_second": rate,
-                "flops_per_sample": self.flops / rows,
-                "share_of_peak": None if peak is None else rate * self.flops / rows / peak,
-                "waiting_share": max(0.0, 1 - staged / fed),
-                "peak_memory_bytes": self.memory,
-            }
-        )
-
-
-class _Staged:
-    """A loader whose one batch is there already."""
-
-    def __init__(self, batch: Batch) -> None:
-        self.batch = batch
-
-    def __call__(self, positions: Rows) -> Batch:
-        return self.batch
-
-    def expect(self, positions: Rows) -> None:
-        return None
-
-    def begin_epoch(self, epoch: int) -> None:
-        return None
-
-    def close(self) -> None:
-        return None
 
 
 class Stand:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import gpu, gpu_steps
+from benchmarks import gpu, gpu_fit, gpu_steps
 from benchmarks.gpu_steps import Shape, Stand
 from benchmarks.objectives import plans
 from docs import gpu_tables
@@ -64,7 +64,7 @@ def test_nothing_is_imported_that_a_bare_machine_lacks() -> None:
 
 
 def test_a_plan_s_own_steps_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_steps, "STEPS", 2)
+    monkeypatch.setattr(gpu_fit, "STEPS", 2)
     stand = Stand(tmp_path, QUICK, 64, "cpu")
     kept = stand.store.keys("model")
     plain, twice = (gpu.cells_of(stand, title, QUICK)[0] for title in ("plain", "cleanclip"))
