@@ -61,7 +61,7 @@ def limited(document: Mapping[str, Any], name: str, rows: int) -> dict[str, Any]
     """The document at its smallest: ``rows`` of every split."""
     if rows < SMALLEST:
         raise UsageError(f"--limit {rows}: at least {SMALLEST} rows, for a batch and some poison")
-    found = {"name": f"{document.get('name', name)}-limit{rows}"}
+    found: dict[str, Any] = {"name": f"{document.get('name', name)}-limit{rows}"}
     found |= {key: value for key, value in document.items() if key != "name"}
     found["data"] = {key: _data(value, rows) for key, value in found["data"].items()}
     for key in ("seeds", "defense_seeds", "targets"):
