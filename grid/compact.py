@@ -32,6 +32,7 @@ from grid.schema import (
     ResultsError,
     arrow_schema,
     fresh_path,
+    mistyped,
     renamed_when_done,
 )
 
@@ -148,7 +149,8 @@ def _ours(folder: Path, kind: str) -> Iterator[Found]:
             continue
         marks = footer.metadata or {}
         is_ours = all(marks.get(name) == value.encode() for name, value in known.items())
-        if not is_ours or not columns.issuperset(footer.schema.to_arrow_schema().names):
+        schema = footer.schema.to_arrow_schema()
+        if not is_ours or not columns.issuperset(schema.names) or mistyped(schema, kind):
             continue
         replaces = tuple(marks.get(REPLACES_KEY.encode(), b"").decode().split("/"))
         is_old = now - about.st_mtime > SETTLED_SECONDS
@@ -217,8 +219,8 @@ def _groups(files: Sequence[Found], schema: pa.Schema, names: list[str]) -> Iter
     for one in files:
         try:
             table = pq.ParquetFile(one.path).read(use_threads=False)
-        except FileNotFoundError:  # the driver has merged it into a file of its own
-            continue
+        except (OSError, pa.ArrowException):
+            continue  # merged by the driver into a file of its own, or damaged: `grid check` says
         names.append(one.path.name)
         gathered.append(pa.table([_column(table, field) for field in schema], schema=schema))
         num_rows += len(table)

@@ -28,6 +28,7 @@ from grid.schema import (
     WITHOUT_OUTCOME,
     Status,
     is_complete,
+    mistyped,
 )
 from victims.errors import UsageError
 from victims.places import shown
@@ -79,13 +80,40 @@ def files_in(out: Path, kind: str) -> Iterator[pq.ParquetFile]:
 
 
 def unreadable_in(out: Path) -> list[str]:
-    """The files of a results directory that are not whole or not ours, each with its fault."""
+    """The files of a results directory that are not whole or not ours, each with its fault.
+
+    They are read to their end: a whole footer does not say that the data are.
+    """
     found = []
     for kind in KINDS:
         for path in _listed(out / kind):
-            if fault := _opened(path, kind)[1]:
+            file, fault = _opened(path, kind)
+            if file is not None and not fault:
+                fault = _fault_inside(file, kind)
+            if fault:
                 found.append(f"{path}: {fault}")
+    path = out / "grid.json"
+    if path.exists():
+        try:
+            json.loads(path.read_text())["cells"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            found.append(f"{path}: cannot be read ({error or type(error).__name__})")
     return found
+
+
+def _fault_inside(file: pq.ParquetFile, kind: str) -> str:
+    """What is wrong with the data of a file whose footer is whole."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    try:
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group)
+            if kind == "rows" and pc.all(pc.is_finite(table["value"])).as_py() is False:
+                return "holds values that are not finite; their rows are left out"
+    except (OSError, pa.ArrowException) as error:
+        return f"cannot be read ({str(error).splitlines()[0]})"
+    return ""
 
 
 def _opened(path: Path, kind: str) -> tuple[pq.ParquetFile | None, str]:
@@ -96,7 +124,7 @@ def _opened(path: Path, kind: str) -> tuple[pq.ParquetFile | None, str]:
     try:
         file = pq.ParquetFile(path)
     except FileNotFoundError:
-        return None, ""
+        return None, "is a link that leads nowhere" if path.is_symlink() else ""
     except (OSError, pa.ArrowException) as error:
         return None, f"cannot be read ({str(error).splitlines()[0]})"
     marks = file.schema_arrow.metadata or {}
@@ -108,7 +136,7 @@ def _opened(path: Path, kind: str) -> tuple[pq.ParquetFile | None, str]:
             f"{path} was written by a newer version of this tool (results schema {version},"
             f" this version reads up to {SCHEMA_VERSION}). Upgrade, or give another --out."
         )
-    return file, ""
+    return file, mistyped(file.schema_arrow, kind)
 
 
 def _listed(folder: Path) -> Iterator[Path]:

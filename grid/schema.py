@@ -472,7 +472,8 @@ def merge_row_files(results: Path) -> None:
         try:
             if path.stat().st_size < MERGED_BYTES:
                 table = pq.ParquetFile(path).read()
-                if (table.schema.metadata or {}).get(VERSION_KEY.encode()) == current:
+                is_ours = (table.schema.metadata or {}).get(VERSION_KEY.encode()) == current
+                if is_ours and not mistyped(table.schema, "rows"):
                     small.append(path)
                     tables.append(table)
         except (OSError, pa.ArrowException):
@@ -553,6 +554,34 @@ def arrow_schema(kind: str) -> pa.Schema:
 
     fields = [pa.field(c.name, _arrow_type(c.type), nullable=not c.required) for c in SCHEMAS[kind]]
     return pa.schema(fields, metadata={KIND_KEY: kind, VERSION_KEY: str(SCHEMA_VERSION)})
+
+
+KEYS = ("written_at", "cell", "eval_set", "metric", "value", "status", "key", "trial", "record")
+"""Columns that every file has had since the first, where its kind has them."""
+
+
+def mistyped(schema: pa.Schema, kind: str) -> str:
+    """What keeps a file with our mark from holding what its kind promises; empty if nothing."""
+    import pyarrow as pa
+
+    known = {column.name: column.type for column in KINDS[kind]}
+    if lacking := [name for name in KEYS if name in known and name not in schema.names]:
+        return f"lacks column {', '.join(lacking)}"
+    numbers = (pa.types.is_integer, pa.types.is_floating)
+    alike = {
+        "string": (pa.types.is_string, pa.types.is_large_string),
+        "strings": (pa.types.is_list, pa.types.is_large_list),
+        "bool": (pa.types.is_boolean,),
+        **dict.fromkeys(("int16", "int32", "int64"), numbers[:1]),
+        "float64": numbers,
+        "timestamp": (pa.types.is_timestamp,),
+        "binary": (pa.types.is_binary, pa.types.is_large_binary),
+    }
+    for field in schema:
+        word = known.get(field.name)
+        if word is not None and not any(is_so(field.type) for is_so in alike[word]):
+            return f"its column {field.name} is {field.type}, not {word}"
+    return ""
 
 
 def _arrow_type(word: str) -> pa.DataType:

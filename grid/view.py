@@ -4,19 +4,21 @@ what its run is doing. Read-only, on loopback alone, and only for who names this
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
+from analysis.files import FilesChanged
 from analysis.leaderboard import Asked
 from analysis.query import plain
-from analysis.reader import FilesChanged, Tables
+from analysis.reader import Tables, read_tables
 from analysis.report import report
 from grid.campaign_status import campaign_status, campaign_status_words
 from grid.places import CAMPAIGN_FILE, GRID_FILE
@@ -26,6 +28,7 @@ from grid.status_words import status_words
 from victims.errors import GridError
 
 HOST = "127.0.0.1"
+OWN_NAMES = re.compile(r"(127\.0\.0\.1|localhost)(:\d{1,5})?", re.IGNORECASE)
 ASSETS = {
     "/": ("view.html", "text/html"),
     "/view.js": ("view.js", "text/javascript"),
@@ -41,6 +44,12 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:;"
     " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+TRIES = 20
+T = TypeVar("T")
+
+
+class Busy(GridError):
+    """A run writes faster than can be read."""
 
 
 class Viewed:
@@ -48,7 +57,8 @@ class Viewed:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._lock = threading.Lock()
+        self._lock, self._drawing = threading.Lock(), threading.Lock()
+        self._without: dict[Path, str] = {}
         self._tables: Tables | None = None
         self._opened = 0.0
 
@@ -69,8 +79,8 @@ class Viewed:
             order = f"{sort.removeprefix('-')} {way} NULLS LAST, {order}"
         listed = ", ".join(COLUMNS)
         some = f"FROM board WHERE {' AND '.join(where)}"
-        with self._lock:
-            tables = self._open()
+
+        def asked(tables: Tables) -> tuple[list[str], int, list[tuple[Any, ...]]]:
             sets = [name for (name,) in tables.query("FROM eval_sets ORDER BY 1").rows]
             (total,) = tables.query(f"SELECT count(*) {some}", *values).rows[0]
             found = tables.query(
@@ -79,6 +89,9 @@ class Viewed:
                 min(limit, MOST_ROWS),
                 offset,
             ).rows
+            return sets, total, found
+
+        sets, total, found = self._read(asked)
         lines = [[plain(value) for value in row] for row in found]
         return {
             "columns": COLUMNS,
@@ -113,8 +126,8 @@ class Viewed:
 
     def report(self) -> str:
         """The report as one page, unless the board is too long for a page."""
-        with self._lock:
-            tables = self._open()
+
+        def drawn(tables: Tables) -> str:
             ((lines,),) = tables.query("SELECT count(*) FROM board").rows
             if lines > MOST_IN_REPORT:
                 raise GridError(
@@ -123,19 +136,36 @@ class Viewed:
                 )
             return report(tables, Asked())
 
+        # Of tables of its own: it takes long, and pages of rows must not wait for it.
+        with self._drawing:
+            return read_tables(self.directory, drawn)
+
     def close(self) -> None:
         with self._lock:
-            if self._tables is not None:
-                self._tables.close()
-                self._tables = None
+            self._forget()
+
+    def _read(self, read: Callable[[Tables], T]) -> T:
+        """What ``read`` makes of the results; looks again if a run has merged files meanwhile."""
+        for _ in range(TRIES):
+            with self._lock:
+                try:
+                    return read(self._open())
+                except FilesChanged as changed:
+                    self._without |= changed.damaged
+                    self._forget()
+        raise Busy("files keep changing; try again")
 
     def _open(self) -> Tables:
         if self._tables is None or time.monotonic() - self._opened > KEPT_SECONDS:
-            if self._tables is not None:
-                self._tables.close()
-                self._tables = None
-            self._tables, self._opened = Tables(self.directory), time.monotonic()
+            self._forget()
+            tables = Tables(self.directory, without=self._without)
+            self._tables, self._opened = tables, time.monotonic()
         return self._tables
+
+    def _forget(self) -> None:
+        if self._tables is not None:
+            self._tables.close()
+            self._tables = None
 
 
 def _whole(given: Mapping[str, str], name: str, default: int) -> int:
@@ -153,23 +183,37 @@ def serve(directory: Path, port: int) -> ThreadingHTTPServer:
         server_version, sys_version = "grid-view", ""
 
         def do_GET(self) -> None:
-            parts = urlsplit(self.path)
-            given = {name: values[-1] for name, values in parse_qs(parts.query).items()}
-            if not self._is_meant():
-                self._send(HTTPStatus.FORBIDDEN, "text/plain", "this view is of one machine alone")
-                return
-            for _ in range(20):
+            try:
+                if not self._is_meant():
+                    words = "this view is of one machine alone"
+                    self._send(HTTPStatus.FORBIDDEN, "text/plain", words)
+                    return
+                self._try_to_answer()
+            except ConnectionError:
+                self.close_connection = True  # who asked is gone
+
+        def _try_to_answer(self) -> None:
+            status = HTTPStatus.BAD_REQUEST
+            try:
+                parts = urlsplit(self.path)
+                given = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+            except ValueError as error:
+                words = f"this address cannot be read: {error}"
+            else:
                 try:
                     self._answer(parts.path, given)
                     return
-                except FilesChanged:
-                    viewed.close()  # merged by the run meanwhile: look again
+                except ConnectionError:
+                    raise
+                except Busy as error:
+                    status, words = HTTPStatus.SERVICE_UNAVAILABLE, str(error)
                 except GridError as error:
-                    body = json.dumps({"error": str(error)})
-                    self._send(HTTPStatus.BAD_REQUEST, "application/json", body)
-                    return
-            body = json.dumps({"error": "files keep changing; try again"})
-            self._send(HTTPStatus.SERVICE_UNAVAILABLE, "application/json", body)
+                    words = str(error)
+                # Whatever it is, who looks at a page must be told, and the server goes on.
+                except Exception as error:
+                    status = HTTPStatus.INTERNAL_SERVER_ERROR
+                    words = f"this cannot be answered: {type(error).__name__}: {error}"
+            self._send(status, "application/json", json.dumps({"error": words}))
 
         def _answer(self, path: str, given: Mapping[str, str]) -> None:
             if path in ASSETS:
@@ -190,8 +234,7 @@ def serve(directory: Path, port: int) -> ThreadingHTTPServer:
         def _is_meant(self) -> bool:
             """Whether the browser asked for this machine by its own name: a page from elsewhere
             may have had its name point here."""
-            name = (self.headers.get("Host") or "").rpartition(":")[0]
-            return name in (HOST, "localhost")
+            return OWN_NAMES.fullmatch(self.headers.get("Host") or "") is not None
 
         def _send(self, status: HTTPStatus, kind: str, text: str, policy: str = POLICY) -> None:
             body = text.encode()

@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from analysis.reader import FilesChanged, Tables
+from analysis.files import FilesChanged
+from analysis.reader import Tables
 from grid import compact as module
 from grid.compact import compact
 from grid.quick import outcomes_in

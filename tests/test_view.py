@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -17,7 +18,7 @@ from urllib.parse import quote
 import pytest
 
 from benchmarks.board import made_cells, write_results
-from grid.view import serve
+from grid.view import Viewed, serve
 from tests.boards import steady, write_board
 from tests.finished import Finished
 from tests.grids import call, environment, grid_command
@@ -109,10 +110,58 @@ def test_what_is_asked_amiss_is_refused(
         assert answer["total"] == 0, "what is typed is a text and no SQL"
 
 
-def test_only_this_machine_is_answered(board: ThreadingHTTPServer) -> None:
+@pytest.mark.parametrize(
+    ("host", "code"),
+    [
+        *[(name, 200) for name in ("localhost", "127.0.0.1", "LOCALHOST:PORT", "127.0.0.1:PORT")],
+        *[(name, 403) for name in ("evil.example:80", "evil.example", "localhost.evil.example")],
+        *[(name, 403) for name in ("127.0.0.1:x:y", "127.0.0.1@evil.example", "")],
+    ],
+)
+def test_only_this_machine_is_answered(host: str, code: int, board: ThreadingHTTPServer) -> None:
     assert board.server_address[0] == "127.0.0.1"
-    assert ask(board, "/rows", host="evil.example:80")[0] == 403
-    assert ask(board, "/rows", host=f"localhost:{board.server_port}")[0] == 200
+    assert ask(board, "/rows", host=host.replace("PORT", str(board.server_port)))[0] == code
+
+
+def test_whatever_happens_is_answered(
+    board: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = f"localhost:{board.server_port}"
+    with socket.create_connection(("127.0.0.1", board.server_port), timeout=60) as connection:
+        connection.sendall(f"GET http://[/x HTTP/1.0\r\nHost: {own}\r\n\r\n".encode())
+        head, _, body = connection.makefile().read().partition("\n\n")
+    assert head.startswith("HTTP/1.0 400")
+    assert "this address cannot be read" in json.loads(body)["error"]
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Viewed, "rows", broken)
+    assert ask(board, "/rows") == (500, {"error": "this cannot be answered: RuntimeError: a bug"})
+
+
+def test_rows_do_not_wait_for_a_report(
+    board: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_drawing, may_end = threading.Event(), threading.Event()
+
+    def slow(*_: object) -> str:
+        is_drawing.set()
+        assert may_end.wait(60)
+        return "the report"
+
+    monkeypatch.setattr("grid.view.report", slow)
+    answers: list[Any] = []
+    asking = threading.Thread(target=lambda: answers.append(ask(board, "/report")))
+    asking.start()
+    try:
+        assert is_drawing.wait(60)
+        assert ask(board, "/rows?limit=1")[0] == 200
+        assert answers == []
+    finally:
+        may_end.set()
+        asking.join()
+    assert answers == [(200, "the report")]
 
 
 def test_a_finished_run_tells_its_progress(live: ThreadingHTTPServer) -> None:
