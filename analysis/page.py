@@ -19,14 +19,11 @@ from importlib import resources
 from itertools import groupby
 from typing import Literal, NamedTuple, TypeAlias
 
+from analysis.text import printable
+
 UNKNOWN = "–"
 DEEPEST_HEADING = 6
 MEDIA_TYPES = {"png": "image/png", "svg": "image/svg+xml"}
-# What no document may hold (controls, halves of surrogate pairs, what is no character), and what
-# would show a name as another: marks that turn the direction of letters.
-UNPRINTABLE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]"
-)
 
 
 class Shown(NamedTuple):
@@ -176,7 +173,7 @@ def _asset(name: str) -> str:
 
 def _text(text: str) -> str:
     """Text as markup that shows it, in an element or in a quoted attribute."""
-    return escape(UNPRINTABLE.sub("\ufffd", text.replace("\r\n", "\n")), quote=True)
+    return escape(printable(text), quote=True)
 
 
 def _anchor(name: str) -> str:

@@ -26,7 +26,7 @@ TABLE_FUNCTIONS = {"range", "generate_series", "unnest"}
 CLOCK_AND_CHANCE = {
     *("now", "today", "current_date", "get_current_time", "get_current_timestamp", "random"),
     *("current_localtime", "current_localtimestamp", "transaction_timestamp", "uuid"),
-    "gen_random_uuid",
+    *("gen_random_uuid", "error"),
 }
 """Of what does not always answer alike, what tells nothing of this machine but its time."""
 SYNTAX = {
@@ -82,7 +82,7 @@ class Permitted:
                 yield f"SHOW {name.upper()}"
         elif "function_name" in node:
             name = str(node["function_name"])
-            if name.lower() not in TABLE_FUNCTIONS and not self._computes(name.lower()):
+            if name.lower() not in TABLE_FUNCTIONS and not self.computes(name.lower()):
                 yield f"{name}()"
 
     def _table(self, node: Mapping[str, Any], named: frozenset[str]) -> Iterator[str]:
@@ -93,7 +93,7 @@ class Permitted:
             guess = near(name, sorted(known)).strip()
             yield f"{whole!r}, which is no view here" + (f" ({guess})" if guess else "")
 
-    def _computes(self, name: str, within: frozenset[str] = frozenset()) -> bool:
+    def computes(self, name: str, within: frozenset[str] = frozenset()) -> bool:
         """Whether a function only computes: all that are called so, and what a macro calls."""
         if name in SYNTAX or name in CLOCK_AND_CHANCE:
             return True
@@ -110,7 +110,7 @@ class Permitted:
         ((text,),) = self._query("SELECT json_serialize_sql(?)", f"SELECT {body}")
         tree = json.loads(text)
         return not tree["error"] and all(
-            name != "" and self._computes(name, within) for name in _called(tree["statements"])
+            name != "" and self.computes(name, within) for name in _called(tree["statements"])
         )
 
     @cached_property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from analysis.reader import Answer, Tables, read_tables
 from analysis.render import UNKNOWN
-from analysis.text import Grid, formed
+from analysis.text import Grid, formed, printable
 
 
 def run_sql(directory: Path, text: str) -> tuple[Answer, list[str]]:
@@ -20,12 +21,25 @@ def run_sql(directory: Path, text: str) -> tuple[Answer, list[str]]:
 
 
 def _asked(tables: Tables, text: str) -> tuple[Answer, list[str]]:
-    return tables.sql(text), tables.warnings
+    answer = tables.sql(text)
+    return answer._replace(columns=told_apart(answer.columns)), tables.warnings
+
+
+def told_apart(names: Sequence[str]) -> list[str]:
+    """Names of columns, each once: what is there already becomes ``a_2``."""
+    found: list[str] = []
+    for name in names:
+        number, own = 1, name
+        while own in found or (number > 1 and own in names):
+            number += 1
+            own = f"{name}_{number}"
+        found.append(own)
+    return found
 
 
 def answer_text(answer: Answer, form: str = "table", width: int = 100, limit: int = 200) -> str:
     """An answer in one of the forms; a table or Markdown says where lines were left out."""
-    rows = answer.rows
+    rows, columns = answer.rows, told_apart(answer.columns)
     notes: list[str] = []
     if form in ("table", "md") and len(rows) > limit:
         notes.append(
@@ -33,24 +47,21 @@ def answer_text(answer: Answer, form: str = "table", width: int = 100, limit: in
         )
         rows = rows[:limit]
     if form == "json":
-        values = [dict(zip(answer.columns, map(plain, row), strict=True)) for row in rows]
+        values = [dict(zip(columns, map(plain, row), strict=True)) for row in rows]
         return json.dumps(values, indent=1, allow_nan=False) + "\n"
     are_numbers = [
-        any(isinstance(row[i], int | float | Decimal) for row in rows)
-        for i in range(len(answer.columns))
+        any(isinstance(row[i], int | float | Decimal) for row in rows) for i in range(len(columns))
     ]
     found = Grid(
         title="" if rows else "no lines",
-        headings=[
-            column.replace("_", " ") if form == "table" else column for column in answer.columns
-        ],
+        headings=[column.replace("_", " ") if form == "table" else column for column in columns],
         lines=[[shown(value) for value in row] for row in rows],
-        values=[dict(zip(answer.columns, map(plain, row), strict=True)) for row in rows],
+        values=[dict(zip(columns, map(plain, row), strict=True)) for row in rows],
         are_numbers=are_numbers,
         notes=notes,
     )
     if form == "csv" and not rows:
-        return ",".join(answer.columns) + "\n"
+        return printable(",".join(columns)) + "\n"
     return formed(found, form, width)
 
 

@@ -26,6 +26,7 @@ from analysis.files import (
 )
 from analysis.permitted import Permitted
 from analysis.stats import t_quantile
+from analysis.text import printable
 from grid.schema import CELL, SCHEMA_VERSION, SCHEMAS, Column, ResultsError, SchemaError
 
 if TYPE_CHECKING:
@@ -95,10 +96,10 @@ class Tables:
         files: dict[str, list[Path]] = {}
         for kind in SCHEMAS:
             files[kind], told = readable(self._ask, kind, found[kind], without or {})
-            self.warnings += told
+            self.warnings += map(printable, told)
         self._read = [path for kind in SCHEMAS for path in files[kind]]
         odd = not_finite(self._rows, files["rows"])
-        self.warnings += odd
+        self.warnings += map(printable, odd)
         for kind, columns in SCHEMAS.items():
             kept = ARE_FINITE if odd and kind == "rows" else "true"
             self._create_view(kind, files[kind], columns, kept)
@@ -232,8 +233,8 @@ class Tables:
         return GridInfo(name, digest, planned, classes)
 
     def _no_grid(self, path: Path, why: str) -> GridInfo:
-        self.warnings.append(f"{path}: skipped, cannot be read, so missing cells cannot be told"
-                             f" ({why})")  # fmt: skip
+        told = f"{path}: skipped, cannot be read, so missing cells cannot be told ({why})"
+        self.warnings.append(printable(told))
         return GridInfo(None, None, None)
 
     def _lock(self) -> None:

@@ -7,14 +7,14 @@ import io
 import json
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from analysis.board import Board, BoardRow
 from analysis.published import WORDS, Published
 from analysis.published import lines as printed
-from analysis.text import Grid
+from analysis.text import UNPRINTABLE, Grid, printable
 from grid.schema import STATUS_WORDS, ResultsError, Status
 from grid.schema import completeness_words as words_of
 
@@ -39,11 +39,13 @@ def render(
         raise ResultsError(f"No format {form!r}. There are: table, {', '.join(FORMATS)}.")
     if published and form not in ("table", "md"):
         raise ResultsError(f"published figures join a table or md, not {form}: they are no rows.")
+    if form != "json":  # which writes such characters as numbers
+        board = _printable(board)
     text = _table(board, width, color) if form == "table" else FORMATS[form](board)
     names = {row.attack for row in board.lines}, {row.defense for row in board.lines}
     if form in ("table", "md") and imported:
-        text += _grey("Imported", [*printed(*names, imported), *_others(names, imported)],
-                      form, width, color)  # fmt: skip
+        told = map(printable, [*printed(*names, imported), *_others(names, imported)])
+        text += _grey("Imported", list(told), form, width, color)
     return text + _grey("Published", printed(*names), form, width, color) if published else text
 
 
@@ -56,6 +58,26 @@ def _others(names: tuple[set[str], set[str]], imported: Sequence[Published]) -> 
     count = len(imported) - told
     where = '`grid sql "FROM published"` shows all'
     return [f"{count} of {len(imported)} numbers are of something else: {where}"] if count else []
+
+
+def _printable(board: Board) -> Board:
+    """The board with nothing that a terminal would obey."""
+    lines = []
+    for row in board.lines:
+        texts = {f.name: getattr(row, f.name) for f in fields(row)}
+        odd: dict[str, Any] = {
+            name: printable(text)
+            for name, text in texts.items()
+            if isinstance(text, str) and UNPRINTABLE.search(text)
+        }
+        lines.append(replace(row, **odd) if odd else row)
+    name = None if board.grid.name is None else printable(board.grid.name)
+    return replace(
+        board,
+        lines=lines,
+        grid=board.grid._replace(name=name),
+        warnings=list(map(printable, board.warnings)),
+    )
 
 
 def _grey(what: str, found: Sequence[str], form: str, width: int, color: bool) -> str:

@@ -8,11 +8,16 @@ import io
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from grid.schema import ResultsError
 
+# What no document may hold (controls, halves of surrogate pairs, what is no character; a terminal
+# obeys some), and what would show a name as another: marks that turn the direction of letters.
+UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]"
+)
 FORMS = ("table", "md", "csv", "json", "tex", "html")
 TEX = str.maketrans(
     {
@@ -40,6 +45,11 @@ class Grid:
     """What heads each line in a table, as lines with one head are kept together; may be empty."""
 
 
+def printable(text: str) -> str:
+    """The text with what cannot be shown, or what a terminal would obey, shown as a mark."""
+    return UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
+
+
 def formed(grid: Grid, form: str, width: int = 100) -> str:
     """The grid in one of `FORMS`."""
     if form == "csv":
@@ -49,6 +59,14 @@ def formed(grid: Grid, form: str, width: int = 100) -> str:
         return json.dumps(body, indent=1, default=str) + "\n"
     if form not in FORMS:
         raise ResultsError(f"No format {form!r}. There are: {', '.join(FORMS)}.")
+    grid = replace(
+        grid,
+        title=printable(grid.title),
+        headings=list(map(printable, grid.headings)),
+        lines=[list(map(printable, line)) for line in grid.lines],
+        notes=list(map(printable, grid.notes)),
+        heads=list(map(printable, grid.heads)),
+    )
     text = {"table": _table, "md": _markdown, "tex": _tex, "html": _html}[form]
     return text(grid) if form != "table" else _table(grid, width)
 
@@ -104,7 +122,7 @@ def _csv(grid: Grid) -> str:
     writer.writeheader()
     for value in grid.values:
         writer.writerow({name: "" if cell is None else cell for name, cell in value.items()})
-    return output.getvalue()
+    return printable(output.getvalue())
 
 
 def _tex(grid: Grid) -> str:

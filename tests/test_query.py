@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from analysis import Results
+from analysis.leaderboard import Asked, load, text
+from analysis.permitted import TABLE_FUNCTIONS, Permitted
 from analysis.query import answer_text, run_sql
-from analysis.reader import Answer
+from analysis.reader import QUERIED, Answer, Tables
+from analysis.text import FORMS
+from grid.schema import ResultsError, write_grid, write_rows
 from tests.boards import steady, write_board
 from tests.grids import call, environment
+from tests.rows import cell_columns, cell_rows
 
 HEAVY = """
 import sys
@@ -72,14 +79,28 @@ def test_sql_may_come_from_the_input(
     ("query", "says"),
     [
         ("SELECT * FROM read_csv('/etc/passwd')", "refused because of read_csv()"),
-        ("SELECT * FROM '/etc/passwd'", "/etc/passwd"),
         ("COPY rows TO '/tmp/x.csv'", "One SELECT statement over rows"),
         ("DROP VIEW rows", "One SELECT statement"),
         ("SELECT 1; SELECT 2", "One SELECT at a time; found 2."),
         ("SELECT nonsense FROM rows", "nonsense"),
-        ("SELECT * FROM row", "row"),
+        ("SELECT * FROM row", "'row', which is no view here (Did you mean 'rows'?)"),
         ("ATTACH 'http://example.com/x.db'", "One SELECT statement"),
-        ("SELECT getenv('HOME')", "getenv"),
+        ("SHOW TABLES", "refused because of SHOW TABLES"),
+        ("FROM planned", "'planned', which is no view"),
+        ("FROM t95", "'t95', which is no view"),
+        ("FROM main.rows", "'main.rows', which is no view"),
+        ("FROM sqlite_master", "'sqlite_master', which is no view"),
+        ("FROM pg_catalog.pg_settings", "'pg_catalog.pg_settings', which is no view"),
+        ("WITH x AS (FROM duckdb_tables) FROM x", "'duckdb_tables', which is no view"),
+        ("WITH planned AS (FROM planned) FROM planned", "'planned', which is no view"),
+        ("SELECT (WITH t95 AS (SELECT 1) FROM t95), t FROM t95", "'t95', which is no view"),
+        ("WITH RECURSIVE t95 AS (FROM t95 UNION ALL FROM t95) FROM t95", "'t95', which is no"),
+        ("SELECT current_setting('temp_directory')", "refused because of current_setting()"),
+        ("SELECT pg_catalog.pg_sleep(9)", "refused because of pg_sleep()"),
+        ("SELECT sum(sleep_ms(9)) OVER () FROM rows", "refused because of sleep_ms()"),
+        ("SELECT write_log('x')", "refused because of write_log()"),
+        ("SELECT [write_log(x) FOR x IN ['a']]", "refused because of write_log()"),
+        ("SELECT pg_get_viewdef(1)", "refused because of pg_get_viewdef()"),
     ],
 )
 def test_nothing_else_is_read_or_written(
@@ -90,6 +111,114 @@ def test_nothing_else_is_read_or_written(
     assert (done.code, done.out) == (1, "")
     assert says in done.err
     assert sorted(board.rglob("*")) == before
+
+
+KEPT = "secret,words\n4711,4712\n"
+
+
+FILE_QUERIES = (
+    "SELECT * FROM 'FILE'",
+    'SELECT * FROM "FILE"',
+    "SELECT * FROM read_csv('FILE')",
+    "SELECT (SELECT content FROM read_text('FILE'))",
+    'SELECT * FROM (WITH "FILE" AS (SELECT 1) FROM "FILE"), \'FILE\'',
+    "SUMMARIZE 'FILE'",
+    "DESCRIBE 'FILE'",
+    "SELECT json_serialize_plan('SELECT * FROM QQFILEQQ')",
+)
+
+
+@pytest.mark.parametrize("place", ["inside", "beside", "linked"])
+def test_no_other_file_is_told(place: str, tmp_path: Path) -> None:
+    folder = write_board(tmp_path / "board", {"none": steady(0.9)}, seeds=[0])
+    path = (tmp_path if place == "beside" else folder) / "secret.csv"
+    path.write_text(KEPT)
+    if place == "linked":
+        path = folder / "link.csv"
+        path.symlink_to(folder / "secret.csv")
+    opened = Tables(folder)
+    for query in FILE_QUERIES:
+        asked = query.replace("QQ", "''").replace("FILE", str(path))
+        with pytest.raises(ResultsError, match="is refused because of") as caught:
+            opened.sql(asked)
+        assert "4711" not in str(caught.value)
+    # The second wall, behind the check of the syntax.
+    with pytest.raises(ResultsError, match="Permission"):
+        opened.query(f"SELECT * FROM read_csv('{path}')")  # noqa: S608
+    opened.close()
+
+
+@pytest.mark.parametrize(
+    ("query", "rows"),
+    [
+        ("WITH a AS (SELECT 1 AS n), b AS (SELECT n + 1 AS n FROM a) FROM b", [(2,)]),
+        ("WITH RECURSIVE t AS (SELECT 1 n UNION ALL SELECT n + 1 FROM t WHERE n < 3) FROM t",
+         [(1,), (2,), (3,)]),
+        ("SELECT count(*) FROM Rows JOIN (SELECT DISTINCT cell FROM cells) USING (cell)", [(60,)]),
+        ("SELECT list_sum([x * 2 FOR x IN [1, 2]]), nullif(1, 1), split_part('a,b', ',', 2)",
+         [(6, None, "b")]),
+        ("SELECT wilson_low(0.5, 100) < 0.5, now() > TIMESTAMP '2020-01-01'", [(True, True)]),
+        ("SELECT row_number() OVER (ORDER BY i) FROM range(2) t(i)", [(1,), (2,)]),
+        ("SELECT regexp_extract('s12', '[0-9]+')::INT + date_part('year', DATE '2020-02-02')",
+         [(2032,)]),
+        ("SELECT column_name FROM (DESCRIBE board) LIMIT 1", [("track",)]),
+    ],
+)  # fmt: skip
+def test_what_only_computes_is_answered(query: str, rows: list[object], board: Path) -> None:
+    assert run_sql(board, query)[0].rows == rows
+
+
+SMELL = re.compile(
+    r"read|write|scan|sniff|load|file|path|sett|log|secret|sleep|http|url|env|host|user|token|connection|transaction|query"
+    r"|catalog|schema|database|sql|setseed|nextval|currval|variable|extension|disk|memory|glob"
+)
+HARMLESS = re.compile(
+    r"(log|log2|log10|logical_\w+|url_(en|de)code|bit_xor|union_\w+|parse_\w+|path_join|catalog"
+    r"|json_extract_path(_text)?|json_serialize_sql|hive_partition_component|arg_\w+"
+    r"|(current|session)_user|user|list_\w+|geometric_\w+"
+    r"|formatReadable\w+|has_\w+_privilege|pg_conf_load_time|pg_(is_other|my)_temp_schema"
+    r"|transaction_timestamp)"
+)
+"""Of these, what takes a text apart, and names that are the same everywhere."""
+
+
+def test_every_function_that_smells_of_more_than_computing_is_refused(board: Path) -> None:
+    tables = Tables(board)
+    found = tables.query("SELECT DISTINCT function_name FROM duckdb_functions()").rows
+    names = [name for (name,) in found if re.fullmatch(r"\w+", name)]
+    suspects = [n for n in names if SMELL.search(n.lower()) and not HARMLESS.fullmatch(n)]
+    assert {"current_setting", "getvariable", "pg_sleep", "write_log", "read_text"} <= {*suspects}
+    allowed = Permitted(lambda *asked: tables.query(*asked).rows, QUERIED)
+    assert [name for name in suspects if allowed.computes(name.lower())] == []
+    assert {"range", "generate_series", "unnest"} == TABLE_FUNCTIONS
+    tables.close()
+
+
+def test_columns_of_one_name_are_told_apart(board: Path) -> None:
+    answer, _ = run_sql(board, "SELECT 1 AS a, 2 AS a, 3 AS a_2, 4 AS a")
+    assert json.loads(answer_text(answer, "json")) == [{"a": 1, "a_3": 2, "a_2": 3, "a_4": 4}]
+    assert answer_text(answer, "csv") == "a,a_3,a_2,a_4\n1,2,3,4\n"
+    raw = Answer(["a", "a"], [(1, 2)])
+    assert answer_text(raw, "csv") == "a,a_2\n1,2\n"
+    assert answer_text(raw, "md").startswith("### \n\n| a | a\\_2 |")
+    frame = Results(board).sql("SELECT 1 AS a, 2 AS a")
+    assert list(frame.columns) == ["a", "a_2"]
+
+
+def test_a_terminal_is_given_no_orders(tmp_path: Path) -> None:
+    evil = "boom \x1b]0;owned\x07\x1b[2J \u202etxt"
+    rows = cell_rows("bad\x1bnet", status="failed_method", detail=evil)
+    write_rows(tmp_path, rows)
+    write_grid(tmp_path, "na\x1bme", "0", [cell_columns("bad\x1bnet")])
+    (tmp_path / "rows" / "od\x1bd.parquet").touch()
+    found = load(tmp_path, Asked())
+    answer, warnings = run_sql(tmp_path, "SELECT detail, attack FROM outcomes")
+    told = [text(found, Asked(), form) for form in FORMS]
+    told += [answer_text(answer, form) for form in FORMS]
+    for said in (*told, *warnings):
+        assert not {"\x1b", "\x07", "\u202e"} & set(said)
+    assert all("owned" in said for said in told[len(FORMS) :])
+    assert "owned" in told[0]
 
 
 def test_long_answers_say_what_they_leave_out(board: Path) -> None:
