@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from analysis.reader import GridInfo, Tables, read_tables
 from analysis.stats import defense_effectiveness, normalised_asr, seeds_label
 from grid.schema import ResultsError, Status, is_complete
+from victims.errors import near
 
 NEEDS = ("clean_data", "suspect_data", "victim", "reference", "start", "truth")
 DERIVED = ("nasr_top1", "der")
@@ -190,13 +191,19 @@ def load_board(directory: Path, eval_set: str = "report") -> Board:
     return read_tables(directory, lambda tables: read_board(tables, eval_set))
 
 
-def read_board(results: Tables, eval_set: str = "report") -> Board:
-    """The board of open results."""
+def check_eval_set(results: Tables, eval_set: str) -> None:
+    """Refuse an evaluation set that nothing was measured on."""
     known = [name for (name,) in results.query("FROM eval_sets ORDER BY 1").rows]
     if eval_set not in known:
         raise ResultsError(
-            f"No evaluation set {eval_set!r} in {results.directory}. There: {', '.join(known)}."
+            f"No evaluation set {eval_set!r} in {results.directory}."
+            f"{near(eval_set, known)} There: {', '.join(known)}."
         )
+
+
+def read_board(results: Tables, eval_set: str = "report") -> Board:
+    """The board of open results."""
+    check_eval_set(results, eval_set)
     names = ", ".join(f'"{f.name}"' for f in fields(BoardRow) if f.name not in DERIVED)
     answer = results.query(f"SELECT {names} FROM board WHERE eval_set = ?", eval_set)  # noqa: S608
     lines = _derived([BoardRow(**dict(zip(answer.columns, r, strict=True))) for r in answer.rows])
@@ -206,6 +213,7 @@ def read_board(results: Tables, eval_set: str = "report") -> Board:
             place["attack"].get(row.attack, len(place["attack"])),
             row.attack,
             -1.0 if row.rate is None else row.rate,
+            row.count or 0 if row.rate is None else 0,
             (row.track, row.regime, row.model, row.target),
             row.is_control,
             needs_tier(row.needs),
@@ -221,7 +229,8 @@ def _derived(lines: list[BoardRow]) -> list[BoardRow]:
     """The lines with what follows from the numbers of a line and of its undefended victim."""
 
     def about(row: BoardRow) -> tuple[object, ...]:
-        return row.attack, row.rate, row.track, row.regime, row.model, row.target
+        count = row.count if row.rate is None else None
+        return row.attack, row.rate, count, row.track, row.regime, row.model, row.target
 
     undefended = {about(row): row for row in lines if row.defense == "none"}
     done = []

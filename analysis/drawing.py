@@ -16,12 +16,14 @@ from analysis.reader import Tables, read_tables
 from analysis.standing import Standings
 from analysis.standing_render import needs_words
 from analysis.theme import Drawn, draw_all, house_style
+from grid.schema import Status
 
 if TYPE_CHECKING:
     import pandas as pd
 
 CELLS = """
-SELECT attack, rate, defense, victim_seed AS seed, avg(asr_top1) AS asr, avg(clean_top1) AS clean,
+SELECT attack, track, regime, model, target, rate, defense, victim_seed AS seed,
+       avg(asr_top1) AS asr, avg(clean_top1) AS clean,
        arg_max(status, CASE status WHEN 'ok' THEN 0 ELSE 1 END) AS status,
        bool_or(is_control) AS is_control, min(position) AS position
 FROM cells
@@ -29,6 +31,8 @@ WHERE is_planned AND eval_set = ?
 GROUP BY ALL
 ORDER BY min(position), attack, rate, defense, seed
 """
+KINDS = ("track", "regime", "model", "target")
+"""What tells victims of one attack and rate apart."""
 
 
 def figures_of(directory: Path, asked: Asked) -> Mapping[str, Callable[[], Any]]:
@@ -41,7 +45,7 @@ def figures_in(tables: Tables, asked: Asked) -> Mapping[str, Callable[[], Any]]:
     import pandas as pd
 
     answer = tables.query(CELLS, asked.eval_set)
-    cells = pd.DataFrame(answer.rows, columns=answer.columns)
+    cells = _told_apart(pd.DataFrame(answer.rows, columns=answer.columns))
     answered = read(tables, asked)
     tiers, imported = answered.tiers, answered.imported
     own = cells[~cells["is_control"].astype(bool)]
@@ -50,7 +54,7 @@ def figures_in(tables: Tables, asked: Asked) -> Mapping[str, Callable[[], Any]]:
     found: dict[str, Callable[[], Any]] = {
         "heat_map": partial(figures.heat_map, _over_seeds(poisoned)),
         "rate_curves": partial(figures.rate_curves, own[own["status"] == "ok"], order),
-        "profile": partial(figures.profile, poisoned[poisoned["status"] == "ok"], order),
+        "profile": partial(figures.profile, _of_sound_victims(poisoned), order),
         "cost": partial(figures.cost, _costs(tables, asked)),
     }
     if tiers is not None:
@@ -95,6 +99,25 @@ def draw_board(directory: Path, folder: Path, asked: Asked) -> Drawn:
 def _styled(draw: Callable[[], Any]) -> Any:
     with house_style():
         return draw()
+
+
+def _told_apart(cells: pd.DataFrame) -> pd.DataFrame:
+    """Attacks with what differs among a board's victims behind them: nothing is averaged over."""
+    differ = [name for name in KINDS if cells[name].nunique() > 1]
+    if not differ:
+        return cells
+    kinds = cells[differ].astype(str).agg(", ".join, axis=1)
+    return cells.assign(attack=cells["attack"] + " (" + kinds + ")")
+
+
+def _of_sound_victims(cells: pd.DataFrame) -> pd.DataFrame:
+    """Every cell that could have a number, with no ASR where the defense gave none."""
+    victim = ["attack", "rate", "seed"]
+    is_sound = (cells["defense"] == UNDEFENDED) & (cells["status"] == "ok") & cells["asr"].notna()
+    sound = cells[cells["status"] != Status.NOT_APPLICABLE].merge(
+        cells[is_sound][victim], on=victim
+    )
+    return sound.assign(asr=sound["asr"].where(sound["status"] == "ok"))
 
 
 def _over_seeds(cells: pd.DataFrame) -> pd.DataFrame:

@@ -41,6 +41,15 @@ class Asked:
                 raise ResultsError(
                     f"no {name} {getattr(self, name)!r}. There are: {', '.join(allowed)}."
                 )
+        if self.part == "lines" and self.shapes_tiers:
+            raise ResultsError(
+                "--group, --worst-case and --at-ca-loss shape the tiers: leave out --part lines."
+            )
+
+    @property
+    def shapes_tiers(self) -> bool:
+        """Whether anything was asked of the tiers alone."""
+        return self.group != "all" or self.worst_case or self.at_ca_loss is not None
 
 
 class Found(NamedTuple):
@@ -87,8 +96,11 @@ def text(
     color: bool = False,
     published: bool = False,
 ) -> str:
-    """What is printed. CSV, TeX and HTML hold one table: the lines, unless tiers are asked for."""
+    """What is printed. CSV, TeX and HTML hold one table: the lines, unless tiers are asked for, by
+    name or by what shapes them alone."""
     board, tiers, knobs, imported = found
+    if form in ("csv", "tex", "html") and asked.shapes_tiers:
+        asked = replace(asked, part="tiers")
     if form not in FORMS:
         raise ResultsError(f"No format {form!r}. There are: {', '.join(FORMS)}.")
     if asked.part == "tiers" and tiers is None:

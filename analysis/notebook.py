@@ -7,7 +7,9 @@ board.tiers(); board.compare("finetune", "cleanclip"); board.heatmap()
 
 from __future__ import annotations
 
+import html
 import io
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,7 +52,9 @@ class Results:
         """The answer to one SELECT over the views."""
         import pandas as pd
 
-        answer, _ = run_sql(self.directory, query)
+        answer, untold = run_sql(self.directory, query)
+        for text in untold:
+            warnings.warn(text, stacklevel=2)
         rows = [[plain(value) for value in row] for row in answer.rows]
         return pd.DataFrame(rows, columns=answer.columns)
 
@@ -77,9 +81,10 @@ class BoardView:
 
     def _repr_html_(self) -> str:
         """Tiers, then what a reader must know."""
+        missing = "".join(f"<p>! {html.escape(text)}</p>" for text in self._found.board.warnings)
         if self._found.tiers is None:
-            return f"<p>{self!r}: no sound victim has numbers yet</p>"
-        return formed(standing_table(self._found.tiers), "html")
+            return f"<p>{html.escape(repr(self))}: no sound victim has numbers yet</p>{missing}"
+        return formed(standing_table(self._found.tiers), "html") + missing
 
     def lines(self) -> pd.DataFrame:
         """One line per attack, rate and defense."""
@@ -224,8 +229,6 @@ class ComparisonView:
         return "\n".join(summary(self.found))
 
     def _repr_html_(self) -> str:
-        import html
-
         lines = "".join(f"<p>{html.escape(line)}</p>" for line in summary(self.found))
         return lines + formed(cells_table(self.found), "html")
 

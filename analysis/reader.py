@@ -51,6 +51,8 @@ SQL_TYPES = {
     "timestamp": "TIMESTAMP",
     "binary": "BLOB",
 }
+MOST_IN_MEMORY = 1_000_000
+"""So many rows of a table may be kept in memory: some hundred MB."""
 MAX_SEEDS_TABLE = 30
 """Beyond 31 seeds the board uses t of 30 degrees of freedom: wider by under 5 %."""
 
@@ -76,10 +78,16 @@ class Tables:
     """A results directory as DuckDB views: rows, newest, cells, board, ..., trials, curves."""
 
     def __init__(
-        self, directory: Path, of: str = "rows", without: Mapping[Path, str] | None = None
+        self,
+        directory: Path,
+        of: str = "rows",
+        without: Mapping[Path, str] | None = None,
+        *,
+        in_memory: bool = False,
     ) -> None:
         """``of`` says what has to be there: a grid's ``rows`` or a campaign's ``trials``;
-        ``without`` are damaged files to leave out, as `FilesChanged` told them."""
+        ``without`` are damaged files to leave out, as `FilesChanged` told them. What is small is
+        read at once if it is to be ``in_memory``: a busy writer can take no file away then."""
         self.directory = directory.resolve()
         self.warnings: list[str] = []
         self._of = of
@@ -103,6 +111,8 @@ class Tables:
         for kind, columns in SCHEMAS.items():
             kept = ARE_FINITE if odd and kind == "rows" else "true"
             self._create_view(kind, files[kind], columns, kept)
+            if in_memory and self._hold(kind):
+                self._read = [path for path in self._read if path.parent.name != kind]
         self.grid = self._load_grid()
         self._run("CREATE TABLE t95 (df BIGINT, t DOUBLE)")
         quantiles = [(df, t_quantile(0.975, df)) for df in range(1, MAX_SEEDS_TABLE + 1)]
@@ -193,6 +203,15 @@ class Tables:
         else:
             self._run(f"CREATE VIEW {kind} AS {empty}")
 
+    def _hold(self, kind: str) -> bool:
+        """Put a table in the place of a view, unless it is too large."""
+        if self._rows(f"SELECT count(*) FROM {kind}")[0][0] > MOST_IN_MEMORY:  # noqa: S608
+            return False
+        self._run(f"CREATE TABLE held AS FROM {kind}")
+        self._run(f"DROP VIEW {kind}")
+        self._run(f"ALTER TABLE held RENAME TO {kind}")
+        return True
+
     def _load_grid(self) -> GridInfo:
         """Table ``planned`` from grid.json, with every cell's position in the grid file."""
         import duckdb
@@ -254,13 +273,14 @@ PATIENCE_SECONDS = 20.0
 def read_tables(directory: Path, read: Callable[[Tables], T], of: str = "rows") -> T:
     """What ``read`` makes of a results directory, also while a grid is still writing there."""
     deadline = time.monotonic() + PATIENCE_SECONDS
-    without: dict[Path, str] = {}
+    without, in_memory = dict[Path, str](), False
     while time.monotonic() < deadline:
         try:
-            with closing(Tables(directory, of, without)) as tables:
+            with closing(Tables(directory, of, without, in_memory=in_memory)) as tables:
                 return read(tables)
         except FilesChanged as changed:
             without |= changed.damaged
+            in_memory = True
     raise ResultsError(f"{directory}: files keep changing while they are read; try again.")
 
 

@@ -204,7 +204,8 @@ COLUMNS = (
 
 def _block(row: BoardRow) -> tuple[str, str | None, str, str, str, str]:
     """What one heading of the table speaks of."""
-    return row.attack, row.rate_text, row.track, row.regime, row.model, row.target
+    rate = str(row.count) if row.rate is None else row.rate_text
+    return row.attack, rate, row.track, row.regime, row.model, row.target
 
 
 def rate_words(row: BoardRow) -> str:

@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -69,6 +72,7 @@ TITLES = {
     "detection": "Telling poisoned rows",
 }
 MOST_COMPARED = 30
+NUMBER = re.compile(r"(?P<less><?) ?(?P<number>[+-]?\d+(\.\d+)?(e[+-]?\d+)?)")
 
 
 def write_report(directory: Path, path: Path, asked: Asked) -> Path:
@@ -235,14 +239,14 @@ def _table_of(
 
 
 def _sorted(text: str, *, is_number: bool) -> Cell:
-    """A text with the number that it begins with."""
+    """A text with the number that it begins with; what is less than a number sorts before it."""
     if not is_number:
         return text
-    first = text.split(" ")[0].split("-")[0] if not text.startswith("-") else text.split(" ")[0]
-    try:
-        return Shown(text, float(first.replace("+", "")))
-    except ValueError:
-        return Shown(text, float("nan"), "muted")
+    found = NUMBER.match(text)
+    if found is None:
+        return Shown(text, math.nan, "muted")
+    number = float(found["number"])
+    return Shown(text, math.nextafter(number, -math.inf) if found["less"] else number)
 
 
 def _percent(share: float | None) -> Cell:
@@ -256,11 +260,18 @@ def _comparisons(tables: Tables, found: Found, asked: Asked) -> Iterator[Section
     names = [line.defense for line in found.tiers.lines if not line.is_control]
     against = BUDGET if BUDGET in names else "none"
     compared: list[Comparison] = []
-    for name in [n for n in names if n not in (against, "none")][:MOST_COMPARED]:
+    others = [name for name in names if name not in (against, "none")]
+    notes = []
+    if len(others) > MOST_COMPARED:
+        notes.append(
+            f"{len(others) - MOST_COMPARED} of {len(others)} defenses are left out:"
+            f" `grid compare DEFENSE {against}` compares them."
+        )
+    for name in others[:MOST_COMPARED]:
         try:
             compared.append(compare(tables, name, against, asked.eval_set))
-        except ResultsError:
-            continue  # no victim that both have
+        except ResultsError as error:
+            notes.append(f"{name} is left out: {error}")
     if not compared:
         return
     ps = [one.p_signed_rank for one in compared]
@@ -290,7 +301,8 @@ def _comparisons(tables: Tables, found: Found, asked: Asked) -> Iterator[Section
             round(p, 4),
             round(q, 4),
             float(one.shared),
-            one.verdict,
+            # Of many comparisons some look different by chance: what is said follows Holm's p.
+            replace(one, p_signed_rank=p).verdict,
         ]
         for one, p, q in zip(compared, holm(ps), benjamini_hochberg(ps), strict=True)
     ]
@@ -308,7 +320,8 @@ def _comparisons(tables: Tables, found: Found, asked: Asked) -> Iterator[Section
         )
         for one in compared
     ]
-    yield Section(name="comparisons", title=f"Against {against}", blocks=[table], parts=parts)
+    blocks: list[Block] = [table, *([Notes(lines=notes)] if notes else [])]
+    yield Section(name="comparisons", title=f"Against {against}", blocks=blocks, parts=parts)
 
 
 def _figures(tables: Tables, asked: Asked) -> Section:

@@ -39,10 +39,17 @@ def compare(
     eval_set: EvalSetOpt = "report",
 ) -> None:
     """Compare two defenses on the victims that both have: effect, interval, p."""
-    from analysis.compare import compare_in
+    from analysis.board import check_eval_set
+    from analysis.compare import Comparison
+    from analysis.compare import compare as compared
     from analysis.compare_render import comparison_text
+    from analysis.reader import Tables, read_tables
 
-    found = compare_in(results_folder(directory), first, second, eval_set)
+    def read(tables: Tables) -> Comparison:
+        check_eval_set(tables, eval_set)
+        return compared(tables, first, second, eval_set)
+
+    found = read_tables(results_folder(directory), read)
     typer.echo(comparison_text(found, form, terminal_width()), nl=False)
 
 

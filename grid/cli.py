@@ -426,7 +426,12 @@ def leaderboard(
         "demo"
     ),
     form: Annotated[
-        Format, typer.Option("--format", help="table, md, csv, json, tex or html.")
+        Format,
+        typer.Option(
+            "--format",
+            help="table, md, csv, json, tex or html. csv, tex and html hold the lines; with"
+            " --part tiers, --group, --worst-case or --at-ca-loss the tiers.",
+        ),
     ] = Format.TABLE,
     eval_set: EvalSetOpt = "report",
     part: Annotated[

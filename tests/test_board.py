@@ -522,6 +522,23 @@ def test_targets_and_models_are_lines_of_their_own(tmp_path: Path) -> None:
     assert "rate 1 % (41 rows), fox" in render(board)
 
 
+def test_counts_of_a_targeted_attack_are_lines_of_their_own(tmp_path: Path) -> None:
+    rows = [
+        cell_rows(
+            "planted", None, defense, hit="psr_top1", asr=hit, count=count, cell=f"{count}{defense}"
+        )
+        for count, hit in ((10, 0.2), (100, 0.8))
+        for defense in ("none", "finetune")
+    ]
+    board = board_of(tmp_path, *rows)
+    found = {(row.count, row.defense): row.hit_top1 for row in board.lines}
+    assert found == {
+        (10, "none"): 0.2, (10, "finetune"): 0.2, (100, "none"): 0.8, (100, "finetune"): 0.8
+    }  # fmt: skip
+    shown = render(board, "table", 160)
+    assert shown.index("targeted (10 rows)") < shown.index("targeted (100 rows)")
+
+
 def test_a_grid_without_results_yet_has_a_board(tmp_path: Path) -> None:
     write_grid(tmp_path, "demo", "0", [cell_columns(), cell_columns(defense="finetune")])
     board = load_board(tmp_path)

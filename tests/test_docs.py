@@ -55,6 +55,29 @@ def test_every_key_of_a_grid_file_is_told() -> None:
         assert [f.name for f in fields(kind) if f.name not in text] == []
 
 
+SQL = re.compile(r'grid sql "([^"]+)"|\.sql\("([^"]+)"\)')
+
+
+def test_every_sql_in_the_documents_runs_and_leaves_invalid_victims_out(tmp_path: Path) -> None:
+    from analysis.query import run_sql
+    from tests.boards import steady, write_board
+
+    failed = {("none", "sig", "0.01", s): "invalid_victim" for s in (0, 1, 2)}
+    asr = {"none": lambda attack, *_: 0.1 if attack == "sig" else 0.9, "finetune": steady(0.4)}
+    write_board(tmp_path, asr, attacks=("badnet", "sig"), rates=("0.01",), status=failed)
+    texts = {path.name: path.read_text() for path in DOCUMENTS}
+    queries = {
+        (name, first or second)
+        for name, text in texts.items()
+        for first, second in SQL.findall(text)
+    }
+    assert "boards.md" in {name for name, _ in queries}
+    for _, query in queries:
+        assert run_sql(tmp_path, query)[0].rows
+    (means,) = [query for name, query in queries if name == "boards.md"]
+    assert dict(run_sql(tmp_path, means)[0].rows)["none"] == pytest.approx(0.9)
+
+
 def test_links_are_found() -> None:
     text = '[a](b.md#c) ![p](d/e.png "t") [x](https://x.y) [h](#h)\n```\n[no](no)\n```\n'
     assert links(text) == ["b.md", "d/e.png"]

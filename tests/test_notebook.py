@@ -55,6 +55,23 @@ def test_sql_is_a_frame(board: Path) -> None:
         Results(board).sql("SELECT * FROM read_csv('/etc/passwd')")
 
 
+def test_what_cannot_be_read_is_said_and_names_are_no_markup(tmp_path: Path) -> None:
+    evil = "<script>1</script>"
+    write_board(tmp_path, {"none": steady(0.9), "ours": steady(0.1)}, name=evil)
+    (tmp_path / "rows" / "<b>.parquet").write_bytes(b"PAR1")
+    with pytest.warns(UserWarning, match=r"<b>.parquet: skipped, cannot be read"):
+        assert len(Results(tmp_path).sql("SELECT DISTINCT defense FROM cells")) == 2
+    shown = Results(tmp_path).board()._repr_html_()
+    assert "&lt;b&gt;.parquet: skipped" in shown
+    assert "<b>" not in shown
+    invalid = {("none", a, "0.01", s): "invalid_victim" for a in ("badnet", "blended")
+               for s in range(3)}  # fmt: skip
+    write_board(tmp_path / "bad", {"none": steady(0.3)}, status=invalid, name=evil)
+    none = Results(tmp_path / "bad").board()._repr_html_()
+    assert "no sound victim has numbers yet" in none
+    assert evil not in none
+
+
 def test_comparisons_are_shown_and_have_their_numbers(board: Path) -> None:
     found = Results(board).board().compare("roclip", "finetune")
     assert isinstance(found.found.asr, Mean)

@@ -11,7 +11,8 @@ import pytest
 
 from analysis.leaderboard import Asked
 from analysis.methods import method_of, told_by
-from analysis.report import write_report
+from analysis.page import Shown
+from analysis.report import _sorted, write_report
 from tests.boards import steady, write_board, write_pictures
 from tests.grids import call, environment
 
@@ -113,6 +114,56 @@ def test_methods_are_found_by_their_labels() -> None:
     assert method_of("badnets", "attacks") is None
     assert all(told_by("attacks").values())
     assert told_by("defenses")["finetune"].startswith("Fine-tune (FT)")
+
+
+def test_what_is_said_of_many_comparisons_follows_holm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six attacks give p = 0.031 at best, and no p of a family of five is below 0.05 then."""
+    monkeypatch.setattr("analysis.report.figures_in", lambda *_: {})
+    better = {f"d{i}": steady(0.2 + i / 50, 0.01, seed=i) for i in range(5)}
+    write_board(
+        tmp_path,
+        {"none": steady(0.95), "finetune": steady(0.6, 0.01), **better},
+        attacks=ATTACKS,
+        seeds=[0],
+    )
+    text = write_report(tmp_path, tmp_path / "report.html", Asked()).read_text()
+    table = text[text.index('id="comparisons"') : text.index('id="against-d0"')]
+    assert "0.0312" in table
+    assert "leaves the smaller ASR" not in table
+    assert table.count(">Not told apart over strata.<") == 5
+    assert "left out" not in table
+    monkeypatch.setattr("analysis.report.MOST_COMPARED", 1)
+    text = write_report(tmp_path, tmp_path / "report.html", Asked()).read_text()
+    assert "4 of 5 defenses are left out: `grid compare DEFENSE finetune` compares them." in text
+    assert "d0 leaves the smaller ASR over strata." in text
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("0.981 / 50.0", 0.981),
+        ("1e-5..1e-3 ?", 1e-5),
+        ("-12.5 [-20.0, -5.0]", -12.5),
+        ("+3.0", 3.0),
+        ("1-3", 1),
+        ("25.0 to 30.5 (80 % there)", 25.0),
+    ],
+)
+def test_numbers_sort_as_numbers(text: str, number: float) -> None:
+    assert _sorted(text, is_number=True) == Shown(text, number)
+
+
+def test_small_p_sorts_first_and_nothing_last() -> None:
+    texts = ("0.001", "<0.001", "0.002", "0.0009")
+    cells = [_sorted(text, is_number=True) for text in texts]
+    assert all(isinstance(cell, Shown) for cell in cells)
+    order = sorted((cell.sort, cell.text) for cell in cells if isinstance(cell, Shown))
+    assert [text for _, text in order] == ["0.0009", "<0.001", "0.001", "0.002"]
+    unknown = _sorted("–", is_number=True)
+    assert isinstance(unknown, Shown)
+    assert unknown.sort != unknown.sort, "not a number"
 
 
 # --- in a browser

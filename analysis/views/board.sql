@@ -1,10 +1,12 @@
--- One line per attack x rate x defense (x track, regime, model, target) and evaluation set.
+-- One line per attack x rate x defense (x track, regime, model, target) and evaluation set; an
+-- attack that has no rate is told apart by its count.
 -- Defense seeds are averaged inside their victim seed first; the victim seed is the replicate.
 -- A line shows its sound cells; only where it has none, its inert ones, then those of invalid
 -- victims. Its status is the worst among its cells, so a mean over fewer seeds is never called ok.
 CREATE VIEW board AS
 WITH ranked AS (
     SELECT *,
+           CASE WHEN rate IS NULL THEN count END AS own_count,
            list_position(['ok', 'not_applicable', 'inert', 'invalid_victim', 'skipped', 'missing',
                           'requeued', 'cancelled', 'failed_method', 'failed_infrastructure'], status) AS severity
     FROM cells
@@ -13,12 +15,12 @@ WITH ranked AS (
 chosen AS (
     SELECT *,
            clean_top1 IS NOT NULL AND severity = min(severity) FILTER (clean_top1 IS NOT NULL)
-               OVER (PARTITION BY track, regime, attack, rate, defense, model, target, eval_set)
+               OVER (PARTITION BY track, regime, attack, rate, own_count, defense, model, target, eval_set)
                AS is_shown
     FROM ranked
 ),
 seeds AS (
-    SELECT track, regime, attack, rate, defense, model, target, eval_set, victim_seed,
+    SELECT track, regime, attack, rate, own_count, defense, model, target, eval_set, victim_seed,
            count(*) AS num_cells,
            count(*) FILTER (is_shown) AS num_shown,
            arg_max(status, severity) AS status,
@@ -58,7 +60,7 @@ seeds AS (
     GROUP BY ALL
 ),
 lines AS (
-    SELECT track, regime, attack, rate, defense, model, target, eval_set,
+    SELECT track, regime, attack, rate, own_count, defense, model, target, eval_set,
            any_value(rate_text) AS rate_text,
            max(count) AS count,
            any_value(needs) AS needs,
@@ -101,7 +103,7 @@ lines AS (
     FROM seeds
     GROUP BY ALL
 )
-SELECT lines.* EXCLUDE (clean_error, asr_error, hit_error),
+SELECT lines.* EXCLUDE (own_count, clean_error, asr_error, hit_error),
        seeds_low(clean_top1, clean_n, t * clean_error) AS clean_top1_low,
        seeds_high(clean_top1, clean_n, t * clean_error) AS clean_top1_high,
        seeds_low(asr_top1, asr_n, t * asr_error) AS asr_top1_low,

@@ -1,0 +1,90 @@
+"""From results to what figures are given: nothing is averaged over, and no cell is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.drawing import figures_of
+from analysis.leaderboard import Asked
+from grid.schema import write_grid, write_rows
+from tests.boards import steady, write_board
+from tests.rows import cell_columns, cell_rows
+
+ATTACKS = ("badnet", "blended", "sig", "wanet")
+
+
+def given(folder: Path, name: str) -> Any:
+    """The frame that a figure is drawn from."""
+    drawn: Any = figures_of(folder, Asked())[name]
+    return drawn.args[0].args[0]
+
+
+def mixed(folder: Path, kinds: Mapping[str, tuple[dict[str, str], float]]) -> Path:
+    """One attack on several kinds of victims, each with an ASR of its own after a defense."""
+    rows, cells = [], []
+    for kind, (columns, asr) in kinds.items():
+        for seed in (0, 1):
+            for defense, number in (("none", 0.95), ("ours", asr)):
+                about: dict[str, Any] = {"cell": f"{kind}-{defense}-{seed}", **columns}
+                cells.append(cell_columns("badnet", "0.01", defense, seed, **about))
+                rows += cell_rows("badnet", "0.01", defense, seed, asr=number, **about)
+    write_rows(folder, rows)
+    write_grid(folder, "mixed", "0", cells)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "names"),
+    [
+        (
+            {"target": "apple", "model": "ViT-B-32-224"},
+            {"target": "banana", "model": "RN50"},
+            {"badnet (ViT-B-32-224, apple)": 0.0, "badnet (RN50, banana)": 1.0},
+        ),
+        ({"target": "apple"}, {"target": "kiwi"}, {"badnet (apple)": 0.0, "badnet (kiwi)": 1.0}),
+        ({"regime": "F"}, {"regime": "S"}, {"badnet (F)": 0.0, "badnet (S)": 1.0}),
+        ({"track": "a"}, {"track": "b"}, {"badnet (a)": 0.0, "badnet (b)": 1.0}),
+    ],
+)
+@pytest.mark.parametrize("name", ["heat_map", "rate_curves", "profile"])
+def test_kinds_of_victims_are_not_averaged_over(
+    name: str,
+    first: dict[str, str],
+    second: dict[str, str],
+    names: dict[str, float],
+    tmp_path: Path,
+) -> None:
+    frame = given(mixed(tmp_path, {"one": (first, 0.0), "two": (second, 1.0)}), name)
+    ours = frame[frame["defense"] == "ours"]
+    assert dict(zip(ours["attack"], ours["asr"], strict=True)) == names
+
+
+def test_a_board_of_one_kind_has_plain_names(tmp_path: Path) -> None:
+    write_board(tmp_path, {"none": steady(0.9)}, attacks=ATTACKS)
+    assert set(given(tmp_path, "heat_map")["attack"]) == {*ATTACKS}
+
+
+def test_the_profile_counts_what_failed_and_no_victim_that_is_unsound(tmp_path: Path) -> None:
+    ended = {
+        **{("bad", a, "0.01", s): "failed_method" for a in ATTACKS[2:] for s in range(3)},
+        ("bad", "badnet", "0.01", 0): "missing",
+        **{("off", a, "0.01", s): "not_applicable" for a in ATTACKS[1:] for s in range(3)},
+        ("none", "blended", "0.01", 1): "invalid_victim",
+        ("bad", "blended", "0.01", 1): "skipped",
+        ("good", "blended", "0.01", 1): "skipped",
+    }
+    asr = {"none": steady(0.95), "bad": steady(0.05), "good": steady(0.1), "off": steady(0.2)}
+    write_board(tmp_path, asr, attacks=ATTACKS, status=ended)
+    frame = given(tmp_path, "profile")
+    counts = frame.groupby("defense")["asr"].agg(["size", "count"])
+    assert counts.loc["bad"].to_list() == [11, 4]
+    assert counts.loc["good"].to_list() == [11, 11]
+    assert counts.loc["off"].to_list() == [3, 3]
+    figure = figures_of(tmp_path, Asked())["profile"]()
+    words = [t.get_text() for legend in figure.legends for t in legend.get_texts()]
+    said = {" ".join(word.replace("\N{NO-BREAK SPACE}", " ").split()) for word in words}
+    assert said == {"none", "good", "off", "bad (4 of 11 cells)"}
