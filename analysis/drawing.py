@@ -31,7 +31,7 @@ WHERE is_planned AND eval_set = ?
 GROUP BY ALL
 ORDER BY min(position), attack, rate, defense, seed
 """
-KINDS = ("track", "regime", "model", "target")
+KINDS = ("target", "model", "regime", "track")
 """What tells victims of one attack and rate apart."""
 
 

@@ -65,6 +65,7 @@ def sql(
 
     Views: rows, newest, cells, outcomes, board, completeness, samples, newest_samples, stages,
     attempts, trials, newest_trials, curves, fits, rocs, features, pictures, imported, published.
+    DESCRIBE board lists columns.
     """
     from analysis.query import answer_text, run_sql
 

@@ -70,6 +70,7 @@ def test_every_sql_in_the_documents_runs_and_leaves_invalid_victims_out(tmp_path
         (name, first or second)
         for name, text in texts.items()
         for first, second in SQL.findall(text)
+        if "..." not in first
     }
     assert "boards.md" in {name for name, _ in queries}
     for _, query in queries:

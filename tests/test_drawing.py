@@ -43,7 +43,7 @@ def mixed(folder: Path, kinds: Mapping[str, tuple[dict[str, str], float]]) -> Pa
         (
             {"target": "apple", "model": "ViT-B-32-224"},
             {"target": "banana", "model": "RN50"},
-            {"badnet (ViT-B-32-224, apple)": 0.0, "badnet (RN50, banana)": 1.0},
+            {"badnet (apple, ViT-B-32-224)": 0.0, "badnet (banana, RN50)": 1.0},
         ),
         ({"target": "apple"}, {"target": "kiwi"}, {"badnet (apple)": 0.0, "badnet (kiwi)": 1.0}),
         ({"regime": "F"}, {"regime": "S"}, {"badnet (F)": 0.0, "badnet (S)": 1.0}),
