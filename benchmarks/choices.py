@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from grid.gridfile import decode_grid
+from grid.measure import MeasureStage
 from grid.plan import Builder, parents
 from grid.registry import Source, grid_source
 from grid.results import read_measure
-from grid.stages import MeasureStage, Stage
+from grid.stages import Stage
 from grid.work import Ended, execute
 from victims.corpora import Reader
 from victims.recipe import Runtime

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from grid.execution import Execution
-from grid.stages import DefendStage, MeasureStage, ModelStage, Stage
+from grid.measure import MeasureStage
+from grid.stages import DefendStage, ModelStage, Stage
 from grid.step_costs import DEFAULT_DEVICE, SHARE, counts, sample_seconds
 from victims.models import EMBEDDED, ModelSpec, NetSpec
 

@@ -21,6 +21,7 @@ from attacks.base import Aim, Goal, Track
 from defenses.base import Need, Recipes, Regime, fidelity_in, resolved_needs
 from defenses.controls import CleanModel, NoDefense
 from grid.assumed import assumed_rate, assumptions, rated_as
+from grid.measure import MeasureStage, OtherStages
 from grid.room import Room, busiest
 from grid.spec import AttackEntry, Cell, DefenseEntry, Gate, Grid, Guide, WorldData
 from grid.stages import (
@@ -28,9 +29,7 @@ from grid.stages import (
     DefendStage,
     FileModelStage,
     GuideStage,
-    MeasureStage,
     ModelStage,
-    OtherStages,
     PoisonStage,
     Stage,
     TriggerStage,

@@ -13,10 +13,11 @@ from statistics import fmean
 from typing import Any
 
 from attacks.base import Aim
+from grid.measure import MeasureStage
 from grid.plan import CellPlan, GateCheck, Plan, describe_cell
 from grid.schema import Status
 from grid.spec import Cell, DefenseEntry, Gate, Planted
-from grid.stages import MeasureStage, ModelStage, PoisonStage
+from grid.stages import ModelStage, PoisonStage
 from victims.keys import canonical, content_key
 from victims.manifests import BadManifest, plain_json
 from victims.measuring import Share, wilson

@@ -20,6 +20,7 @@ from grid.chains import write_chains
 from grid.cluster import Executor
 from grid.filters import CellFilter, require_match
 from grid.lock import only_driver
+from grid.measure import MeasureStage
 from grid.order import priorities
 from grid.plan import (
     CellPlan,
@@ -38,7 +39,7 @@ from grid.room import busiest
 from grid.scheduler import MAX_ATTEMPTS, Scheduler, clear_errors
 from grid.schema import Status, write_columns, write_grid, write_whole
 from grid.spec import Grid
-from grid.stages import MeasureStage, Stage
+from grid.stages import Stage
 from grid.start_gate import StartVerdict, judge_start
 from grid.steering import Steering
 from grid.work import Ended

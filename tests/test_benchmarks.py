@@ -39,7 +39,7 @@ from benchmarks.common import (
 )
 from grid.cli import main as grid_main
 from grid.kit_base import Kit
-from grid.stages import MeasureStage
+from grid.measure import MeasureStage
 from tests.grids import write_grid_file
 from tests.test_distributed import all_objectives
 from victims.corpora import Reader, Rows

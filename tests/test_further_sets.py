@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from grid.gridfile import load_grid
+from grid.measure import MeasureStage
 from grid.plan import make_plan
 from grid.preflight import data_places
 from grid.results import read_measure
-from grid.stages import CorpusStage, MeasureStage
+from grid.stages import CorpusStage
 from tests.grids import outcomes, records, run_serial, tiny_grid, write_grid_file
 from tests.set_files import VAL, below, by_class, names_text, trained, write
 from tests.test_retrieval_sets import coco

@@ -21,15 +21,8 @@ from defenses.fine_pruning import FinePruning
 from defenses.finetune import Finetune
 from defenses.neural_cleanse import NeuralCleanse
 from defenses.spectral_signatures import SpectralSignatures
-from grid.stages import (
-    Bench,
-    CorpusStage,
-    DefendStage,
-    MeasureStage,
-    ModelStage,
-    PoisonStage,
-    TriggerStage,
-)
+from grid.measure import MeasureStage
+from grid.stages import Bench, CorpusStage, DefendStage, ModelStage, PoisonStage, TriggerStage
 from tests.labelled import MODEL
 from victims.corpora import Reader
 from victims.embedded import WorldCorpus

@@ -15,10 +15,11 @@ from defenses.local_outlier import LocalOutlier, Retrain
 from defenses.par import Par
 from defenses.ubt import Selection, Ubt, UbtOracle
 from grid.gridfile import load_grid
+from grid.measure import MeasureStage
 from grid.plan import Builder, parents
 from grid.results import read_measure
 from grid.spec import DefenseEntry
-from grid.stages import MeasureStage, Stage
+from grid.stages import Stage
 from grid.work import Ended, execute
 from victims.corpora import Reader
 from victims.lab import Lab, ModelRef

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple, cast
 
+from grid.measure import MeasureStage
 from grid.nodes import Raw, Where
 from grid.plan import Builder, Group, Plan, make_plan, parents
 from grid.registry import Source
 from grid.spec import AttackEntry, Cell, Data, DefenseEntry, Grid
-from grid.stages import MeasureStage, Stage
+from grid.stages import Stage
 from grid.tuning.file import entries_of, with_values
 from grid.tuning.spec import Campaign, Searched, Sees, Side, Values
 from victims.corpora import CorpusSpec, Reader

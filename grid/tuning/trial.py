@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from grid.measure import MeasureStage, heads_of
 from grid.plan import parents
 from grid.registry import Source
-from grid.stages import MeasureStage, Stage, heads_of, load_trigger
+from grid.stages import Stage, load_trigger
 from grid.tuning.file import decode_campaign
 from grid.tuning.scenes import Scenes, Square
 from grid.tuning.score import FAILED, CellNumbers, TrialNumbers, excess, over_cells, score
