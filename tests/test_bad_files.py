@@ -22,11 +22,18 @@ from grid.view import Viewed
 from tests.boards import steady, write_board
 from tests.rows import cell_rows
 
+LINES = Asked(part="lines")
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     return write_board(folder, {"none": steady(0.9), "ours": steady(0.1)})
+
+
+@pytest.fixture(scope="module")
+def as_csv(whole: Path) -> str:
+    return text(load(whole, LINES), LINES, "csv")
 
 
 @pytest.fixture
@@ -76,15 +83,14 @@ BAD: dict[str, Callable[[Path, Path], object]] = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_bad_file_is_named_and_the_board_is_there(kind: str, board: Path) -> None:
-    before = text(load(board, Asked()), Asked(), "csv")
+def test_a_bad_file_is_named_and_the_board_is_there(kind: str, board: Path, as_csv: str) -> None:
     bad = board / "rows" / f"{kind}.parquet"
     BAD[kind](board, bad)
-    found = load(board, Asked())
+    found = load(board, LINES)
     assert [warning for warning in found.board.warnings if bad.name in warning]
     assert len(found.board.warnings) == 1
-    assert text(found, Asked(), "csv") == before
-    json.loads(text(found, Asked(), "json"))
+    assert text(found, LINES, "csv") == as_csv
+    json.loads(text(found, LINES, "json"))
     answer, warnings = run_sql(board, "SELECT count(*) FROM rows WHERE value IS NOT NULL")
     assert (answer.rows, len(warnings)) == ([(48,)], 1)
     (said,) = unreadable_in(board)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from analysis.leaderboard import Asked, load, text
+from grid.schema import ResultsError
 from tests.boards import steady, write_board
 from tests.grids import call
 
@@ -21,18 +23,23 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_board(tmp_path_factory.mktemp("board"), asr, attacks=ATTACKS)
 
 
-@pytest.mark.parametrize("words", [["--worst-case"], ["--group", "needs"], ["--at-ca-loss", "1"]])
-def test_what_shapes_tiers_is_heeded_in_every_form(
-    words: list[str], board: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    told = call(capsys, "leaderboard", board, "--format", "csv", *words)
-    assert told.code == 0
-    lines = list(csv.DictReader(io.StringIO(told.out)))
+@pytest.mark.parametrize("more", [{"worst_case": True}, {"group": "needs"}, {"at_ca_loss": 1.0}])
+def test_what_shapes_tiers_is_heeded_in_every_form(more: dict[str, Any], board: Path) -> None:
+    asked = Asked(**more)
+    found = load(board, asked)
+    told = text(found, asked, "csv")
+    lines = list(csv.DictReader(io.StringIO(told)))
     assert sorted(line["defense"] for line in lines) == ["finetune", "none", "ours"]
     assert "letters" in lines[0]
-    tiers = call(capsys, "leaderboard", board, "--format", "csv", "--part", "tiers", *words)
-    assert told.out == tiers.out
-    refused = call(capsys, "leaderboard", board, "--part", "lines", *words)
+    assert told == text(found, Asked(part="tiers", **more), "csv")
+    with pytest.raises(ResultsError, match="leave out --part lines"):
+        Asked(part="lines", **more)
+
+
+def test_the_command_says_so_too(board: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = call(capsys, "leaderboard", board, "--format", "csv", "--worst-case")
+    assert (told.code, told.out.count("\n")) == (0, 5), "a head, three defenses, an empty line"
+    refused = call(capsys, "leaderboard", board, "--worst-case", "--part", "lines")
     assert (refused.code, "leave out --part lines" in refused.err) == (1, True)
 
 

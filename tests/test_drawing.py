@@ -17,10 +17,9 @@ from tests.rows import cell_columns, cell_rows
 ATTACKS = ("badnet", "blended", "sig", "wanet")
 
 
-def given(folder: Path, name: str) -> Any:
+def given(figures: Mapping[str, Any], name: str) -> Any:
     """The frame that a figure is drawn from."""
-    drawn: Any = figures_of(folder, Asked())[name]
-    return drawn.args[0].args[0]
+    return figures[name].args[0].args[0]
 
 
 def mixed(folder: Path, kinds: Mapping[str, tuple[dict[str, str], float]]) -> Path:
@@ -50,22 +49,24 @@ def mixed(folder: Path, kinds: Mapping[str, tuple[dict[str, str], float]]) -> Pa
         ({"track": "a"}, {"track": "b"}, {"badnet (a)": 0.0, "badnet (b)": 1.0}),
     ],
 )
-@pytest.mark.parametrize("name", ["heat_map", "rate_curves", "profile"])
 def test_kinds_of_victims_are_not_averaged_over(
-    name: str,
     first: dict[str, str],
     second: dict[str, str],
     names: dict[str, float],
     tmp_path: Path,
 ) -> None:
-    frame = given(mixed(tmp_path, {"one": (first, 0.0), "two": (second, 1.0)}), name)
-    ours = frame[frame["defense"] == "ours"]
-    assert dict(zip(ours["attack"], ours["asr"], strict=True)) == names
+    drawn = figures_of(mixed(tmp_path, {"one": (first, 0.0), "two": (second, 1.0)}), Asked())
+    for name in ("heat_map", "rate_curves", "profile"):
+        frame = given(drawn, name)
+        ours = frame[frame["defense"] == "ours"]
+        found = set(zip(ours["attack"], ours["asr"], strict=True))
+        assert found == set(names.items()), name
 
 
 def test_a_board_of_one_kind_has_plain_names(tmp_path: Path) -> None:
     write_board(tmp_path, {"none": steady(0.9)}, attacks=ATTACKS)
-    assert set(given(tmp_path, "heat_map")["attack"]) == {*ATTACKS}
+    drawn = figures_of(tmp_path, Asked())
+    assert set(given(drawn, "heat_map")["attack"]) == {*ATTACKS}
 
 
 def test_the_profile_counts_what_failed_and_no_victim_that_is_unsound(tmp_path: Path) -> None:
@@ -79,12 +80,13 @@ def test_the_profile_counts_what_failed_and_no_victim_that_is_unsound(tmp_path: 
     }
     asr = {"none": steady(0.95), "bad": steady(0.05), "good": steady(0.1), "off": steady(0.2)}
     write_board(tmp_path, asr, attacks=ATTACKS, status=ended)
-    frame = given(tmp_path, "profile")
+    drawn = figures_of(tmp_path, Asked())
+    frame = given(drawn, "profile")
     counts = frame.groupby("defense")["asr"].agg(["size", "count"])
     assert counts.loc["bad"].to_list() == [11, 4]
     assert counts.loc["good"].to_list() == [11, 11]
     assert counts.loc["off"].to_list() == [3, 3]
-    figure = figures_of(tmp_path, Asked())["profile"]()
+    figure = drawn["profile"]()
     words = [t.get_text() for legend in figure.legends for t in legend.get_texts()]
     said = {" ".join(word.replace("\N{NO-BREAK SPACE}", " ").split()) for word in words}
     assert said == {"none", "good", "off", "bad (4 of 11 cells)"}
