@@ -13,7 +13,7 @@ from analysis.imports.points import beside
 from analysis.leaderboard import Asked, read
 from analysis.matrix import UNDEFENDED, load_matrix
 from analysis.reader import Tables, read_tables
-from analysis.standing import Standings
+from analysis.standing import BY_WORST, Standings
 from analysis.standing_render import needs_words
 from analysis.theme import Drawn, draw_all, house_style
 from grid.schema import Status
@@ -165,10 +165,11 @@ def _points(tiers: Standings) -> pd.DataFrame:
 def _ranks(tiers: Standings) -> pd.DataFrame:
     import pandas as pd
 
+    is_worst = tiers.score == BY_WORST
     return pd.DataFrame(
         {
             "defense": line.defense,
-            "score": line.asr.value,
+            "score": line.worst.value if is_worst and line.worst else line.asr.value,
             "rank_low": line.rank[0] if line.rank else math.nan,
             "rank_high": line.rank[1] if line.rank else math.nan,
             "letters": line.letters,

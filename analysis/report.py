@@ -9,7 +9,6 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -302,7 +301,7 @@ def _comparisons(tables: Tables, found: Found, asked: Asked) -> Iterator[Section
             round(q, 4),
             float(one.shared),
             # Of many comparisons some look different by chance: what is said follows Holm's p.
-            replace(one, p_signed_rank=p).verdict,
+            one.says(p),
         ]
         for one, p, q in zip(compared, holm(ps), benjamini_hochberg(ps), strict=True)
     ]

@@ -36,6 +36,7 @@ from grid.schema import ResultsError
 BUDGET = "finetune"
 """The control of equal data and budget that every repair must beat."""
 SIGNED_RANKS = "signed-rank tests"
+BY_WORST = "ordered by worst-case ASR"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,7 +225,7 @@ def standings(
         strata=len(matrix.strata),
         seeds=int(matrix.is_sound_SR.sum(axis=1).min()),
         speaks_of=speaks_of,
-        score="ordered by worst-case ASR" if worst_case else "ordered by mean ASR",
+        score=BY_WORST if worst_case else "ordered by mean ASR",
         tested=_tested(worst_case, speaks_of),
         at_ca_loss=at_ca_loss,
         families=families,
