@@ -11,6 +11,7 @@ import pytest
 
 from grid import cli
 from grid.plan import make_plan
+from grid.registry import grid_source
 from grid.run import RunReport
 from grid.schema import write_rows
 from grid.spec import Grid
@@ -188,13 +189,20 @@ def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> No
         assert call(capsys, name, "--help").code == 0
 
 
-def test_presets_are_listed_and_decode(capsys: pytest.CaptureFixture[str]) -> None:
+def test_presets_are_listed_and_decode(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those for corpora of the user's say which variable is to name them."""
+    monkeypatch.delenv("CC3M", raising=False)
     found = json.loads(call(capsys, "ls", "presets", "--json").out)
-    assert {"demo", "smoke"} <= set(found)
+    assert {"demo", "smoke", "rn50-cc3m"} <= set(found)
     for name, preset in found.items():
         assert preset["file"] == f"grid/presets/{name}.yaml"
         planned = call(capsys, "plan", name, "--json", "--out", "/nowhere", "--store", "/nowhere")
-        assert json.loads(planned.out)["grid"] == name
+        if "$CC3M" in grid_source(name).text:
+            assert (planned.code, "export CC3M=FOLDER" in planned.err) == (2, True)
+        else:
+            assert json.loads(planned.out)["grid"] == name
 
 
 def test_lists_say_what_is_what_and_where(
