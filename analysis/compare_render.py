@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from analysis.compare import CellTest, Comparison
-from analysis.inference import Mean
+from analysis.inference import ALPHA, Mean, least_p
 from analysis.render import UNKNOWN
 from analysis.text import Grid, formed
 
@@ -37,10 +37,11 @@ def summary(found: Comparison) -> list[str]:
         f"{found.first} against {found.second}, on the {found.shared} victims that both have"
         f" ({found.of_first} and {found.of_second} measured), {found.strata} strata, {seeds}"
         f"{caution}. Differences are {found.first} less {found.second}, in points.",
-        f"ASR: {_points(found.asr)} over victim seeds, {_points(found.asr_strata)} over strata;"
+        f"ASR: {_points(found.asr)} over victim seeds{_over_strata(found, found.asr_strata)};"
         f" signed-rank p {_p(found.p_signed_rank)}, sign flips p {_p(found.p_sign_flip)}.",
-        f"Clean accuracy: {_points(found.clean)} over victim seeds, {_points(found.clean_strata)}"
-        f" over strata; signed-rank p {_p(found.clean_p_signed_rank)}.",
+        f"Clean accuracy: {_points(found.clean)} over victim"
+        f" seeds{_over_strata(found, found.clean_strata)}; signed-rank p"
+        f" {_p(found.clean_p_signed_rank)}.",
         f"Probability that a victim has the smaller ASR with {found.first}:"
         f" {found.first_better:.2f} (of the victims that both have, ties by half).",
     ]
@@ -53,6 +54,14 @@ def summary(found: Comparison) -> list[str]:
     if found.defense_seeds > 1:
         lines.append("McNemar's test is of each victim's first defense seed; means are of all.")
     return [*lines, *(f"! {warning}" for warning in found.warnings)]
+
+
+def _over_strata(found: Comparison, mean: Mean) -> str:
+    """The interval that strata have as a sample, where a test of them could find anything."""
+    if least_p(found.strata) > ALPHA:
+        return ""
+    kept = mean._replace(low=max(-1.0, mean.low), high=min(1.0, mean.high))
+    return f", {_points(kept)} were strata a sample"
 
 
 def cells_table(found: Comparison) -> Grid:

@@ -14,13 +14,15 @@ from analysis.knobs import Knob, knob_table, load_knobs
 from analysis.matrix import load_matrix
 from analysis.pointwise import pointwise
 from analysis.reader import Tables, read_tables
-from analysis.render import lines_table, render
+from analysis.render import completeness_words, lines_table, render
 from analysis.spread import load_spread
 from analysis.standing import Standings, standings
 from analysis.standing_render import standing_table
-from analysis.text import FORMS, formed
+from analysis.text import FORMS, fitted, formed
 from grid.schema import ResultsError
 
+SPARE = ("Pointwise %", "Front", "Cost", "Given", "Beats finetune", "Rank")
+"""Columns of the tiers that a narrow terminal goes without, those first."""
 PARTS = ("all", "lines", "tiers")
 GROUPS = ("all", "needs")
 
@@ -88,6 +90,13 @@ def read(tables: Tables, asked: Asked) -> Found:
     return Found(board, found, load_knobs(tables, found), imported)
 
 
+def caveats(found: Found) -> list[str]:
+    """What makes a board less than it should be: files that were left out, cells that lack."""
+    state = found.board.completeness
+    lacking = [] if state.is_complete else [completeness_words(found.board)]
+    return [*(f"! {warning}" for warning in found.board.warnings), *lacking]
+
+
 def text(
     found: Found,
     asked: Asked,
@@ -117,14 +126,23 @@ def text(
     if asked.part != "tiers":
         others = as_published(imported)
         above = render(board, form, width=width, color=color, published=published, imported=others)
-    below = formed(standing_table(tiers), form, width) if tiers is not None else ""
+    below = ""
+    if tiers is not None:
+        grid = standing_table(tiers)
+        if form == "table":
+            grid = fitted(grid, width, SPARE)
+        if asked.part == "tiers":  # else the lines above have said so
+            grid = replace(grid, notes=[*caveats(found), *grid.notes])
+        below = formed(grid, form, width)
     if knobs and tiers is not None:
         below = f"{below}\n{formed(knob_table(knobs), form, width)}"
     return f"{above}\n{below}" if above and below else above or below
 
 
 def _json(found: Found, asked: Asked) -> str:
-    body = json.loads(render(found.board, "json")) if asked.part != "tiers" else {}
+    body: dict[str, Any] = {"notes": caveats(found)}
+    if asked.part != "tiers":
+        body = json.loads(render(found.board, "json"))
     if found.tiers is not None:
         table = standing_table(found.tiers)
         body["tiers"] = {

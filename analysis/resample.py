@@ -13,6 +13,7 @@ Shapes: N draws, D defense, S stratum, R victim seed, A attack.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -82,11 +83,23 @@ class Bootstrap:
         mean_DS = self._means_DS(values_DSR)
         measured_D = mean_DS @ share_S
         if self.speaks_of == "pictures":
-            rng = np.random.default_rng([self.seed, self.draws, salt])
             spread_D = np.sqrt(self._picture_variance(mean_DS) @ share_S**2)
-            return measured_D + spread_D * rng.standard_normal((self.draws, len(measured_D)))
+            return measured_D + spread_D * self._normal_ND(salt)
         effect_DR = np.einsum("dsr,s->dr", seed_effects(self._masked(values_DSR)), share_S)
         return np.asarray(measured_D + self._multiplier_NR @ effect_DR.T)
+
+    def _normal_ND(self, salt: int) -> Floats:
+        """Each defense's own dice, whoever it is compared with."""
+        keys = [zlib.crc32(name.encode()) for name in self.matrix.defenses]
+        return np.stack(
+            [
+                np.random.default_rng([self.seed, self.draws, salt, key]).standard_normal(
+                    self.draws
+                )
+                for key in keys
+            ],
+            axis=1,
+        )
 
     def _picture_variance(self, mean_DS: Floats) -> Floats:
         # As Agresti and Coull: two more of each kind, so that 0 of n has a spread.

@@ -104,12 +104,14 @@ class Standings:
     spread: Spread | None
 
     def notes(self) -> list[str]:
-        """One sentence each."""
+        """One sentence each, what matters most first."""
         seeds = f"{self.seeds} seed{'s' if self.seeds > 1 else ''}"
         caution = ", indicative" if 1 < self.seeds < 5 else ""
+        strata = "strata" if self.strata > 1 else "stratum"
         found = [
-            f"Over {self.strata} strata (attack at a rate) with sound victims, {seeds}{caution};"
-            f" {self.score}.{self._letters_told()}",
+            self._verdict(),
+            f"Over {self.strata} {strata} (an attack at a rate) with sound victims, {seeds}"
+            f"{caution}; tiers {self.score}, within a tier by name.{self._letters_told()}",
         ]
         if self.speaks_of == "seeds":
             found.append(
@@ -129,16 +131,9 @@ class Standings:
             )
         if self.spread is not None:
             found.append(self.spread.words())
-        if self.groups == [()] and any(self.families):
+        if self.groups == [()] and any(self.families) and self.strata >= self._needed:
             found.append(
                 f"Friedman's test that all rank alike over strata: p {self.friedman_p:.3g}."
-            )
-        most = max(self.families, default=0)
-        needed = strata_needed(most)
-        if self.tested == SIGNED_RANKS and most and self.strata < needed:
-            found.append(
-                f"{self.strata} strata can never show p <= 0.05 for one of {most} pairs, so that"
-                f" nothing is told apart: that takes {needed}."
             )
         if self.detectable is not None:
             found.append(
@@ -146,32 +141,66 @@ class Standings:
                 " all pairs, finds 4 times in 5:"
                 f" {min(100.0, 100 * self.detectable):.1f} points, the median over pairs."
             )
-        if any(line.pointwise is not None for line in self.lines):
-            found.append(
-                "Pointwise: share of pictures on which any of the attacks succeeds at any rate,"
-                " over victim seeds; it grows with the number of both."
-            )
-        found.append(
-            "Worst case: the largest mean ASR of an attack; a maximum of noisy numbers lies above"
-            " what it estimates. Front: share of draws in which nothing is both as accurate and as"
-            " safe. Beats finetune: share of the victims that both have with a smaller ASR, ties by"
-            " half."
-        )
+        found += self._words_of_columns()
         if self.volume is not None:
             found.append(
-                f"Hypervolume of (CA, 1 - ASR) from 5 points below the undefended accuracy:"
-                f" {self.volume.value:.2f} [{self.volume.low:.2f}, {self.volume.high:.2f}]."
+                f"Hypervolume of (CA, 1 - ASR) from 5 points below the undefended accuracy, more is"
+                f" better: {self.volume.value:.2f} [{self.volume.low:.2f}, {self.volume.high:.2f}]."
             )
         return found
 
+    @property
+    def _needed(self) -> int:
+        """How many strata it takes to tell one of the pairs apart."""
+        return strata_needed(max(self.families, default=0))
+
+    def _verdict(self) -> str:
+        """What the tiers say, in one sentence."""
+        most = max(self.families, default=0)
+        if not most:
+            return "Nothing is compared here."
+        if self.tested == SIGNED_RANKS and self.strata < self._needed:
+            strata = "strata" if self.strata > 1 else "stratum"
+            return (
+                f"Nothing can be told apart: {self.strata} {strata} can never show p <= 0.05 for"
+                f" one of {most} pairs, which takes {self._needed}."
+            )
+        compared = [line.groups for line in self.lines if line.groups]
+        shared = set(compared[0]).intersection(*compared[1:]) if compared else set()
+        if shared:
+            return "One tier: no two of the compared lines are told apart."
+        return "Lines of tiers that share no letter are told apart."
+
+    def _words_of_columns(self) -> list[str]:
+        """What columns mean, of those that hold something."""
+        told = []
+        if any(line.pointwise is not None for line in self.lines):
+            told.append(
+                "Pointwise: share of pictures on which any of the attacks succeeds at any rate,"
+                " over victim seeds; it grows with the number of both."
+            )
+        words = [
+            "Worst case: the largest mean ASR of an attack; a maximum of noisy numbers lies above"
+            " what it estimates."
+        ]
+        if any(line.on_front is not None for line in self.lines):
+            words.append("Front: share of draws in which nothing is as accurate and as safe.")
+        if any(line.improves is not None for line in self.lines):
+            words.append(
+                f"Beats {BUDGET}: share of the victims that both have with a smaller ASR, ties by"
+                " half."
+            )
+        return [*told, " ".join(words)]
+
     def _letters_told(self) -> str:
         if not self.tested:
-            return " One seed gives no letters by worst case: lines stand by name."
+            return " One seed gives no letters by worst case."
         pairs = [str(number) for number in self.families if number]
         within = ", within each group of equal needs" if self.groups != [()] else ""
         return (
             f" Lines share a letter if {self.tested} with Holm's correction"
-            f" ({' and '.join(pairs) or 'no'} pairs{within}) do not tell them apart."
+            f" ({' and '.join(pairs) or 'no'} pairs, the undefended victim among them{within}) do"
+            " not tell them apart."
         )
 
 

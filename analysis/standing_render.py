@@ -8,6 +8,7 @@ from itertools import compress
 from typing import Any
 
 from analysis.inference import Mean
+from analysis.matrix import UNDEFENDED
 from analysis.render import NEED_WORDS, UNKNOWN, percent
 from analysis.resample import Span
 from analysis.standing import Standing, Standings
@@ -17,18 +18,23 @@ HEADINGS = (
     *("Tier", "Rank", "Defense", "Given", "Mean ASR %", "CA lost, points", "Worst-case ASR %"),
     *("Pointwise %", "Front", "Beats finetune", "Cost"),
 )
+ALWAYS = ("Tier", "Defense", "Mean ASR %", "CA lost, points")
 ARE_NUMBERS = (False, True, False, False, *[True] * 7)
 
 
 def standing_table(found: Standings) -> Grid:
     """Lines by tier, under a head where their kinds differ."""
     limit = "" if found.at_ca_loss is None else f", at most {found.at_ca_loss:g} points of CA lost"
-    has_pointwise = any(line.pointwise is not None for line in found.lines)
-    kept = [has_pointwise or heading != "Pointwise %" for heading in HEADINGS]
+    texts = [_texts(line) for line in found.lines]
+    # A column that holds nothing says nothing; a tier is nothing that is left out.
+    kept = [
+        heading in ALWAYS or any(line[i] != UNKNOWN for line in texts)
+        for i, heading in enumerate(HEADINGS)
+    ]
     return Grid(
         title=f"Over all attacks and rates{limit}",
         headings=list(compress(HEADINGS, kept)),
-        lines=[list(compress(_texts(line), kept)) for line in found.lines],
+        lines=[list(compress(line, kept)) for line in texts],
         values=[_values(line) for line in found.lines],
         are_numbers=list(compress(ARE_NUMBERS, kept)),
         notes=found.notes(),
@@ -43,6 +49,8 @@ def _head(line: Standing, found: Standings) -> str:
         return "partial: numbers on less than 95 % of the sound victims, not compared"
     if line.is_beyond:
         return f"beyond {found.at_ca_loss:g} points of clean accuracy, not compared"
+    if line.defense == UNDEFENDED:
+        return "undefended"
     return f"given {needs_words(line)}" if found.groups != [()] else "defenses"
 
 

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from grid.schema import ResultsError
 
@@ -18,6 +18,7 @@ from grid.schema import ResultsError
 UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]"
 )
+T = TypeVar("T")
 FORMS = ("table", "md", "csv", "json", "tex", "html")
 TEX = str.maketrans(
     {
@@ -71,13 +72,47 @@ def formed(grid: Grid, form: str, width: int = 100) -> str:
     return text(grid) if form != "table" else _table(grid, width)
 
 
-def _table(grid: Grid, width: int = 100) -> str:
-    import textwrap
+def fitted(grid: Grid, width: int, spare: Sequence[str]) -> Grid:
+    """The grid without those of its ``spare`` columns, first ones first, that the width cannot
+    hold; a note says which."""
+    left_out: list[str] = []
+    for name in spare:
+        if _width(grid) <= width or name not in grid.headings:
+            continue
+        at = list(grid.headings).index(name)
+        left_out.append(name)
+        grid = replace(
+            grid,
+            headings=_without(grid.headings, at),
+            lines=[_without(line, at) for line in grid.lines],
+            are_numbers=_without(grid.are_numbers, at),
+        )
+    if not left_out:
+        return grid
+    told = f"Left out at this width: {', '.join(left_out)}; `--format md` has all columns."
+    return replace(grid, notes=[*grid.notes, told])
 
-    sizes = [
+
+def _without(items: Sequence[T], at: int) -> list[T]:
+    return [item for i, item in enumerate(items) if i != at]
+
+
+def _sizes(grid: Grid) -> list[int]:
+    """Characters of each column: headings may break, lines may not."""
+    return [
         max(map(len, [*heading.split(), *(line[i] for line in grid.lines)]))
         for i, heading in enumerate(grid.headings)
     ]
+
+
+def _width(grid: Grid) -> int:
+    return sum(size + 2 for size in _sizes(grid))
+
+
+def _table(grid: Grid, width: int = 100) -> str:
+    import textwrap
+
+    sizes = _sizes(grid)
     rows = [_wrapped(heading, size) for heading, size in zip(grid.headings, sizes, strict=True)]
     height = max(map(len, rows), default=0)
     head = [[""] * (height - len(parts)) + parts for parts in rows]

@@ -506,10 +506,13 @@ def _board(where: Path, form: str) -> None:
 
 
 def _print_board(where: Path, form: str, asked: Asked, published: bool = False) -> None:
-    from analysis.leaderboard import load, text
+    from analysis.leaderboard import caveats, load, text
 
-    color = sys.stdout.isatty()
-    typer.echo(text(load(where, asked), asked, form, terminal_width(), color, published))
+    color, found = sys.stdout.isatty(), load(where, asked)
+    typer.echo(text(found, asked, form, terminal_width(), color, published))
+    if form not in ("table", "md", "json"):  # which have no place for words
+        for line in caveats(found):
+            say(line)
 
 
 @app.command()
