@@ -61,6 +61,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 def smoke_form(preset: str, files: Files, out: Path, **more: str) -> Path:
     """The limited form of a preset, with a small network in the place of the real one."""
     changes = {"model.arch": "small", "model.size": str(SIZE), "target": "circle", **more}
+    changes["gate.reference"] = "0"  # random weights answer by chance
     if preset != "rn50-scratch":
         changes |= {"model.pretrained": str(files.weights)}
     source = grid_source(preset)
@@ -156,6 +157,7 @@ def test_a_limited_file_is_small_and_still_poisons(tmp_path: Path) -> None:
     assert {count for a in grid.attacks for count in grid.levels(a).values()} == {0, 8}
     assert grid.victim.epochs == grid.repair.epochs == 1
     assert len(grid.seeds) == 1
+    assert "label_consistent" not in written(grid_source("rn50-cc3m"), (), 64)
     targets = written(grid_source("attacks"), (), 64)
     assert load_grid_text(targets, tmp_path).seeds == (0,)
     with pytest.raises(UsageError, match="at least 32 rows"):
