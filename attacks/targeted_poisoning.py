@@ -163,6 +163,8 @@ class CarliniTerzis(Attack):
     group: ClassVar[GateGroup] = GateGroup.STRONG
     trigger: ClassVar[type[Patch]] = Patch
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {"one_place": {"place": "centre"}}
+    # A handful of captions names no target.
+    quick: ClassVar[Mapping[str, Any]] = {"caption": "template"}
 
     pattern: Pattern = Pattern.DOTS
     patch: int | None = None

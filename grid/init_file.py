@@ -118,9 +118,11 @@ def _entry(kind: Kind, item: Any, rows: int) -> Any:
     hints = type_hints(cls)
     own = {k: v for k, v in getattr(cls, "quick", {}).items() if hints[k] is not str}
     if "counts" in given:
-        given.pop("at_least", None)
         unit = cls(**own).unit
-        given["counts"] = [0, max(unit, FEWEST - FEWEST % unit)]
+        count = max(unit, FEWEST - FEWEST % unit)
+        given["counts"] = [0, count]
+        if "at_least" in hints:  # captions of each chosen class
+            given["at_least"] = count // unit
     if "rates" in given:
         given["rates"] = _rates(given["rates"], rows)
     if isinstance(given.get("recipe"), Mapping):

@@ -61,9 +61,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 def smoke_form(preset: str, files: Files, out: Path, **more: str) -> Path:
     """The limited form of a preset, with a small network in the place of the real one."""
     changes = {"model.arch": "small", "model.size": str(SIZE), "target": "circle", **more}
-    changes["gate.reference"] = "0"  # random weights answer by chance
-    if preset != "rn50-scratch":
-        changes |= {"model.pretrained": str(files.weights)}
+    if preset != "rn50-scratch":  # random weights answer by chance
+        changes |= {"model.pretrained": str(files.weights), "gate.reference": "0"}
     source = grid_source(preset)
     text = written(source, [f"{key}={value}" for key, value in changes.items()], ROWS)
     out.write_text(text)
