@@ -46,8 +46,9 @@ def corpus_data(raw: Raw) -> CorpusData:
     """The splits that the keys mean. Of the pairs only the manifest is read."""
     given, items = decode(_Corpus, raw), raw.items()
     require_seed(given.seed, items.get("seed", raw))
+    place = own_path(given.pairs, items["pairs"])
     try:
-        folder = read_folder(own_path(given.pairs, items["pairs"]))
+        folder = read_folder(place)
     except GridError as error:
         raise items["pairs"].error(str(error)) from error
     sets = _judges(given.judged_by, folder.size)
@@ -64,10 +65,11 @@ def _judges(raw: Raw, size: int) -> dict[str, EvaluationSet]:
         raise unknown("evaluation set", asked.set, DATASETS, str(items["set"].where))
     if asked.tuning < 1:
         raise items["tuning"].error("at least 1 a class: victims and defenses are judged by them")
+    root = own_path(asked.root, items["root"])
     try:
         return evaluation_splits(
             asked.set,
-            str(own_path(asked.root, items["root"])),
+            str(root),
             size,
             templates=asked.templates,
             tuning=asked.tuning,

@@ -21,7 +21,7 @@ from grid.stages import ModelStage, PoisonStage
 from victims.keys import canonical, content_key
 from victims.manifests import BadManifest, plain_json
 from victims.measuring import Share, wilson
-from victims.recipe import Runtime
+from victims.recipe import Runtime, Select
 from victims.store import Damaged, Store
 
 PACKAGES = (
@@ -335,6 +335,8 @@ class RowMaker:
         if choices := meta["choices"]:
             curve = json.dumps(choices)
             return {**found, "lr": choices[-1]["chosen"], "lr_rule": "select", "lr_curve": curve}
+        if isinstance(stage.recipe.lr, Select):  # which the method's own fields went before
+            return {**found, "lr_rule": "own"}
         return {**found, "lr": stage.recipe.rate, "lr_rule": "fixed"}
 
     def _train_cost(self, stage: ModelStage) -> Mapping[str, float]:

@@ -174,7 +174,7 @@ ROW = (
     relative_cost   float64   cost_seconds / victim_seconds
     pair_views      int64     pairs forwarded by the defense
     lr              float64   learning rate of the defense's fits; null where it trains nothing
-    lr_rule         string    fixed, or select: chosen on held-out pairs
+    lr_rule         string    fixed, select (chosen on held-out pairs), or own: the method's fields
     lr_curve        string    JSON: the choices, each with its rates and their metric
     tuned           string    JSON: the campaign that chose the settings, its cost, what it saw
     knob            string    JSON: of which settings of a defense this is one, by which field

@@ -58,6 +58,7 @@ DEFENSES = [
     "none",
     {"finetune": {"recipe": {"lr": {"rates": [1e-3, 1e-2], "floor": 8}, "batch_size": 8}}},
     {"random_filter": {"fraction": 0.25}},
+    {"par": {"variant": "paper_rate", "recipe": {"lr": {"rates": [1e-3, 1e-2], "floor": 8}}}},
 ]
 ADAPTIVE = {"adaptive_blend": {"alpha": 0.25, "alpha_train": 0.2, "cell": 2, "levels": 2}}
 
@@ -165,6 +166,8 @@ def test_a_selected_rate_is_in_the_row_with_its_curve(ran: Path) -> None:
     assert row["pair_views"] == 2 * 24
     plain = rows_of(ran, "random_filter")["cell"]
     assert (plain["lr"], plain["lr_rule"], plain["lr_curve"]) == (2e-3, "fixed", None)
+    own = rows_of(ran, "par")["cell"]
+    assert (own["lr"], own["lr_rule"]) == (None, "own"), "its fields go before the recipe's rates"
     idle = rows_of(ran, "none")["cell"]
     assert (idle["lr"], idle["lr_rule"], idle["notes"]) == (None, None, None)
 
