@@ -8,6 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from grid.schema import write_grid, write_rows, write_table
 from tests.rows import EPOCH, cell_columns, cell_rows
 
@@ -96,3 +98,31 @@ def write_pictures(
             )
         ],
     )
+
+
+def write_exhibits(folder: Path, cells: Mapping[str, str]) -> Path:
+    """What a run keeps to be looked at, of these cells by their defense."""
+    from victims.exhibits import png
+
+    plain = np.zeros((3, 8, 8), dtype=np.uint8)
+    stamped = plain.copy()
+    stamped[:, 5:, 5:] = 255
+    for defense, cell in cells.items():
+        own = {"cell": cell, "written_at": EPOCH}
+        spots = [("clean", 0.0, 0.0), ("triggered", 1.0, 0.0), ("target", 1.0, 1.0)]
+        write_table(
+            folder,
+            "features",
+            [
+                {**own, "image": 3 * n + i, "label": 1, "projection": "pca"}
+                | {"kind": kind, "x": x + n / 9, "y": y + n / 7}
+                for n in range(3)
+                for i, (kind, x, y) in enumerate(spots)
+            ],
+        )
+        curve = [{**own, "epoch": e, "name": "clip", "value": 3.0 / e} for e in (1, 2, 3)]
+        write_table(folder, "fits", curve)
+        if defense == "none":
+            shown = {"image": 0, "label": 1, "clean": png(plain), "triggered": png(stamped)}
+            write_table(folder, "pictures", [{**own, **shown}])
+    return folder

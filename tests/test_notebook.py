@@ -12,7 +12,7 @@ import pytest
 from analysis import Results
 from analysis.inference import Mean
 from grid.schema import ResultsError
-from tests.boards import N, steady, write_board
+from tests.boards import N, steady, write_board, write_exhibits
 
 TOUR = Path(__file__).parent.parent / "analysis" / "leaderboard.ipynb"
 ATTACKS = ("badnet", "blended", "sig", "wanet", "trojvqa", "badclip")
@@ -27,7 +27,8 @@ ASR = {
 @pytest.fixture(scope="module")
 def board(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("board")
-    return write_board(folder, ASR, attacks=ATTACKS, rates=("0", "0.01", "0.03"))
+    write_board(folder, ASR, attacks=ATTACKS, rates=("0", "0.01", "0.03"))
+    return write_exhibits(folder, {name: f"badnet-0.03-{name}-0-0" for name in ASR})
 
 
 def test_tables_are_frames(board: Path) -> None:
@@ -108,7 +109,7 @@ def test_the_tour_runs_and_shows_something_at_every_step(
     steps = [cell for cell in tour.cells if cell.cell_type == "code"]
     assert all(cell.outputs for cell in steps)
     kinds = [set(output.get("data", ())) for cell in steps for output in cell.outputs]
-    assert sum("image/png" in kind for kind in kinds) == 5
+    assert sum("image/png" in kind for kind in kinds) == 8
     assert sum("text/html" in kind for kind in kinds) >= 6
     loud = [o for cell in steps for o in cell.outputs if o.get("name") == "stderr"]
     assert loud == []
