@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from grid.schema import write_whole
 from victims.errors import GridError
+from victims.places import is_uri
 
 if TYPE_CHECKING:
     from grid.plan import Plan
@@ -140,7 +141,7 @@ def write_parts(
     body = {
         "grid": grid.name,
         "hash": grid.identity_hash,
-        "store": store,
+        "store": store if is_uri(store) else str(Path(store).absolute()),
         "stages": dict(_stages(stages)),
         "gpus": {
             kind: wants.gpus * wants.workers
@@ -202,7 +203,9 @@ def read_chains(out: Path) -> Chains:
         }
         gates = [tuple(gate) for gate in found["gates"]]
         cells = tuple(_read_cell(cell, gates) for cell in found["cells"])
-        chains = Chains(str(found["grid"]), str(found["hash"]), str(found["store"]), stages, cells)
+        chains = Chains(
+            str(found["grid"]), str(found["hash"]), _store_of(out, found["store"]), stages, cells
+        )
         _require_whole(chains)
         return chains
     except OSError as error:
@@ -216,6 +219,19 @@ def read_chains(out: Path) -> Chains:
             f"{path}: not a list of stages ({error!r}); `grid run` (of a campaign, `grid tune`)"
             " writes it again"
         ) from error
+
+
+def _store_of(out: Path, recorded: str) -> str:
+    """Where a run's store is: as recorded, or beside the results, where both were moved; a path
+    that was recorded relative to where the run was started is looked for from the results."""
+    if is_uri(recorded):
+        return recorded
+    path, above = Path(recorded), out.absolute().parents
+    near_by = [folder / path for folder in above[:2]] if not path.is_absolute() else []
+    for store in (*near_by, path, out.absolute().parent / path.name):
+        if (store / "store.json").is_file():
+            return str(store)
+    return recorded
 
 
 def _read_cell(cell: Mapping[str, Any], gates: list[tuple[str, ...]]) -> ListedCell:

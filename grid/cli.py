@@ -21,7 +21,7 @@ from grid import (
     operations,
 )
 from grid.board_commands import EvalSetOpt, results_folder, terminal_width
-from grid.places import home, places
+from grid.places import home, meant, places
 from victims.errors import GridError, UsageError, near
 from victims.places import shown
 
@@ -100,10 +100,8 @@ def _run(
     on: str | None = None,
 ) -> None:
     from grid.quick import exit_code, finished_run, remember
-    from grid.registry import grid_source
 
-    source = grid_source(name)
-    where, uri = places(source.name, out, store)
+    source, where, uri = meant(name, out, store)
     done = None if only is not None or retry else finished_run(source, where)
     if done is not None:
         say(f"{source.name}: all {done.total()} cells are done in {where}; nothing to run")
@@ -273,10 +271,9 @@ def plan(
 ) -> None:
     """Show what a run would do: cells, stages, reuse, estimated seconds. Runs nothing."""
     from grid.quick import plan_summary
-    from grid.registry import grid_source
 
-    source, address = grid_source(grid), _cluster(cluster)
-    where, uri = places(source.name, out, store)
+    address = _cluster(cluster)
+    source, where, uri = meant(grid, out, store)
     found = plan_summary(source, where, uri, on=on)
     if address:
         from grid.gridfile import load_grid
@@ -381,16 +378,16 @@ def check(
 ) -> None:
     """Is the grid complete? Exit 3 and a list of what is missing, failed or unreadable, and why."""
     from grid.quick import completeness, exit_code
-    from grid.registry import grid_source
     from grid.schema import completeness_words
 
-    source = grid_source(grid)
-    where, uri = places(source.name, out, store)
-    found = completeness(source, where, uri)
+    source, where, uri = meant(grid, out, store)
+    found = {**completeness(source, where, uri), "results": str(where)}
     if as_json:
         typer.echo(json.dumps(found, indent=1, sort_keys=True))
     else:
-        typer.echo(f"{found['grid']}: {completeness_words(found['counts'], found['planned'])}.")
+        typer.echo(
+            f"{found['grid']} in {where}: {completeness_words(found['counts'], found['planned'])}."
+        )
         for cell in (*found["incomplete"], *found["failed"], *found["invalid"]):
             typer.echo(f"  {cell['label']}: {cell['status']}: {cell['why']}")
         for words in found["unreadable"]:
@@ -409,10 +406,8 @@ def explain(
 ) -> None:
     """Trace a cell: its configuration, stages, keys, cost, log files and rows."""
     from grid.explain import explain_cell, print_explanation
-    from grid.registry import grid_source
 
-    source = grid_source(grid)
-    where, uri = places(source.name, out, store)
+    _, where, uri = meant(grid, out, store)
     found = explain_cell(grid, cell, where, uri)
     if as_json:
         typer.echo(json.dumps(found, indent=1, sort_keys=True))
@@ -591,7 +586,7 @@ def gallery(
     from victims.store import Store
 
     decoded = load_grid(grid)
-    where, uri = places(decoded.name, out, store)
+    _, where, uri = meant(grid, out, store)
     picture, page = make_gallery(decoded, where, Store(uri), say)
     typer.echo(f"{picture}\n{page}")
 
@@ -611,7 +606,7 @@ def scores(
     from victims.store import Store
 
     decoded = load_grid(grid)
-    where, uri = places(decoded.name, out, store)
+    _, where, uri = meant(grid, out, store)
     chosen = parse_filter(only) if only else None
     picture = where / "scores.png"
     draw(score_maps(make_plan(decoded), Store(uri), chosen, say), picture)

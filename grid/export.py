@@ -13,17 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from grid.chains import ListedCell, read_chains
+from grid.chains import ListedCell
 from grid.explain import newest_rows
 from grid.model_card import card_of, readme
-from grid.places import GRID_FILE, home
 from grid.schema import MEASURED, NO_VICTIM
+from grid.sought import sought
 from victims.classifiers import ClassifierSpec
-from victims.errors import GridError, UsageError, near
+from victims.errors import GridError, UsageError
 from victims.keys import Key
 from victims.lab import Lab, ModelRef, spec_of
 from victims.models import EMBEDDED, Clip, ModelSpec, WordTokenizer, colours_of, model_config
-from victims.places import is_uri, shown
 from victims.recipe import Runtime
 from victims.store import Artefact, Damaged, Store
 
@@ -47,8 +46,8 @@ def export_cell(
     results: Path, wanted: str, folder: Path, store_uri: str | None = None, *, victim: bool = False
 ) -> Exported:
     """Write a cell's defended model, or its ``victim``, to a folder of its own."""
-    chains = read_chains(_run(results))
-    cell = _cell(chains.cells, wanted, results)
+    found = sought(results, wanted, store_uri)
+    chains, cell = found.chains, found.cell
     rows = list(newest_rows(results, cell.key))
     outcome = _outcome(rows)
     if outcome is None or not outcome["victim_key"]:
@@ -61,7 +60,7 @@ def export_cell(
             f"{cell.label}: no defended model was measured ({outcome['status']}:"
             f" {outcome['detail'] or 'no reason is recorded'}). --victim exports what was attacked."
         )
-    store = _store(store_uri or chains.store)
+    store = Store(found.store)
     key = Key(outcome["victim_key"])
     if victim:
         plain = _undefended(chains.cells, cell)
@@ -106,29 +105,6 @@ def _outcome(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     return next((row for row in rows if row["metric"] == "cell"), None)
 
 
-def _run(results: Path) -> Path:
-    if (results / GRID_FILE).is_file():
-        return results
-    runs = sorted(path.parent.name for path in home().glob(f"*/{GRID_FILE}"))
-    told = f" Runs in {home()}: {', '.join(runs)}." if runs else ""
-    raise UsageError(
-        f"--in {results}: no run of a grid is there (no {GRID_FILE}).{near(results.name, runs)}"
-        f"{told}"
-    )
-
-
-def _cell(cells: Sequence[ListedCell], wanted: str, results: Path) -> ListedCell:
-    for cell in cells:
-        if wanted in (cell.label, cell.key):
-            return cell
-    labels = [cell.label for cell in cells]
-    raise UsageError(
-        f"no cell called {wanted!r} among the {len(cells)} of {results}.{near(wanted, labels)}"
-        f" One of them is {labels[0] if labels else 'none'}; `grid check` and `grid explain` name"
-        " them."
-    )
-
-
 def _undefended(cells: Sequence[ListedCell], cell: ListedCell) -> ListedCell | None:
     """The cell whose numbers are those of a cell's victim."""
 
@@ -137,12 +113,6 @@ def _undefended(cells: Sequence[ListedCell], cell: ListedCell) -> ListedCell | N
 
     same = [one for one in cells if one.defense.label == "none" and about(one) == about(cell)]
     return same[0] if same else None
-
-
-def _store(uri: str) -> Store:
-    if not is_uri(uri) and not (Path(uri) / "store.json").is_file():
-        raise UsageError(f"--store {shown(uri)}: no store is there; --store names another")
-    return Store(uri)
 
 
 def _need(store: Store, key: str, cell: ListedCell, results: Path) -> Artefact:

@@ -71,9 +71,13 @@ def export(
     as_json: JsonOpt = False,
 ) -> None:
     """Write a cell's model as an open_clip checkpoint, with a card that says what it is."""
+    from grid.sought import sought
+
+    results = results_folder(directory)
+    sought(results, cell, store)  # what is mistyped is told before torch is imported
     from grid.export import export_cell
 
-    found = export_cell(results_folder(directory), cell, out, store, victim=victim)
+    found = export_cell(results, cell, out, store, victim=victim)
     if as_json:
         names = ("cell", "model_key", "files", "was_there", "notes")
         body = {name: getattr(found, name) for name in names}

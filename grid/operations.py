@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from grid.places import GRID_FILE, folders_with_needs, home, places, run_folder
+from grid.places import GRID_FILE, folders_with_needs, home, meant, places, run_folder
 from victims.errors import UsageError
 
 if TYPE_CHECKING:
@@ -178,11 +178,10 @@ def verify(
     as_json: JsonOpt = False,
 ) -> None:
     """Make a cell again from recorded inputs and compare every number; exit 4 if one differs."""
-    from grid.registry import grid_source
     from grid.verify import level, verification_words, verify_cell
 
     level(start)
-    where, uri = places(grid_source(grid).name, out, store)
+    _, where, uri = meant(grid, out, store)
     found = verify_cell(grid, row, where, uri, start=start, tolerance=tolerance, say=say)
     _print(found, as_json, verification_words)
     if not found["equal"]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
-from grid.registry import grid_source, presets
+from grid.registry import TEXT_FILE, Source, grid_source, presets
 from victims.errors import UsageError, near
 
 GRID_FILE, CAMPAIGN_FILE, BEGAN_FILE = "grid.json", "campaign.yaml", "began.txt"
@@ -22,6 +23,35 @@ def home() -> Path:
 def places(name: str, out: Path | None, store: str | None) -> tuple[Path, str]:
     """The results directory and the store of a grid of that name."""
     return out or home() / name, store or str(home() / "store")
+
+
+class Meant(NamedTuple):
+    """A grid, its results directory and its store."""
+
+    source: Source
+    out: Path
+    store: str
+
+
+def meant(word: str, out: Path | None, store: str | None) -> Meant:
+    """What a word on the command line means: of a results directory that one itself, whatever
+    its grid is called."""
+    source = grid_source(word)
+    where, uri = places(source.name, out or results_meant(word), store)
+    return Meant(source, where, uri)
+
+
+def results_meant(word: str) -> Path | None:
+    """The results directory that a word names by its path, or by its name at home where neither a
+    file nor a preset is called so."""
+    if not word.strip():
+        raise UsageError("no grid was named: give a preset, a grid file or a results directory")
+    if (Path(word) / TEXT_FILE).is_file():
+        return Path(word)
+    if Path(word).is_file() or word in presets():
+        return None
+    at_home = home() / word
+    return at_home if (at_home / TEXT_FILE).is_file() else None
 
 
 def run_folders(folder: Path) -> list[Path]:

@@ -292,12 +292,12 @@ TEXT_FILE, SOURCE_FILE = "grid.yaml", "source.json"
 def grid_source(name_or_path: str) -> Source:
     """The text of a grid file, of the preset of that name, or of what ran in a results directory,
     given by its path or by its name at home. Decodes nothing."""
-    if not Path(name_or_path).is_file() and name_or_path not in presets():
-        from grid.places import home
+    from grid.places import home, results_meant
 
-        for folder in (Path(name_or_path), home() / name_or_path):
-            if (folder / TEXT_FILE).is_file():
-                return _ran(folder)
+    folder = results_meant(name_or_path)
+    if folder is not None:
+        return _ran(folder)
+    if not Path(name_or_path).is_file() and name_or_path not in presets():
         if (folder := home() / name_or_path).joinpath("campaign.yaml").is_file():
             raise UsageError(
                 f"{name_or_path} is a campaign: `grid tune` goes on with it, `grid status` and"

@@ -1,0 +1,73 @@
+"""Which results directory a word on the command line means."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from grid.chains import read_chains, write_parts
+from grid.places import meant
+from grid.registry import grid_source
+from tests.finished import Finished
+from tests.grids import call
+
+CELL = "badnet/0.1/finetune/s0"
+
+
+@pytest.fixture
+def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run of a preset under another folder's name, at home."""
+    monkeypatch.setenv("GRID_HOME", str(tmp_path))
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    (folder / "grid.yaml").write_text(grid_source("smoke").text)
+    (folder / "source.json").write_text(json.dumps({"path": "preset smoke"}))
+    return folder
+
+
+def test_a_copy_of_a_run_is_itself_and_not_the_run_that_its_grid_is_called_after(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A damaged copy was reported to be complete, as the run beside it was looked at."""
+    for word in ("broken", str(copied)):
+        assert meant(word, None, None).out == copied
+    assert meant("broken", Path("elsewhere"), None).out == Path("elsewhere")
+    assert meant("smoke", None, None).out == copied.parent / "smoke"
+    checked = call(capsys, "check", "broken")
+    assert checked.code == 3
+    assert f"smoke in {copied}: INCOMPLETE" in checked.out
+
+
+def test_no_word_is_no_grid(capsys: pytest.CaptureFixture[str]) -> None:
+    answer = call(capsys, "check", "")
+    assert answer.code == 2
+    assert "no grid was named" in answer.err
+
+
+def test_the_store_of_a_run_is_found_from_anywhere(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was recorded relative to where the run was started, and only found from there."""
+    monkeypatch.chdir(tmp_path)
+    write_parts(tmp_path, finished.grid, "runs/store", {}, [], [])
+    body = json.loads((tmp_path / "chains.json").read_text())
+    assert body["store"] == str(tmp_path / "runs" / "store")
+    write_parts(tmp_path, finished.grid, "s3://bucket/store", {}, [], [])
+    assert json.loads((tmp_path / "chains.json").read_text())["store"] == "s3://bucket/store"
+    copy = finished.copy(tmp_path / "runs")
+    before = json.loads((copy.out / "chains.json").read_text())
+    for recorded in ("store", "runs/store", "/a/disk/that/was/elsewhere/store"):
+        (copy.out / "chains.json").write_text(json.dumps({**before, "store": recorded}))
+        assert Path(read_chains(copy.out).store).samefile(copy.store)
+
+
+def test_an_export_names_the_runs_own_store_that_is_gone(
+    finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = finished.copy(tmp_path)
+    copy.store.rename(tmp_path / "elsewhere")
+    told = call(capsys, "export", CELL, "--in", copy.out, "--out", tmp_path / "model")
+    assert told.code == 2
+    assert f"its run kept its models in '{copy.store}', and no store is there" in told.err
