@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 
 from analysis.reader import GridInfo, Tables, read_tables
 from analysis.stats import defense_effectiveness, normalised_asr, seeds_label
-from grid.schema import ResultsError, Status, is_complete
-from victims.errors import near
+from grid.schema import Status, is_complete, no_such
 
 NEEDS = ("clean_data", "suspect_data", "victim", "reference", "start", "truth")
 DERIVED = ("nasr_top1", "der")
@@ -195,10 +194,7 @@ def check_eval_set(results: Tables, eval_set: str) -> None:
     """Refuse an evaluation set that nothing was measured on."""
     known = [name for (name,) in results.query("FROM eval_sets ORDER BY 1").rows]
     if eval_set not in known:
-        raise ResultsError(
-            f"No evaluation set {eval_set!r} in {results.directory}."
-            f"{near(eval_set, known)} There: {', '.join(known)}."
-        )
+        raise no_such("evaluation set", eval_set, known, f" in {results.directory}")
 
 
 def read_board(results: Tables, eval_set: str = "report") -> Board:

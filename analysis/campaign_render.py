@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from analysis.campaigns import SEES_WORDS, CampaignBoard, SearchResult, Trial
 from analysis.render import UNKNOWN, percent
-from grid.schema import ResultsError
+from grid.schema import no_such
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,7 +289,7 @@ def render_campaign(
     if form == "table":
         return _table(board, width, color)
     if form not in FORMATS:
-        raise ResultsError(f"No format {form!r}. There are: table, {', '.join(FORMATS)}.")
+        raise no_such("format", form, ("table", *FORMATS))
     return FORMATS[form](board)
 
 

@@ -28,7 +28,7 @@ from analysis.inference import (
 )
 from analysis.matrix import Matrix, Stratum, kinds_of, load_matrix
 from analysis.reader import Tables, read_tables
-from grid.schema import ResultsError
+from grid.schema import AskedError, ResultsError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +109,7 @@ def compare(tables: Tables, first: str, second: str, eval_set: str = "report") -
         raise ResultsError(f"No sound victim in {tables.directory} yet: nothing to compare on.")
     a, b = matrix.index(first), matrix.index(second)
     if a == b:
-        raise ResultsError(f"{first} with itself: name two defenses.")
+        raise AskedError(f"{first} with itself: name two defenses.")
     both = ~np.isnan(matrix.asr_DSR[[a, b]]).any(axis=0) & matrix.is_sound_SR
     if not both.any():
         raise ResultsError(f"{first} and {second} share no victim with numbers of both.")

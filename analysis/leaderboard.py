@@ -19,7 +19,7 @@ from analysis.spread import load_spread
 from analysis.standing import Standings, standings
 from analysis.standing_render import standing_table
 from analysis.text import FORMS, fitted, formed
-from grid.schema import ResultsError
+from grid.schema import AskedError, ResultsError, no_such
 
 SPARE = ("Pointwise %", "Front", "Cost", "Given", "Beats finetune", "Rank")
 """Columns of the tiers that a narrow terminal goes without, those first."""
@@ -40,11 +40,9 @@ class Asked:
     def __post_init__(self) -> None:
         for name, allowed in (("part", PARTS), ("group", GROUPS)):
             if getattr(self, name) not in allowed:
-                raise ResultsError(
-                    f"no {name} {getattr(self, name)!r}. There are: {', '.join(allowed)}."
-                )
+                raise no_such(name, getattr(self, name), allowed)
         if self.part == "lines" and self.shapes_tiers:
-            raise ResultsError(
+            raise AskedError(
                 "--group, --worst-case and --at-ca-loss shape the tiers: leave out --part lines."
             )
 
@@ -111,11 +109,11 @@ def text(
     if form in ("csv", "tex", "html") and asked.shapes_tiers:
         asked = replace(asked, part="tiers")
     if form not in FORMS:
-        raise ResultsError(f"No format {form!r}. There are: {', '.join(FORMS)}.")
+        raise no_such("format", form, FORMS)
     if asked.part == "tiers" and tiers is None:
         raise ResultsError("No sound victim has numbers yet: there are no tiers.")
     if published and (form not in ("table", "md") or asked.part == "tiers"):
-        raise ResultsError("published figures join the lines of a table or md: they are no rows.")
+        raise AskedError("published figures join the lines of a table or md: they are no rows.")
     if form == "json":
         return _json(found, asked)
     if form in ("csv", "tex", "html"):

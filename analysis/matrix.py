@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from analysis.inference import Floats
 from analysis.reader import Tables
-from grid.schema import ResultsError, Status
+from grid.schema import Status, no_such
 
 UNDEFENDED = "none"
 # Of so much of the matrix a defense must have numbers to be given a rank.
@@ -79,12 +79,7 @@ class Matrix:
     def index(self, defense: str) -> int:
         """Where a defense stands; a name that is not there is refused."""
         if defense not in self.defenses:
-            from victims.errors import near
-
-            guess = near(defense, self.defenses)
-            raise ResultsError(
-                f"no defense {defense!r} on this board.{guess} There: {', '.join(self.defenses)}."
-            )
+            raise no_such("defense", defense, self.defenses, " on this board")
         return self.defenses.index(defense)
 
     def applies_SR(self, defense: int) -> npt.NDArray[np.bool_]:

@@ -24,7 +24,7 @@ from analysis.reader import read_tables
 from analysis.standing_render import standing_table
 from analysis.text import formed
 from analysis.theme import PNG_DPI, house_style
-from grid.schema import ResultsError
+from grid.schema import ResultsError, results_directory
 from victims.errors import unknown
 
 if TYPE_CHECKING:
@@ -38,12 +38,11 @@ NO_EXHIBITS = (
 
 
 class Results:
-    """A results directory, read anew at every question, so that a run may still be writing it."""
+    """A results directory, by its path or the name of what ran. It is read anew at every question,
+    so that a run may still be writing it."""
 
     def __init__(self, directory: str | Path) -> None:
-        self.directory = Path(directory)
-        if not self.directory.is_dir():
-            raise ResultsError(f"No results at {self.directory}: there is no such directory.")
+        self.directory = results_directory(directory)
 
     def __repr__(self) -> str:
         return f"Results({str(self.directory)!r})"

@@ -27,7 +27,15 @@ from analysis.files import (
 from analysis.permitted import Permitted
 from analysis.stats import t_quantile
 from analysis.text import printable
-from grid.schema import CELL, SCHEMA_VERSION, SCHEMAS, Column, ResultsError, SchemaError
+from grid.schema import (
+    CELL,
+    SCHEMA_VERSION,
+    SCHEMAS,
+    AskedError,
+    Column,
+    ResultsError,
+    SchemaError,
+)
 
 if TYPE_CHECKING:
     import duckdb
@@ -94,9 +102,9 @@ class Tables:
         found = {kind: listed(self.directory / kind) for kind in SCHEMAS}
         self._read: list[Path] = []
         if of == "trials" and not found["trials"]:
-            raise ResultsError(_no_trials(directory))
+            raise AskedError(_no_trials(directory))
         if of == "rows" and not found["rows"] and not (self.directory / "grid.json").is_file():
-            raise ResultsError(_nothing_here(directory))
+            raise AskedError(_nothing_here(directory))
         self._connection = _connect()
         # Many small files: keep their footers, not their bytes, between queries.
         self._run("SET parquet_metadata_cache = true")

@@ -15,7 +15,7 @@ from analysis.board import Board, BoardRow
 from analysis.published import WORDS, Published
 from analysis.published import lines as printed
 from analysis.text import UNPRINTABLE, Grid, printable
-from grid.schema import STATUS_WORDS, ResultsError, Status
+from grid.schema import STATUS_WORDS, AskedError, Status, no_such
 from grid.schema import completeness_words as words_of
 
 NEED_WORDS = {"clean_data": "clean", "suspect_data": "suspect", "reference": "ref"}
@@ -36,9 +36,9 @@ def render(
     and apart: what was ``imported`` and, with ``published``, what papers print.
     """
     if form not in ("table", *FORMATS):
-        raise ResultsError(f"No format {form!r}. There are: table, {', '.join(FORMATS)}.")
+        raise no_such("format", form, ("table", *FORMATS))
     if published and form not in ("table", "md"):
-        raise ResultsError(f"published figures join a table or md, not {form}: they are no rows.")
+        raise AskedError(f"published figures join a table or md, not {form}: they are no rows.")
     if form != "json":  # which writes such characters as numbers
         board = _printable(board)
     text = _table(board, width, color) if form == "table" else FORMATS[form](board)

@@ -40,7 +40,7 @@ from analysis.standing import BUDGET
 from analysis.standing_render import standing_table
 from analysis.text import Grid
 from analysis.theme import COLUMN_INCHES, NothingToDraw, house_style
-from grid.schema import STATUS_WORDS, ResultsError, Status
+from grid.schema import STATUS_WORDS, ResultsError, Status, write_whole
 
 WORDS = {
     "heat_map": "ASR of every defense on every attack, mean over sound victims; hatched is invalid,"
@@ -78,9 +78,7 @@ def write_report(directory: Path, path: Path, asked: Asked) -> Path:
     """Write the page; also while a grid is still writing its results."""
     text = read_tables(directory, lambda tables: report(tables, asked))
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.new")
-    scratch.write_text(text, encoding="utf-8")
-    scratch.replace(path)
+    write_whole(path, text)
     return path
 
 

@@ -31,7 +31,7 @@ from analysis.matrix import FULL, UNDEFENDED, Matrix
 from analysis.resample import DRAWS, Bootstrap, Span
 from analysis.spread import Spread
 from analysis.stats import wilson
-from grid.schema import ResultsError
+from grid.schema import AskedError
 
 BUDGET = "finetune"
 """The control of equal data and budget that every repair must beat."""
@@ -217,7 +217,7 @@ def standings(
     """Everything above, of all defenses with a number. ``at_ca_loss`` is in points, ``chance`` the
     accuracy of guessing, to which a missing cell may have fallen."""
     if at_ca_loss is not None and not 0 <= at_ca_loss <= 100:
-        raise ResultsError(f"--at-ca-loss is in points, from 0 to 100, found {at_ca_loss:g}")
+        raise AskedError(f"--at-ca-loss is in points, from 0 to 100, found {at_ca_loss:g}")
     lines = [_line(matrix, d, chance) for d in range(len(matrix.defenses))]
     beyond = [
         at_ca_loss is not None and not 100 * line.loss.value <= at_ca_loss + 1e-9 for line in lines

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from grid.schema import ResultsError
+from grid.schema import no_such
 
 # What no document may hold (controls, halves of surrogate pairs, what is no character; a terminal
 # obeys some), and what would show a name as another: marks that turn the direction of letters.
@@ -59,7 +59,7 @@ def formed(grid: Grid, form: str, width: int = 100) -> str:
         body = {"title": grid.title, "rows": list(grid.values), "notes": list(grid.notes)}
         return json.dumps(body, indent=1, default=str) + "\n"
     if form not in FORMS:
-        raise ResultsError(f"No format {form!r}. There are: {', '.join(FORMS)}.")
+        raise no_such("format", form, FORMS)
     grid = replace(
         grid,
         title=printable(grid.title),

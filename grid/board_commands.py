@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from grid.places import home
+from grid.new_files import file_for, writing
 from victims.errors import UsageError
 
 ResultsOpt = Annotated[
@@ -20,8 +20,9 @@ EvalSetOpt = Annotated[str, typer.Option("--set", help="report, shifted, or a fu
 
 def results_folder(named: str) -> Path:
     """A results directory by its path, or by the name of what ran."""
-    path = Path(named)
-    return path if path.is_dir() else home() / named
+    from grid.schema import results_directory
+
+    return results_directory(named)
 
 
 def terminal_width() -> int:
@@ -100,7 +101,9 @@ def report(
 
     where = results_folder(directory)
     asked = Asked(eval_set=eval_set, group=group, at_ca_loss=at_ca_loss)
-    typer.echo(str(write_report(where, out or where / "report.html", asked)))
+    path = file_for("--out", out or where / "report.html")
+    with writing("--out", path):
+        typer.echo(str(write_report(where, path, asked)))
 
 
 def view(
@@ -115,8 +118,6 @@ def view(
     from grid.view import HOST, serve
 
     where = results_folder(directory)
-    if not where.is_dir():
-        raise UsageError(f"{where}: no such results directory")
     try:
         server = serve(where, port)
     except (OSError, OverflowError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
@@ -21,7 +22,8 @@ from grid import (
     operations,
 )
 from grid.board_commands import EvalSetOpt, results_folder, terminal_width
-from grid.places import home, meant, places
+from grid.new_files import file_for, folder_for, writing
+from grid.places import meant, places
 from victims.errors import GridError, UsageError, near
 from victims.places import shown
 
@@ -248,7 +250,8 @@ def init(
         return
     if out.exists():
         raise UsageError(f"{out} is there already; give another name, or remove it first")
-    out.write_text(text, encoding="utf-8")
+    with writing("--out", file_for("--out", out)):
+        out.write_text(text, encoding="utf-8")
     say(f"{out} is written; next: grid plan {out}")
 
 
@@ -454,6 +457,8 @@ def leaderboard(
 ) -> None:
     """Print the board of a results directory, also while a run is still writing it."""
     where = results_folder(directory)
+    if figures is not None:
+        folder_for("--figures", figures)
     if campaign:
         if published or eval_set != "report":
             raise UsageError("--campaign shows the tuning split: leave out --set and --published")
@@ -472,7 +477,8 @@ def leaderboard(
     if figures is not None:
         from analysis.drawing import draw_board
 
-        _say_drawn(draw_board(where, figures, asked))
+        with writing("--figures", figures):
+            _say_drawn(draw_board(where, figures, asked))
 
 
 def _campaign(where: Path, form: str, figures: Path | None) -> None:
@@ -484,7 +490,8 @@ def _campaign(where: Path, form: str, figures: Path | None) -> None:
     if figures is not None:
         from analysis.campaign_figures import draw_campaign
 
-        _say_drawn(draw_campaign(board, figures))
+        with writing("--figures", figures):
+            _say_drawn(draw_campaign(board, figures))
 
 
 def _say_drawn(drawn: Drawn) -> None:
@@ -524,8 +531,7 @@ def compact(
     from grid.compact import compact as put_together
     from grid.compact import words
 
-    path = Path(directory)
-    found = put_together(path if path.is_dir() else home() / directory, dry_run=dry_run)
+    found = put_together(results_folder(directory), dry_run=dry_run)
     if as_json:
         typer.echo(json.dumps([asdict(one) for one in found], indent=1))
     else:
@@ -657,6 +663,18 @@ BadCommand: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "C
 
 
 INTERRUPTED = 130
+# What Typer says of a word that is not in a list, after its library's name for such errors.
+NOT_LISTED = re.compile(r"(?:Value error, )?'(?P<word>.*)' is not one of (?P<listed>'.*')\.?")
+
+
+def _plainly(message: str) -> str:
+    """Typer's words about a choice that there is not, as ours: with what was probably meant."""
+    match = NOT_LISTED.fullmatch(message)
+    if match is None:
+        return message
+    known = [name.strip(" '") for name in match["listed"].split(",")]
+    word = match["word"]
+    return f"no choice is called {word!r}.{near(word, known)} There: {', '.join(known)}."
 
 
 def _guarded(command: Callable[[], Any]) -> int:
@@ -669,6 +687,7 @@ def _guarded(command: Callable[[], Any]) -> int:
         say(f"grid: {error}")
         return error.code
     except BadCommand as error:
+        error.message = _plainly(error.message)
         error.show()
         return UsageError.code
     except (typer.Abort, KeyboardInterrupt):

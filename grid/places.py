@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import NamedTuple
 
 from grid.registry import TEXT_FILE, Source, grid_source, presets
+from grid.schema import home as home
 from victims.errors import UsageError, near
 
 GRID_FILE, CAMPAIGN_FILE, BEGAN_FILE = "grid.json", "campaign.yaml", "began.txt"
-
-
-def home() -> Path:
-    """Where results go by default. A Ray job's working directory is temporary: not there."""
-    if "GRID_HOME" in os.environ:
-        return Path(os.environ["GRID_HOME"])
-    inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    return Path.home() / ".backdoor-grid" / "runs" if inside_job else Path("runs")
 
 
 def places(name: str, out: Path | None, store: str | None) -> tuple[Path, str]:

@@ -297,13 +297,13 @@ def grid_source(name_or_path: str) -> Source:
     folder = results_meant(name_or_path)
     if folder is not None:
         return _ran(folder)
-    if not Path(name_or_path).is_file() and name_or_path not in presets():
-        if (folder := home() / name_or_path).joinpath("campaign.yaml").is_file():
-            raise UsageError(
-                f"{name_or_path} is a campaign: `grid tune` goes on with it, `grid status` and"
-                " `grid leaderboard --campaign` tell of it, and its grid is"
-                f" {folder / 'held-out.yaml'}."
-            )
+    is_none = not Path(name_or_path).is_file() and name_or_path not in presets()
+    if is_none and (home() / name_or_path / "campaign.yaml").is_file():
+        raise UsageError(
+            f"{name_or_path} is a campaign: `grid tune` goes on with it, `grid status` and"
+            " `grid leaderboard --campaign` tell of it, and its grid is"
+            f" {home() / name_or_path / 'held-out.yaml'}."
+        )
     return _source(name_or_path, "presets", "grid file", "preset")
 
 

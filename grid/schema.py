@@ -12,14 +12,14 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from victims.errors import GridError, near
+from victims.errors import GridError, UsageError, near
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,6 +39,49 @@ class SchemaError(GridError):
 
 class ResultsError(GridError):
     """A results directory cannot be read as asked."""
+
+
+class AskedError(ResultsError):
+    """What was asked of results cannot be meant; the results are not at fault."""
+
+    code = UsageError.code
+
+
+def no_such(what: str, name: str, known: Iterable[str], where: str = "") -> AskedError:
+    """The error for a name that results do not have, or that nothing here is called."""
+    there = list(known)
+    return AskedError(f"no {what} {name!r}{where}.{near(name, there)} There: {', '.join(there)}.")
+
+
+def home() -> Path:
+    """Where results go by default. A Ray job's working directory is temporary: not there."""
+    if "GRID_HOME" in os.environ:
+        return Path(os.environ["GRID_HOME"])
+    inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    return Path.home() / ".backdoor-grid" / "runs" if inside_job else Path("runs")
+
+
+def results_directory(named: str | Path) -> Path:
+    """A results directory by its path, or by the name of what ran."""
+    path = Path(named)
+    if not str(named).strip():
+        raise AskedError("no results were named: give a directory such as runs/demo, or a name.")
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise AskedError(f"{path} is a file: give the directory of the results, such as runs/demo.")
+    if (home() / path).is_dir():
+        return home() / path
+    there = sorted(home().glob("*")) if home().is_dir() else []
+    names = [p.name for p in there if any((p / mark).exists() for mark in MARKS)]
+    told = f" In {home()}: {', '.join(names)}." if names else f" Nothing has run in {home()} yet."
+    raise AskedError(
+        f"No results at {home() / path}: there is no such directory.{near(path.name, names)}{told}"
+    )
+
+
+MARKS = ("grid.json", "campaign.yaml", "rows", "trials")
+"""What a results directory holds, a run's or a campaign's."""
 
 
 class Status(StrEnum):

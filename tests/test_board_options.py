@@ -40,7 +40,7 @@ def test_the_command_says_so_too(board: Path, capsys: pytest.CaptureFixture[str]
     told = call(capsys, "leaderboard", board, "--format", "csv", "--worst-case")
     assert (told.code, told.out.count("\n")) == (0, 5), "a head, three defenses, an empty line"
     refused = call(capsys, "leaderboard", board, "--worst-case", "--part", "lines")
-    assert (refused.code, "leave out --part lines" in refused.err) == (1, True)
+    assert (refused.code, "leave out --part lines" in refused.err) == (2, True)
 
 
 def test_without_them_csv_holds_the_lines(board: Path) -> None:
@@ -55,6 +55,6 @@ def test_a_set_that_is_not_there_is_named_alike(
 ) -> None:
     for words in (["leaderboard", board], ["compare", "ours", "none", "--in", board]):
         told = call(capsys, *words, "--set", "reprt")
-        assert told.code == 1
+        assert told.code == 2
         assert "No evaluation set 'reprt'" in told.err
         assert "Did you mean 'report'? There: report." in told.err

@@ -92,7 +92,7 @@ def test_names_that_are_not_there_are_refused_with_a_guess(
 ) -> None:
     write_board(tmp_path, PAIR)
     done = call(capsys, "compare", "our", "theirs", "--in", tmp_path)
-    assert done.code == 1
+    assert done.code == 2
     assert "no defense 'our' on this board. Did you mean 'ours'" in done.err
     with pytest.raises(ResultsError, match="name two defenses"):
         compare_in(tmp_path, "ours", "ours")
