@@ -57,9 +57,9 @@ class Results:
         rows = [[plain(value) for value in row] for row in answer.rows]
         return pd.DataFrame(rows, columns=answer.columns)
 
-    def published(self, *, bundled: bool = True) -> pd.DataFrame:
-        """Numbers of others: what was imported here, and what comes along with the package. None
-        of them is in any other table."""
+    def published(self, *, bundled: bool = False) -> pd.DataFrame:
+        """Numbers of others that were imported here, as the SQL view `published` has them; with
+        ``bundled`` also those that come along with the package. None is in any other table."""
         return imported_frame(self.directory, bundled=bundled)
 
     def board(self, eval_set: str = "report", **tiers: Any) -> BoardView:

@@ -26,7 +26,7 @@ VARIANTS = {
 GEOMETRIES = ("crop", "squash", "not stated")
 
 # The metrics that are shown beside a board.
-WORDS = {"clean_top1": "CA", "asr_top1": "ASR", "auroc": "AUROC"}
+WORDS = {"clean_top1": "CA", "asr_top1": "ASR", "r_acc": "R-Acc", "auroc": "AUROC"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,8 +103,8 @@ def _faults(row: dict[str, str]) -> Iterable[str]:
 def lines(
     attacks: Collection[str], defenses: Collection[str], found: Sequence[Published] | None = None
 ) -> list[str]:
-    """Clean accuracy, ASR and AUROC of a board's attacks and defenses, one line per cell; of the
-    table that comes along, unless figures are given."""
+    """Clean accuracy, ASR, R-Acc and AUROC of a board's attacks and defenses, one line per cell; of
+    the table that comes along, unless figures are given."""
     cells: dict[tuple[str, ...], dict[str, Published]] = {}
     for f in published() if found is None else found:
         if f.attack in attacks and f.defense in defenses and f.metric in WORDS:

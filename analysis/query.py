@@ -12,7 +12,7 @@ from typing import Any
 
 from analysis.reader import Answer, Tables, read_tables
 from analysis.render import UNKNOWN
-from analysis.text import Grid, formed, printable
+from analysis.text import Grid, formed, printable, table_width
 
 
 def run_sql(directory: Path, text: str) -> tuple[Answer, list[str]]:
@@ -54,15 +54,27 @@ def answer_text(answer: Answer, form: str = "table", width: int = 100, limit: in
     ]
     found = Grid(
         title="" if rows else "no lines",
-        headings=[column.replace("_", " ") if form == "table" else column for column in columns],
+        headings=columns,
         lines=[[shown(value) for value in row] for row in rows],
         values=[dict(zip(columns, map(plain, row), strict=True)) for row in rows],
         are_numbers=are_numbers,
         notes=notes,
+        is_verbatim=True,
     )
+    if form == "table" and rows and table_width(found) > width:
+        return _upright(found)
     if form == "csv" and not rows:
         return printable(",".join(columns)) + "\n"
     return formed(found, form, width)
+
+
+def _upright(grid: Grid) -> str:
+    """A line for each column of each row: of rows that are wider than a terminal."""
+    rows = [
+        "\n".join(f"{name}: {text}" for name, text in zip(grid.headings, line, strict=True))
+        for line in grid.lines
+    ]
+    return printable("\n\n".join([*rows, *grid.notes]) + "\n")
 
 
 def shown(value: Any) -> str:

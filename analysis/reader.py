@@ -14,6 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from analysis.amiss import amiss, asks_for_tables, tables_in
 from analysis.files import (
     ARE_FINITE,
     FilesChanged,
@@ -139,18 +140,34 @@ class Tables:
         """Run one SELECT of the user's over the views; it can read nothing else, or write."""
         tree = json.loads(self.query("SELECT json_serialize_sql(?)", text).rows[0][0])
         if tree["error"]:
-            raise ResultsError(
+            raise AskedError(
                 f"Cannot run this SQL: {tree.get('error_message', 'not understood')}\n"
                 f"One SELECT statement over {', '.join(QUERIED[:-1])} or {QUERIED[-1]} is allowed."
             )
+        if asks_for_tables(tree["statements"]):
+            return Answer(["view"], [(view,) for view in QUERIED])
         for refused in Permitted(self._rows, QUERIED).refused(tree["statements"]):
-            raise ResultsError(
+            raise AskedError(
                 f"This SQL is refused because of {refused}: queries here only read the views "
                 f"{', '.join(QUERIED)}."
             )
         if len(tree["statements"]) != 1:
-            raise ResultsError(f"One SELECT at a time; found {len(tree['statements'])}.")
-        return self.query(text)
+            raise AskedError(f"One SELECT at a time; found {len(tree['statements'])}.")
+        try:
+            return self.query(text)
+        except FilesChanged:
+            raise
+        except ResultsError as error:
+            told, read = str(error.__cause__), tables_in(tree["statements"])
+            raise AskedError(amiss(told, read, self._columns())) from error
+
+    def _columns(self) -> Mapping[str, Sequence[str]]:
+        """The columns of every view that a user may read."""
+        found: dict[str, list[str]] = {view: [] for view in QUERIED}
+        for view, column in self._ask("SELECT table_name, column_name FROM duckdb_columns()"):
+            if view in found:
+                found[view].append(column)
+        return found
 
     def _ask(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
         """SQL of ours whose errors the caller looks into."""

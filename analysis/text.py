@@ -44,6 +44,8 @@ class Grid:
     notes: Sequence[str] = ()
     heads: Sequence[str] = ()
     """What heads each line in a table, as lines with one head are kept together; may be empty."""
+    is_verbatim: bool = False
+    """Whether headings are names, which stay on one line."""
 
 
 def printable(text: str) -> str:
@@ -77,7 +79,7 @@ def fitted(grid: Grid, width: int, spare: Sequence[str]) -> Grid:
     hold; a note says which."""
     left_out: list[str] = []
     for name in spare:
-        if _width(grid) <= width or name not in grid.headings:
+        if table_width(grid) <= width or name not in grid.headings:
             continue
         at = list(grid.headings).index(name)
         left_out.append(name)
@@ -97,26 +99,18 @@ def _without(items: Sequence[T], at: int) -> list[T]:
     return [item for i, item in enumerate(items) if i != at]
 
 
-def _sizes(grid: Grid) -> list[int]:
-    """Characters of each column: headings may break, lines may not."""
-    return [
-        max(map(len, [*heading.split(), *(line[i] for line in grid.lines)]))
-        for i, heading in enumerate(grid.headings)
-    ]
-
-
-def _width(grid: Grid) -> int:
-    return sum(size + 2 for size in _sizes(grid))
-
-
 def _table(grid: Grid, width: int = 100) -> str:
     import textwrap
 
     sizes = _sizes(grid)
-    rows = [_wrapped(heading, size) for heading, size in zip(grid.headings, sizes, strict=True)]
+    rows = [
+        [heading] if grid.is_verbatim else _wrapped(heading, size)
+        for heading, size in zip(grid.headings, sizes, strict=True)
+    ]
     height = max(map(len, rows), default=0)
     head = [[""] * (height - len(parts)) + parts for parts in rows]
-    out = [grid.title] + [_line(parts, sizes, grid) for parts in zip(*head, strict=True)]
+    out = [grid.title] if grid.title else []
+    out += [_line(parts, sizes, grid) for parts in zip(*head, strict=True)]
     last = None
     for i, line in enumerate(grid.lines):
         if grid.heads and grid.heads[i] != last:
@@ -126,6 +120,20 @@ def _table(grid: Grid, width: int = 100) -> str:
     for note in grid.notes:
         out += textwrap.wrap(note, width)
     return "\n".join(line.rstrip() for line in out) + "\n"
+
+
+def _sizes(grid: Grid) -> list[int]:
+    """How wide each column of a table is."""
+    words = [[heading] if grid.is_verbatim else heading.split() for heading in grid.headings]
+    return [
+        max(map(len, [*own, *(line[i] for line in grid.lines)]), default=0)
+        for i, own in enumerate(words)
+    ]
+
+
+def table_width(grid: Grid) -> int:
+    """How many letters the lines of a table take."""
+    return sum(size + 2 for size in _sizes(grid))
 
 
 def _wrapped(heading: str, size: int) -> list[str]:
@@ -146,7 +154,8 @@ def _markdown(grid: Grid) -> str:
         return "| " + " | ".join(re.sub(r"([|*_])", r"\\\1", cell) for cell in cells) + " |"
 
     rule = ["---:" if is_number else "---" for is_number in grid.are_numbers]
-    lines = [f"### {grid.title}", "", row(grid.headings), f"| {' | '.join(rule)} |"]
+    lines = [f"### {grid.title}", ""] if grid.title else []
+    lines += [row(grid.headings), f"| {' | '.join(rule)} |"]
     return "\n".join([*lines, *map(row, grid.lines), "", *(f"- {n}" for n in grid.notes)]) + "\n"
 
 
@@ -169,7 +178,7 @@ def _tex(grid: Grid) -> str:
     columns = "".join("r" if is_number else "l" for is_number in grid.are_numbers)
     body = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", row(grid.headings), r"\midrule"]
     end = [r"\bottomrule", r"\end{tabular}"]
-    notes = [f"% {note}" for note in (grid.title, *grid.notes)]
+    notes = [f"% {note}" for note in (grid.title, *grid.notes) if note]
     return "\n".join([*notes, *body, *map(row, grid.lines), *end]) + "\n"
 
 
@@ -185,7 +194,8 @@ def _html(grid: Grid) -> str:
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in grid.notes)
     body = "\n".join(row(line, "td") for line in grid.lines)
     return (
-        f"<table>\n<caption>{html.escape(grid.title)}</caption>\n"
-        f"<thead>{row(grid.headings, 'th')}</thead>\n<tbody>\n{body}\n</tbody>\n</table>\n"
+        "<table>\n"
+        + (f"<caption>{html.escape(grid.title)}</caption>\n" if grid.title else "")
+        + f"<thead>{row(grid.headings, 'th')}</thead>\n<tbody>\n{body}\n</tbody>\n</table>\n"
         + (f"<ul>{notes}</ul>\n" if notes else "")
     )

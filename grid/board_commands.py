@@ -25,11 +25,11 @@ def results_folder(named: str) -> Path:
     return results_directory(named)
 
 
-def terminal_width() -> int:
-    """A table needs 100 columns to say what it must; a narrower terminal wraps it."""
+def terminal_width(least: int = 100) -> int:
+    """A board needs 100 columns to say what it must; a narrower terminal wraps it."""
     import shutil
 
-    return max(100, shutil.get_terminal_size((140, 40)).columns)
+    return max(least, shutil.get_terminal_size((140, 40)).columns)
 
 
 def compare(
@@ -74,7 +74,7 @@ def sql(
     if not text.strip():
         raise UsageError("no SQL was given: one SELECT over the views")
     answer, warnings = run_sql(results_folder(directory), text)
-    typer.echo(answer_text(answer, form, terminal_width(), limit), nl=False)
+    typer.echo(answer_text(answer, form, terminal_width(40), limit), nl=False)
     for warning in warnings:
         typer.echo(f"! {warning}", err=True)
 

@@ -674,7 +674,7 @@ def _plainly(message: str) -> str:
         return message
     known = [name.strip(" '") for name in match["listed"].split(",")]
     word = match["word"]
-    return f"no choice is called {word!r}.{near(word, known)} There: {', '.join(known)}."
+    return f"no choice is called {word!r}.{near(word, known)} There are: {', '.join(known)}."
 
 
 def _guarded(command: Callable[[], Any]) -> int:

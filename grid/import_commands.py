@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from grid.board_commands import results_folder
+from grid.places import GRID_FILE, home, run_folders
 from grid.registry import table
-from victims.errors import UsageError
+from victims.errors import UsageError, near
 
 if TYPE_CHECKING:
     from analysis.imports import Told
+
+
+MOST_LINES = 12
 
 
 def import_numbers(
@@ -47,6 +51,12 @@ def import_numbers(
     from analysis.imports.figure import Known
 
     where = results_folder(out)
+    if not (where / GRID_FILE).is_file() and not (where / "rows").is_dir():
+        raise UsageError(
+            f"--out {where}: no results of a grid are there, beside which numbers would be shown."
+            f"{near(where.name, [path.name for path in run_folders(home())])} Give the directory"
+            " that `grid run` printed, or its name."
+        )
     known = Known(
         attacks=table("attacks"),
         defenses=table("defenses"),
@@ -69,16 +79,18 @@ def import_numbers(
 
 
 def _words(told: Told, where: Path) -> list[str]:
+    cautions = [f"caution: {words}" for words in told.cautions]
     if told.path is None:
-        return [f"{told.name}: the same {told.numbers} numbers are there already"]
+        return [f"{told.name}: the same {told.numbers} numbers are there already", *cautions]
     names = f"; names as written: {', '.join(told.as_written)}" if told.as_written else ""
     did = "in place of the earlier ones " if told.replaced else ""
-    has_board = (where / "grid.json").is_file() or (where / "rows").is_dir()
+    more = len(told.understood) - MOST_LINES
     return [
         f"{told.name}: {told.numbers} numbers of a {told.kind} file {did}in {told.path}{names}",
-        f"board: grid leaderboard {where}"
-        if has_board
-        else f"caution: {where} holds no results of a grid, beside which they would be shown",
+        *(f"  {line}" for line in told.understood[:MOST_LINES]),
+        *([f"  and {more} more"] if more > 0 else []),
+        *cautions,
+        f"board: grid leaderboard {where}",
     ]
 
 

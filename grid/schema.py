@@ -50,7 +50,9 @@ class AskedError(ResultsError):
 def no_such(what: str, name: str, known: Iterable[str], where: str = "") -> AskedError:
     """The error for a name that results do not have, or that nothing here is called."""
     there = list(known)
-    return AskedError(f"no {what} {name!r}{where}.{near(name, there)} There: {', '.join(there)}.")
+    return AskedError(
+        f"no {what} {name!r}{where}.{near(name, there)} There are: {', '.join(there)}."
+    )
 
 
 def home() -> Path:

@@ -16,6 +16,7 @@ from defenses import DEFENSES
 ROW = {
     "paper": "Wu et al.",
     "arxiv": "2206.12654",
+    "doi": "",
     "table": "Table 2",
     "attack": "badnet",
     "rate": "0.1",

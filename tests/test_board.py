@@ -511,7 +511,9 @@ def test_other_evaluation_sets_are_boards_of_their_own(tmp_path: Path) -> None:
     assert only(board_of(tmp_path, rows).rows).clean_top1 == 0.95
     row = only(load_board(tmp_path, "shifted").rows)
     assert (row.clean_top1, row.asr_top1) == (0.5, None)
-    with pytest.raises(ResultsError, match=r"No evaluation set 'shift' .* There: report, shifted"):
+    with pytest.raises(
+        ResultsError, match=r"no evaluation set 'shift' .* There are: report, shifted"
+    ):
         load_board(tmp_path, "shift")
 
 

@@ -56,5 +56,5 @@ def test_a_set_that_is_not_there_is_named_alike(
     for words in (["leaderboard", board], ["compare", "ours", "none", "--in", board]):
         told = call(capsys, *words, "--set", "reprt")
         assert told.code == 2
-        assert "No evaluation set 'reprt'" in told.err
-        assert "Did you mean 'report'? There: report." in told.err
+        assert "no evaluation set 'reprt'" in told.err
+        assert "Did you mean 'report'? There are: report." in told.err

@@ -448,8 +448,8 @@ def test_the_command_takes_a_folder_or_a_name(
     assert code == 0
     assert "cleanclip@tune-demo" in out
     code, _, err = call(capsys, "leaderboard", "--campaign")
-    assert code == 1
-    assert "Campaigns beside it: tune-demo" in err
+    assert code == 2
+    assert f"In {demo.parent}: tune-demo" in err
 
 
 @pytest.mark.parametrize(

@@ -68,9 +68,12 @@ def nothing_in(folder: Path) -> bool:
         (("run", "smok"), "no grid file and no preset called 'smok'. Did you mean 'smoke'?"),
         (("plan", "nowhere.yaml"), "no grid file and no preset called 'nowhere.yaml'"),
         (("run", "smoke", "--exectuor", "serial"), "No such option: --exectuor"),
-        (("run", "smoke", "--executor", "slurm"), "'slurm' is not one of 'ray', 'serial'"),
+        (
+            ("run", "smoke", "--executor", "slurm"),
+            "no choice is called 'slurm'. There are: ray, serial",
+        ),
         (("run",), "Missing argument"),
-        (("ls", "atacks"), "'atacks' is not one of"),
+        (("ls", "atacks"), "Did you mean 'attacks'?"),
         (("run", "smoke", "--only", "atack=badnet"), "Did you mean 'attack'?"),
         (("run", "smoke", "--only", ""), "is no condition"),
         (("run", "smoke", "--only", "attack=badnut"), "Did you mean 'badnet'?"),
@@ -253,7 +256,7 @@ def test_check_and_board_agree_on_what_is_complete(
         write_rows(tmp_path / "out", [{**last, "status": status, "detail": "boom"}])
     check = call(capsys, "check", file, *places(tmp_path))
     board = call(capsys, "leaderboard", tmp_path / "out").out
-    words = check.out.splitlines()[0].removeprefix("tiny: ")
+    words = check.out.splitlines()[0].removeprefix(f"tiny in {tmp_path / 'out'}: ")
     assert words.startswith("Complete: 4 planned cells: 3 ok, 1 " if complete else "INCOMPLETE: 4 ")
     assert words in board
     assert check.code == code

@@ -183,8 +183,8 @@ def test_no_results_and_another_compaction_are_told(
     tmp_path: Path, results: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = call(capsys, "compact", tmp_path / "nowhere")
-    assert said.code == 1
-    assert "Give the directory that `grid run` printed" in said.err
+    assert said.code == 2
+    assert "there is no such directory" in said.err
     with (
         module._only_one(results),
         pytest.raises(ResultsError, match="compacted by another process"),

@@ -97,7 +97,7 @@ def test_names_that_are_not_there_are_refused_with_a_guess(
     with pytest.raises(ResultsError, match="name two defenses"):
         compare_in(tmp_path, "ours", "ours")
     nothing = call(capsys, "compare", "ours", "theirs", "--in", tmp_path / "nowhere")
-    assert (nothing.code, "there is no such directory" in nothing.err) == (1, True)
+    assert (nothing.code, "there is no such directory" in nothing.err) == (2, True)
 
 
 def test_every_form_says_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -79,6 +79,7 @@ def test_rates_are_exact_shares(tmp_path: Path, given: str, share: str) -> None:
         ({"defense": "NAD"}, "no defense of ours is called 'NAD'. A name of the paper's own is"),
         ({"arxiv": ""}, "neither arxiv nor doi"),
         ({"arxiv": "page 4"}, "'page 4' is neither an arXiv id such as 2206.12654 nor a DOI"),
+        ({"doi": "2206.12654"}, "doi '2206.12654' is none: one begins with 10."),
         ({"rate": ""}, "neither rate nor count"),
         ({"rate": "1"}, "rate '1'; a share below 1, or percent with its sign"),
         ({"rate": "10 percent"}, "rate '10 percent'; a share"),
@@ -263,6 +264,7 @@ def test_the_same_again_is_nothing_and_another_needs_to_be_told(tmp_path: Path) 
 
 def test_the_command_says_what_it_did_with_nothing_heavy(tmp_path: Path) -> None:
     (tmp_path / "bb.md").write_text(WIDE.replace("LC", "LF"))
+    (tmp_path / "rows").mkdir()
     code = (
         "import sys; from grid.cli import main\n"
         "try: main(sys.argv[1:])\n"
@@ -282,7 +284,15 @@ def test_the_command_says_what_it_did_with_nothing_heavy(tmp_path: Path) -> None
     ).stdout
     assert said.startswith(f"bb: 11 numbers of a backdoorbench file in {tmp_path / 'imported'}/")
     assert said.splitlines()[0].endswith("; names as written: LF")
-    assert said.splitlines()[1].startswith(f"caution: {tmp_path} holds no results of a grid")
+    assert said.splitlines()[1:] == [
+        "  badnet, none, rate 1 %, CIFAR 10, PreAct-Resnet18: CA 91.32 %, ASR 95.03 %, R-Acc 4.67 %",
+        "  badnet, finetune, rate 1 %, CIFAR 10, PreAct-Resnet18: CA 89.96 %, ASR 1.48 %,"
+        " R-Acc 89.39 %",
+        "  LF (as written), none, rate 1 %, CIFAR 10, PreAct-Resnet18: CA 84.59 %, ASR 99.92 %,"
+        " R-Acc 0.07 %",
+        "  LF (as written), finetune, rate 1 %, CIFAR 10, PreAct-Resnet18: CA 90.6 %, ASR 11.53 %",
+        f"board: grid leaderboard {tmp_path}",
+    ]
     assert {record["dataset"] for record in numbers(tmp_path)} == {"CIFAR 10"}
 
 
@@ -300,8 +310,37 @@ def test_what_cannot_be_meant_is_refused(
     more: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "bb.md").write_text(WIDE)
+    (tmp_path / "rows").mkdir()
     done = call(capsys, "import", tmp_path / "bb.md", "--as", "bb", "--out", tmp_path, *more)
     assert done.code in (1, 2)
     assert says in done.err
     gone = call(capsys, "import", tmp_path / "nothing.csv", "--as", "bb", "--out", tmp_path)
     assert "nothing.csv: cannot be read (No such file" in gone.err
+
+
+def test_a_large_bare_rate_draws_a_caution_and_many_lines_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rows").mkdir()
+    many = [{"rate": f"0.{i}", "setting": f"run {i}"} for i in (1, 3, *range(10, 23))]
+    few = [{"rate": "30%"}, {"rate": "0.05", "setting": "x"}]
+    for name, rows in (("many", many), ("few", few)):
+        (tmp_path / f"{name}.csv").write_text(table(*rows))
+    words = ("--out", tmp_path, "--as")
+    said = call(capsys, "import", tmp_path / "many.csv", *words, "many").out
+    assert "caution: rate 0.3 is 30 %: write 0.3% if" in said
+    assert f"  and {len(many) - 12} more" in said
+    assert "caution" not in call(capsys, "import", tmp_path / "few.csv", *words, "few").out
+
+
+def test_no_results_directory_is_made_for_an_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A mistyped one came into being, and the numbers were never seen beside the board."""
+    monkeypatch.setenv("GRID_HOME", str(tmp_path))
+    (tmp_path / "demo" / "rows").mkdir(parents=True)
+    (tmp_path / "t.csv").write_text(table())
+    for out, says in (("dmeo", "Did you mean 'demo'?"), (tmp_path, "no results of a grid")):
+        told = call(capsys, "import", tmp_path / "t.csv", "--as", "x", "--out", out)
+        assert (told.code, says in told.err) == (2, True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo", "t.csv"]

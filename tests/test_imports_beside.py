@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from contextlib import closing
 from pathlib import Path
@@ -81,6 +82,17 @@ def test_a_board_ends_with_them_in_grey(boards: tuple[Path, Path]) -> None:
     assert "- badnet, anp (rate 1 %): CA 99.9 %" in text(load(boards[1], asked), asked, "md")
 
 
+def test_a_board_tells_imports_apart_and_has_r_acc(tmp_path: Path) -> None:
+    """Two imports of the same cell were one line, with the numbers of the second."""
+    folder = write_board(tmp_path / "two", OURS, attacks=["badnet"])
+    r_acc = {"metric": "r_acc", "variant": "non-target images"}
+    for name, value in (("first", "60"), ("second", "70")):
+        take(folder, table({"value": value, **r_acc}), name=name)
+    lines = text(load(folder, Asked(part="lines")), Asked(part="lines"), "md")
+    for name, value in (("first", "60.0"), ("second", "70.0")):
+        assert re.search(rf"R-Acc {value} %.*import {name}\]", lines)
+
+
 def test_they_have_a_frame_and_a_key_of_their_own(boards: tuple[Path, Path]) -> None:
     plain, both = boards
     asked = Asked(part="lines")
@@ -90,11 +102,11 @@ def test_they_have_a_frame_and_a_key_of_their_own(boards: tuple[Path, Path]) -> 
     first, second = (pd.DataFrame(body.pop("rows")) for body in bodies)
     pd.testing.assert_frame_equal(first, second, rtol=1e-9)
     assert bodies[0] == bodies[1]
-    frame = Results(both).published(bundled=False)
+    frame = Results(both).published()
     assert set(frame["provenance"]) == {"imported"}
     assert len(frame) == len(BEST)
-    assert len(Results(plain).published(bundled=False)) == 0
-    everything = Results(both).published()
+    assert len(Results(plain).published()) == 0
+    everything = Results(both).published(bundled=True)
     assert set(everything["provenance"]) == {"imported", "bundled"}
     assert not everything[["metric", "variant", "value"]].isna().any().any()
     assert Results(both).sql("SELECT count(*) AS n FROM published")["n"][0] == len(BEST)
@@ -204,6 +216,6 @@ def test_the_report_has_them_in_a_section_of_their_own(
 
 def test_imports_alone_are_no_board(tmp_path: Path) -> None:
     take(tmp_path / "in", table())
-    assert len(Results(tmp_path / "in").published(bundled=False)) == 1
+    assert len(Results(tmp_path / "in").published()) == 1
     with pytest.raises(ResultsError, match="No results in"):
         load(tmp_path / "in", Asked())

@@ -17,7 +17,7 @@ from analysis.permitted import TABLE_FUNCTIONS, Permitted
 from analysis.query import answer_text, run_sql
 from analysis.reader import QUERIED, Answer, Tables
 from analysis.text import FORMS
-from grid.schema import ResultsError, write_grid, write_rows
+from grid.schema import AskedError, ResultsError, write_grid, write_rows
 from tests.boards import steady, write_board
 from tests.grids import call, environment
 from tests.rows import cell_columns, cell_rows
@@ -92,13 +92,13 @@ def test_nothing_else_is_read_or_written(
 ) -> None:
     before = sorted(board.rglob("*"))
     done = call(capsys, "sql", query, "--in", board)
-    assert (done.code, done.out) == (1, "")
+    assert (done.code, done.out) == (2, "")
     assert says in done.err
     assert sorted(board.rglob("*")) == before
 
 
 REFUSED = {
-    "SHOW TABLES": "refused because of SHOW TABLES",
+    "SHOW DATABASES": "refused because of SHOW DATABASES",
     "FROM planned": "'planned', which is no view",
     "FROM t95": "'t95', which is no view",
     "FROM main.rows": "'main.rows', which is no view",
@@ -212,7 +212,7 @@ def test_columns_of_one_name_are_told_apart(board: Path) -> None:
     assert answer_text(answer, "csv") == "a,a_3,a_2,a_4\n1,2,3,4\n"
     raw = Answer(["a", "a"], [(1, 2)])
     assert answer_text(raw, "csv") == "a,a_2\n1,2\n"
-    assert answer_text(raw, "md").startswith("### \n\n| a | a\\_2 |")
+    assert answer_text(raw, "md").startswith("| a | a\\_2 |")
     frame = Results(board).sql("SELECT 1 AS a, 2 AS a")
     assert list(frame.columns) == ["a", "a_2"]
 
@@ -236,7 +236,7 @@ def test_a_terminal_is_given_no_orders(tmp_path: Path) -> None:
 def test_long_answers_say_what_they_leave_out(board: Path) -> None:
     answer, _ = run_sql(board, "SELECT * FROM range(1000)")
     shown = answer_text(answer, limit=10)
-    assert len(shown.splitlines()) == 13
+    assert len(shown.splitlines()) == 12
     assert "990 of 1,000 lines are left out" in shown
     assert len(answer_text(answer, "csv", limit=10).splitlines()) == 1001
     assert answer_text(Answer(["a"], []), "csv") == "a\n"
@@ -273,3 +273,41 @@ def test_reading_results_imports_nothing_heavy(words: list[str], board: Path) ->
         check=True,
     )
     assert done.stdout.splitlines()[-1] == ""
+
+
+def test_headings_are_the_columns_names_and_wide_rows_stand_upright(
+    board: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Underscores were spaces and long names were broken, so that no heading could be typed."""
+    monkeypatch.setenv("COLUMNS", "80")
+    query = "SELECT attack, asr_top1_low, 1 AS a_name_of_many_parts FROM board LIMIT 2"
+    table = call(capsys, "sql", query, "--in", board).out
+    assert table.splitlines()[0].split() == ["attack", "asr_top1_low", "a_name_of_many_parts"]
+    assert not call(capsys, "sql", query, "--in", board, "--format", "md").out.startswith("#")
+    wide = call(capsys, "sql", "SELECT * FROM board LIMIT 2", "--in", board).out
+    first, second = wide.strip().split("\n\n")
+    assert all(": " in line for line in first.splitlines())
+    assert "asr_top1: " in second
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ("SELECT asr_tp1 FROM board", "no column 'asr_tp1' in board. Did you mean 'asr_top1'?"),
+        ("SELECT avg(asr) FROM board", "in board. Did you mean 'asr_top1'"),
+        ("SELECT b.clean_top1 FROM rows b", "no column 'clean_top1' in rows. There is one in"),
+        ("SELECT 1 FROM bord", "Did you mean 'board'?"),
+        ("SELECT 'a'::int", "Could not convert string 'a'"),
+    ],
+)
+def test_what_is_amiss_is_said_in_words_of_the_views(query: str, says: str, board: Path) -> None:
+    with pytest.raises(AskedError) as told:
+        run_sql(board, query)
+    assert says in str(told.value)
+    assert "Binder Error" not in str(told.value)
+    assert str(board) not in str(told.value)
+
+
+def test_show_tables_lists_the_views(board: Path) -> None:
+    for query in ("SHOW TABLES", "show all tables;"):
+        assert [name for (name,) in run_sql(board, query)[0].rows] == list(QUERIED)

@@ -53,6 +53,8 @@ class Raw:
     geometry: str = NOT_STATED
     relation: str = "="
     setting: str = ""
+    arxiv: str = ""
+    doi: str = ""
     foreign: frozenset[str] = frozenset()
 
 
@@ -114,6 +116,10 @@ def _faults(raw: Raw, foreign: Collection[str], known: Known) -> Iterable[str]:
             yield f"{name} holds {getattr(raw, name)!r}: line breaks and control characters"
     if raw.identifier and not (ARXIV.fullmatch(raw.identifier) or DOI.fullmatch(raw.identifier)):
         yield f"{raw.identifier!r} is neither an arXiv id such as 2206.12654 nor a DOI"
+    elif raw.doi and not DOI.fullmatch(raw.doi):
+        yield f"doi {raw.doi!r} is none: one begins with 10., and an arXiv id belongs in `arxiv`"
+    elif raw.arxiv and not ARXIV.fullmatch(raw.arxiv):
+        yield f"arxiv {raw.arxiv!r} is no such id: a DOI belongs in `doi`"
     elif not raw.identifier:
         yield "neither arxiv nor doi says where to find the paper"
     for name, ours in (("attack", known.attacks), ("defense", known.defenses)):
@@ -226,5 +232,6 @@ def from_mapping(line: int, row: Mapping[str, str], foreign: frozenset[str]) -> 
     optional = {name: row[name] for name in ("geometry", "relation", "setting") if row.get(name)}
     identifier = row.get("arxiv") or row.get("doi") or ""
     names = ("paper", "table", "attack", "defense", "dataset", "model", "metric", "variant")
-    texts = {name: row.get(name, "") for name in (*names, "rate", "count", "value", "unit")}
+    names += ("rate", "count", "value", "unit", "arxiv", "doi")
+    texts = {name: row.get(name) or "" for name in names}
     return Raw(line=line, identifier=identifier, foreign=foreign, **texts, **optional)

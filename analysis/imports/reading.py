@@ -29,8 +29,8 @@ def records_of(directory: Path) -> list[dict[str, Any]]:
     return read_tables(directory, imported_in, of="imported")
 
 
-def imported_frame(directory: Path, *, bundled: bool = True) -> pd.DataFrame:
-    """Others' numbers: those imported and, unless told otherwise, those that come along."""
+def imported_frame(directory: Path, *, bundled: bool = False) -> pd.DataFrame:
+    """Others' numbers: those imported and, if asked for, those that come along."""
     import pandas as pd
 
     columns = [column.name for column in IMPORTED]
@@ -59,7 +59,7 @@ def as_published(records: Sequence[Mapping[str, Any]]) -> list[Published]:
     return [
         Published(
             paper=record["paper"],
-            table=record["table"],
+            table=f"{record['table']}, import {record['import_name']}",
             model=record["model"],
             data=record["dataset"],
             attack=name_words(record, "attack"),

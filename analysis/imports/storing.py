@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from dataclasses import replace as replaced
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from analysis.imports.backdoorbench import is_backdoorbench, read_backdoorbench
 from analysis.imports.figure import Known, checked
 from analysis.imports.reading import records_of
 from analysis.imports.table import is_table, read_table
+from analysis.imports.told import bare_rates, understood
 from grid.schema import SchemaError, write_table
 
 KINDS = ("table", "backdoorbench")
@@ -32,6 +33,8 @@ class Told:
     as_written: list[str]
     path: Path | None
     replaced: bool
+    understood: list[str] = field(default_factory=list)
+    cautions: list[str] = field(default_factory=list)
 
 
 def import_file(
@@ -69,6 +72,7 @@ def import_file(
         "source_sha256": hashlib.sha256(content).hexdigest(),
         "imported_by": by,
     }
+    raws = list(raws)
     records = [{**shared, **record} for record in checked(raws, known, path.name)]
     before = [record for record in records_of(out) if record["import_name"] == name]
     told = Told(
@@ -80,6 +84,8 @@ def import_file(
         ),
         path=None,
         replaced=bool(before),
+        understood=understood(records),
+        cautions=bare_rates(raws),
     )
     if _same(before, records):
         return told
