@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -123,7 +124,8 @@ def view(
     except (OSError, OverflowError) as error:
         raise UsageError(f"port {port} cannot be had ({error}): give another --port") from error
     typer.echo(f"http://{HOST}:{server.server_port}/")
-    with server:
+    # Ctrl-C is how a view ends: nothing was cut short, and there is nothing to go on with.
+    with server, contextlib.suppress(KeyboardInterrupt):
         server.serve_forever()
 
 

@@ -22,7 +22,7 @@ from analysis.reader import Tables, read_tables
 from analysis.report import report
 from grid.campaign_status import campaign_status, campaign_status_words
 from grid.places import CAMPAIGN_FILE, GRID_FILE
-from grid.schema import Status
+from grid.schema import STATUS_WORDS, Status
 from grid.status import status_of
 from grid.status_words import status_words
 from victims.errors import GridError
@@ -34,10 +34,23 @@ ASSETS = {
     "/view.js": ("view.js", "text/javascript"),
     "/view.css": ("view.css", "text/css"),
 }
-COLUMNS = (
-    *("attack", "rate", "defense", "clean_top1", "asr_top1", "asr_top1_low", "asr_top1_high"),
-    *("asr_clean_victim_top1", "lift_top1", "r_acc", "relative_cost", "num_seeds", "status"),
-)
+HEADINGS = {
+    "attack": ("Attack", "text"),
+    "rate": ("Rate", "rate"),
+    "defense": ("Defense", "text"),
+    "clean_top1": ("CA %", "percent"),
+    "asr_top1": ("ASR %", "percent"),
+    "asr_top1_low": ("ASR from", "percent"),
+    "asr_top1_high": ("to", "percent"),
+    "asr_clean_victim_top1": ("ASR of the clean victim %", "percent"),
+    "lift_top1": ("Lift, points", "percent"),
+    "r_acc": ("R-Acc %", "percent"),
+    "relative_cost": ("Cost", "number"),
+    "num_seeds": ("Seeds", "whole"),
+    "status": ("Status", "status"),
+}
+"""The columns of a page: what people call them, and how their values are written."""
+COLUMNS = tuple(HEADINGS)
 FILTERS = ("attack", "defense", "status")
 MOST_ROWS, KEPT_SECONDS, MOST_IN_REPORT = 500, 5.0, 20_000
 POLICY = (
@@ -61,17 +74,19 @@ class Viewed:
         self._without: dict[Path, str] = {}
         self._tables: Tables | None = None
         self._opened = 0.0
+        self._choices: dict[str, dict[str, list[str]]] = {}
 
     def rows(self, given: Mapping[str, str]) -> dict[str, Any]:
-        """Some lines of the board. ``sort`` names a column, after a minus downwards."""
+        """Some lines of the board. ``sort`` names a column, after a minus downwards; an attack, a
+        defense or a status leaves those of others out."""
         offset, limit = _whole(given, "offset", 0), _whole(given, "limit", 100)
         eval_set, sort = given.get("set") or "report", given.get("sort", "")
         if sort.removeprefix("-") not in ("", *COLUMNS):
             raise GridError(f"no column {sort.removeprefix('-')!r}. There: {', '.join(COLUMNS)}.")
         where, values = ["eval_set = ?"], [eval_set]
         for name in FILTERS:
-            if text := given.get(name, "").strip():
-                where.append(f"contains(lower({name}), lower(?))")
+            if text := given.get(name, ""):
+                where.append(f"{name} = ?")
                 values.append(text)
         order = "position, attack, rate, defense"
         if sort:
@@ -82,6 +97,8 @@ class Viewed:
 
         def asked(tables: Tables) -> tuple[list[str], int, list[tuple[Any, ...]]]:
             sets = [name for (name,) in tables.query("FROM eval_sets ORDER BY 1").rows]
+            if eval_set not in self._choices:
+                self._choices[eval_set] = _choices(tables, eval_set)
             (total,) = tables.query(f"SELECT count(*) {some}", *values).rows[0]
             found = tables.query(
                 f"SELECT {listed} {some} ORDER BY {order} LIMIT ? OFFSET ?",
@@ -95,6 +112,10 @@ class Viewed:
         lines = [[plain(value) for value in row] for row in found]
         return {
             "columns": COLUMNS,
+            "headings": [heading for heading, _ in HEADINGS.values()],
+            "kinds": [kind for _, kind in HEADINGS.values()],
+            "choices": self._choices.get(eval_set, {}),
+            "words": STATUS_WORDS,
             "rows": lines,
             "total": total,
             "offset": offset,
@@ -165,7 +186,14 @@ class Viewed:
     def _forget(self) -> None:
         if self._tables is not None:
             self._tables.close()
-            self._tables = None
+            self._tables, self._choices = None, {}
+
+
+def _choices(tables: Tables, eval_set: str) -> dict[str, list[str]]:
+    """What a page can be asked to show alone."""
+    listed = ", ".join(f"list(DISTINCT {name})" for name in FILTERS)
+    (found,) = tables.query(f"SELECT {listed} FROM board WHERE eval_set = ?", eval_set).rows  # noqa: S608
+    return {name: sorted(filter(None, own or ())) for name, own in zip(FILTERS, found, strict=True)}
 
 
 def _whole(given: Mapping[str, str], name: str, default: int) -> int:

@@ -130,8 +130,8 @@ def test_names_of_the_paper_s_own_are_taken_when_declared(tmp_path: Path) -> Non
         (table().replace("variant", "variants"), "no column 'variant'; unknown column 'variants'."),
         (table().replace(",rate,", ",rates,"), "neither a column 'rate' nor 'count'"),
         (table({}, {}), "line 3: asr_top1 of badnet x anp is given twice, first in line 2"),
-        (table() + "a,b\n", "line 3: 14 fields are wanted, found fewer"),
-        (table().replace('"CIFAR-10"', "a,b"), "line 2: 14 fields are wanted, found more"),
+        (table() + "a,b\n", "line 3: 15 fields are wanted, found fewer"),
+        (table().replace('"CIFAR-10"', "a,b"), "line 2: 15 fields are wanted, found more"),
         ("", "the file is empty"),
         ("paper;arxiv\nx;y\n", "'paper;arxiv'. Fields are separated by commas."),
         (table() + '"' + "x" * 200_000, ": field larger than field limit"),
@@ -285,7 +285,8 @@ def test_the_command_says_what_it_did_with_nothing_heavy(tmp_path: Path) -> None
     assert said.startswith(f"bb: 11 numbers of a backdoorbench file in {tmp_path / 'imported'}/")
     assert said.splitlines()[0].endswith("; names as written: LF")
     assert said.splitlines()[1:] == [
-        "  badnet, none, rate 1 %, CIFAR 10, PreAct-Resnet18: CA 91.32 %, ASR 95.03 %, R-Acc 4.67 %",
+        "  badnet, none, rate 1 %, CIFAR 10, PreAct-Resnet18: CA 91.32 %, ASR 95.03 %,"
+        " R-Acc 4.67 %",
         "  badnet, finetune, rate 1 %, CIFAR 10, PreAct-Resnet18: CA 89.96 %, ASR 1.48 %,"
         " R-Acc 89.39 %",
         "  LF (as written), none, rate 1 %, CIFAR 10, PreAct-Resnet18: CA 84.59 %, ASR 99.92 %,"

@@ -34,10 +34,25 @@
     setTimeout(look, WAIT);
   };
 
-  const shown = (value) => {
-    if (value === null) return "–";
-    if (typeof value === "number") return Number.isInteger(value) ? String(value) : value.toFixed(3);
-    return Array.isArray(value) ? value.join(" + ") : String(value);
+  const shown = (value, kind, words) => {
+    if (value === null) return kind === "rate" ? "targeted" : "–";
+    if (kind === "percent") return (100 * value).toFixed(1);
+    if (kind === "rate") return `${Number((100 * value).toPrecision(4))} %`;
+    if (kind === "number") return value.toFixed(2);
+    if (kind === "status") return words[value] || value;
+    return String(value);
+  };
+  // A list keeps what is chosen, also where a run has added to it meanwhile.
+  const offer = (list, names, words) => {
+    const there = [...list.options].slice(1).map((option) => option.value);
+    if (there.join("\n") === names.join("\n")) return;
+    const chosen = list.value;
+    list.replaceChildren(list.options[0], ...names.map((name) => {
+      const option = element("option", words[name] || name);
+      option.value = name;
+      return option;
+    }));
+    list.value = names.includes(chosen) ? chosen : "";
   };
 
   const load = async () => {
@@ -59,9 +74,12 @@
       options.replaceChildren(...found.sets.map((name) => element("option", name)));
       options.value = found.set;
     }
-    by("head").replaceChildren(...found.columns.map((name) => {
+    for (const [name, names] of Object.entries(found.choices)) {
+      offer(by("filters").elements[name], names, name === "status" ? found.words : {});
+    }
+    by("head").replaceChildren(...found.columns.map((name, place) => {
       const cell = document.createElement("th");
-      const button = element("button", name.replaceAll("_", " "));
+      const button = element("button", found.headings[place]);
       button.type = "button";
       button.addEventListener("click", () => {
         asked.down = asked.sort === name && !asked.down;
@@ -76,9 +94,10 @@
     }));
     by("rows").replaceChildren(...found.rows.map((row) => {
       const line = document.createElement("tr");
-      line.append(...row.map((value) => {
-        const cell = element("td", shown(value));
-        if (typeof value === "number" || value === null) cell.className = "number";
+      line.append(...row.map((value, place) => {
+        const kind = found.kinds[place];
+        const cell = element("td", shown(value, kind, found.words));
+        if (kind !== "text" && kind !== "status") cell.className = "number";
         return cell;
       }));
       return line;

@@ -232,6 +232,6 @@ def from_mapping(line: int, row: Mapping[str, str], foreign: frozenset[str]) -> 
     optional = {name: row[name] for name in ("geometry", "relation", "setting") if row.get(name)}
     identifier = row.get("arxiv") or row.get("doi") or ""
     names = ("paper", "table", "attack", "defense", "dataset", "model", "metric", "variant")
-    names += ("rate", "count", "value", "unit", "arxiv", "doi")
-    texts = {name: row.get(name) or "" for name in names}
+    more = ("rate", "count", "value", "unit", "arxiv", "doi")
+    texts = {name: row.get(name) or "" for name in (*names, *more)}
     return Raw(line=line, identifier=identifier, foreign=foreign, **texts, **optional)

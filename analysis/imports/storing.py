@@ -61,9 +61,9 @@ def import_file(
     if kind == "table":
         if about:
             raise SchemaError("--about is for backdoorbench: a table says everything itself")
-        raws = read_table(lines, path.name)
+        found = read_table(lines, path.name)
     else:
-        raws = read_backdoorbench(lines, about or {}, path.name)
+        found = read_backdoorbench(lines, about or {}, path.name)
     shared: dict[str, Any] = {
         "import_name": name,
         "provenance": "imported",
@@ -72,7 +72,7 @@ def import_file(
         "source_sha256": hashlib.sha256(content).hexdigest(),
         "imported_by": by,
     }
-    raws = list(raws)
+    raws = list(found)
     records = [{**shared, **record} for record in checked(raws, known, path.name)]
     before = [record for record in records_of(out) if record["import_name"] == name]
     told = Told(
