@@ -11,6 +11,7 @@ from analysis.compare import CellTest, Comparison
 from analysis.inference import ALPHA, Mean, least_p
 from analysis.render import UNKNOWN
 from analysis.text import Grid, formed
+from victims.errors import counted
 
 
 def comparison_text(found: Comparison, form: str = "table", width: int = 100) -> str:
@@ -28,14 +29,21 @@ def comparison_text(found: Comparison, form: str = "table", width: int = 100) ->
     return "\n".join([*head, ""]) + "\n" + formed(grid, form, width)
 
 
+def _lacking(found: Comparison) -> str:
+    """How many each has, where one has victims that the other lacks."""
+    if found.of_first == found.of_second == found.shared:
+        return ""
+    return f" ({found.first} has {found.of_first}, {found.second} has {found.of_second})"
+
+
 def summary(found: Comparison) -> list[str]:
     """The verdict, then effect, interval, p and what was shared, one sentence each."""
     seeds = f"{found.seeds} seed{'s' if found.seeds > 1 else ''}"
     caution = ", indicative" if 1 < found.seeds < 5 else ""
     lines = [
         found.verdict,
-        f"{found.first} against {found.second}, on the {found.shared} victims that both have"
-        f" ({found.of_first} and {found.of_second} measured), {found.strata} strata, {seeds}"
+        f"{found.first} against {found.second}, on {counted(found.shared, 'victim')} that both"
+        f" have{_lacking(found)}, {counted(found.strata, 'stratum', 'strata')}, {seeds}"
         f"{caution}. Differences are {found.first} less {found.second}, in points.",
         f"ASR: {_points(found.asr)} over victim seeds{_over_strata(found, found.asr_strata)};"
         f" signed-rank p {_p(found.p_signed_rank)}, sign flips p {_p(found.p_sign_flip)}.",

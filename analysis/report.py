@@ -131,7 +131,10 @@ def _what(tables: Tables, board: Board) -> Section:
         ("Victims", f"{victims} models, {seeds} seed{'s' if seeds != 1 else ''}"),
         ("Written", f"{first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC" if first else "nothing"),
         ("Devices", ", ".join(map(str, devices or ())) or "unknown"),
-        ("Code", ", ".join(str(c)[:12] for c in commits or () if c) or "unknown"),
+        (
+            "Code",
+            ", ".join(str(c).removesuffix("-dirty")[:12] for c in commits or () if c) or "unknown",
+        ),
         ("Versions", "; ".join(_versions(v) for v in versions or () if v) or "unknown"),
         (
             "Cost",

@@ -17,7 +17,7 @@ from grid.chains import Chains, ListedCell, read_chains
 from grid.quick import outcomes_in
 from grid.schema import Status
 from grid.status_words import duration
-from victims.errors import UsageError, near
+from victims.errors import UsageError, counted, near
 from victims.keys import PATTERN
 from victims.store import Store
 
@@ -185,8 +185,8 @@ def reasons_words(found: Mapping[str, Any]) -> str:
         shown = ", ".join(user["cells"][:SHOWN_CELLS])
         more = user["num_cells"] - SHOWN_CELLS
         lines.append(
-            f"  needed by {user['num_cells']} cells of {user['grid']} ({user['results']}): {shown}"
-            + (f" and {more} more" if more > 0 else "")
+            f"  needed by {counted(user['num_cells'], 'cell')} of {user['grid']}"
+            f" ({user['results']}): {shown}" + (f" and {more} more" if more > 0 else "")
         )
     lines += [f"  pinned: {name}" for name in found["pinned_by"]]
     if not found["needed_by"]:

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,7 +24,7 @@ from grid import (
 from grid.board_commands import EvalSetOpt, results_folder, terminal_width
 from grid.new_files import file_for, folder_for, writing
 from grid.places import meant, places
-from victims.errors import GridError, UsageError, near
+from victims.errors import GridError, UsageError, counted, near
 from victims.places import shown
 
 if TYPE_CHECKING:
@@ -139,13 +139,14 @@ def _run(
 
 def _tell(report: RunReport, where: Path, uri: str) -> None:
     counts = ", ".join(f"{n} {status}" for status, n in sorted(report.counts.items()))
-    say(f"{report.grid}: {report.cells} cells ({counts}) in {report.wall_seconds:.1f} s")
-    say(f"{report.stages_run} stages ran; {report.victims_told}")
+    say(f"{report.grid}: {counted(report.cells, 'cell')} ({counts}) in {report.wall_seconds:.1f} s")
+    say(f"{counted(report.stages_run, 'stage')} ran; {report.victims_told}")
     if report.stages_run:
         own = report.wall_seconds - report.ray_start_seconds
         say(
-            f"{report.lanes} lanes: {own:.1f} s without Ray's start ({report.ray_start_seconds:.1f}"
-            f" s) against a lower bound of {report.lower_bound_seconds:.1f} s"
+            f"{counted(report.lanes, 'lane')}: {own:.1f} s without Ray's start"
+            f" ({report.ray_start_seconds:.1f} s) against a lower bound of"
+            f" {report.lower_bound_seconds:.1f} s"
         )
     say(f"results: {where}    store: {shown(uri)}    board: grid leaderboard {where}")
 
@@ -261,6 +262,7 @@ def plan(
     out: OutOpt = None,
     store: StoreOpt = None,
     as_json: JsonOpt = False,
+    only: OnlyOpt = None,
     cluster: Annotated[
         str | None,
         typer.Option(
@@ -277,7 +279,7 @@ def plan(
 
     address = _cluster(cluster)
     source, where, uri = meant(grid, out, store)
-    found = plan_summary(source, where, uri, on=on)
+    found = plan_summary(source, where, uri, on=on, only=only)
     if address:
         from grid.gridfile import load_grid
 
@@ -334,20 +336,22 @@ def _offered(grid: Grid, plan: Mapping[str, Any], address: str) -> dict[str, Any
 
 
 def _print_plan(found: dict[str, Any]) -> None:
-    typer.echo(f"{found['grid']} ({found['hash']}): {found['cells']} cells")
+    typer.echo(f"{found['grid']} ({found['hash']}): {counted(found['cells'], 'cell')}")
+    if "taken" in found:
+        typer.echo(f"to run are stages of the {counted(found['taken'], 'cell')} that --only takes")
     shared = found["stages_without_sharing"] - found["stages"]
     typer.echo(
-        f"{found['stages']} stages ({shared} more without sharing), {found['stages_finished']} of"
-        f" them finished, {found['stages_to_run']} to run"
+        f"{counted(found['stages'], 'stage')} ({shared} more without sharing),"
+        f" {found['stages_finished']} of them finished, {found['stages_to_run']} to run"
     )
-    typer.echo(f"{found['victims']} victims, {found['victims_to_train']} to train")
+    typer.echo(f"{counted(found['victims'], 'victim')}, {found['victims_to_train']} to train")
     for kind, entry in found["kinds"].items():
         typer.echo(
             f"  {kind:10} {entry['stages']:6.0f} stages {entry['to_run']:6.0f} to run"
             f" {entry['seconds']:9.1f} s of work"
         )
     typer.echo(
-        f"about {found['estimated_seconds']:.0f} s on {found['lanes']} lanes"
+        f"about {found['estimated_seconds']:.0f} s on {counted(found['lanes'], 'lane')}"
         f" ({found['seconds_of_work']:.0f} s of work, longest chain"
         f" {found['longest_chain_seconds']:.0f} s)"
     )
@@ -362,7 +366,7 @@ def _print_plan(found: dict[str, Any]) -> None:
 def _print_offer(cluster: dict[str, Any]) -> None:
     fits = "" if cluster["lacks"] else "; there is a place for every stage"
     typer.echo(
-        f"cluster {cluster['address']}: {cluster['nodes']} nodes{fits}; about"
+        f"cluster {cluster['address']}: {counted(cluster['nodes'], 'node')}{fits}; about"
         f" {cluster['estimated_seconds']:.0f} s there"
     )
     for kind, words in cluster["lacks"].items():
@@ -539,16 +543,23 @@ def compact(
 
 
 @app.command()
-def ls(kind: Annotated[Kind, typer.Argument()], as_json: JsonOpt = False) -> None:
+def ls(
+    kind: Annotated[Kind, typer.Argument()],
+    name: Annotated[
+        str, typer.Argument(help="Only names that hold this, in any case.", show_default="")
+    ] = "",
+    as_json: JsonOpt = False,
+) -> None:
     """List attacks, defenses, presets, campaigns or models, with where each is defined."""
     from grid.registry import campaigns, describe, presets
 
     if kind is Kind.MODELS:
-        model_commands.show_models("", as_json)
+        model_commands.show_models(name, as_json)
         return
 
     if kind in (Kind.PRESETS, Kind.CAMPAIGNS):
-        bundled = presets() if kind is Kind.PRESETS else campaigns()
+        every = presets() if kind is Kind.PRESETS else campaigns()
+        bundled = {n: every[n] for n in _held(name, every, kind)}
         files = {name: _bundled_file(kind.value, name) for name in bundled}
         if as_json:
             found = {n: {"idea": idea, "file": files[n]} for n, idea in bundled.items()}
@@ -557,7 +568,9 @@ def ls(kind: Annotated[Kind, typer.Argument()], as_json: JsonOpt = False) -> Non
         for name, idea in bundled.items():
             typer.echo(f"{name:12} {idea}\n{'':12} {files[name]}")
         return
-    methods = describe("attacks" if kind is Kind.ATTACKS else "defenses")
+    found_methods = describe("attacks" if kind is Kind.ATTACKS else "defenses")
+    held = _held(name, [method.name for method in found_methods], kind)
+    methods = [method for method in found_methods if method.name in held]
     if as_json:
         rows = [{n: getattr(m, n) for n in m.__slots__} for m in methods]
         typer.echo(json.dumps(rows, indent=1, default=str))
@@ -572,6 +585,15 @@ def ls(kind: Annotated[Kind, typer.Argument()], as_json: JsonOpt = False) -> Non
         typer.echo(f"{method.name:22}{'; '.join(fact for fact in facts if fact)}")
         typer.echo(f"{'':22}{method.error or method.idea}")
         typer.echo(f"{'':22}{method.distribution}: {method.origin or method.cls}")
+
+
+def _held(name: str, known: Iterable[str], kind: Kind) -> list[str]:
+    """Of some names those that hold a text."""
+    every = list(known)
+    found = [one for one in every if name.lower() in one.lower()]
+    if not found:
+        raise UsageError(f"none of the {kind.value} is called so: {name!r}.{near(name, every)}")
+    return found
 
 
 def _bundled_file(folder: str, name: str) -> str:

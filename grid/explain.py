@@ -21,7 +21,7 @@ from grid.results import judge, planned_cells
 from grid.schema import Status
 from grid.spec import Cell, Grid
 from grid.stages import Stage
-from victims.errors import UsageError, near
+from victims.errors import UsageError, counted, near
 from victims.keys import Key, canonical
 from victims.pretrained import Weights
 from victims.store import Damaged, Store
@@ -251,7 +251,11 @@ def print_explanation(found: dict[str, Any]) -> str:
     for stage in found["stages"]:
         took = f"{stage['seconds']:.2f} s" if stage["seconds"] is not None else ""
         where = f"process {stage['pid']} on {stage['host']}" if stage["host"] else ""
-        shared = f"shared with {stage['other_cells']} cells" if stage["other_cells"] else "its own"
+        shared = (
+            f"shared with {counted(stage['other_cells'], 'cell')}"
+            if stage["other_cells"]
+            else "its own"
+        )
         about = ", ".join(word for word in (stage["state"], took, where, shared) if word)
         lines.append(f"  {stage['kind']:9} {stage['key']:26} {stage['name']}: {about}")
         if stage["error"]:

@@ -65,6 +65,15 @@ def decode_grid(source: Source) -> Grid:
     return grid_of(parse(source.text, source.source), source)
 
 
+def check_keys(raw: Raw) -> None:
+    """Refuse keys and recipes that no grid file has; looks at none of the files that it names."""
+    file = decode(_File, raw)
+    labelled = file.track is Track.SUPERVISED
+    decode(ClassifierRecipes if labelled else Recipes, file.recipes)
+    if file.gate.node.data is not None:
+        decode(Gate, file.gate.without("rate"))
+
+
 def grid_of(raw: Raw, source: Source) -> Grid:
     """The grid that a mapping means; ``source`` is where it stands."""
     file = decode(_File, raw)

@@ -38,6 +38,9 @@ class _Given:
     weights: str | None = None
 
 
+PUBLIC = "public"
+
+
 def read_guides(
     raw: Raw | None,
     reference: Recipe | None,
@@ -49,11 +52,17 @@ def read_guides(
     """The guides of a file; with none given, the reference, if the file has its recipe."""
     if raw is None:
         tiny = ModelSpec(size=size)
-        return (Guide(label="public", model=tiny, recipe=reference),) if reference else ()
+        return (Guide(label=PUBLIC, model=tiny, recipe=reference),) if reference else ()
     found = []
     for name, item in raw.items().items():
         if not NAME.fullmatch(name):
             raise item.error(f"{name!r} cannot name a guide. Use {NAME_HELP}.")
+        if not item.node.data and name != PUBLIC:
+            raise item.error(
+                f"nothing tells how {name} differs from the public model: give `recipe`, such as"
+                " {epochs: 1}, `weights`, `model`, or `cell` and `of`. The public model itself is"
+                f" {PUBLIC}: {{}}."
+            )
         found.append(_guide(name, item, reference, size, model, load, check))
     if not found:
         raise raw.error("no guide is named. Leave `guides` out, or name one, such as public: {}.")

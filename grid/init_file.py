@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from grid.decode import type_hints
-from grid.nodes import parse
+from grid.edited import dumped, edited
+from grid.gridfile import check_keys
+from grid.nodes import Raw, Where, parse
 from grid.registry import Kind, Source, resolve
 from victims.errors import UsageError
 
@@ -36,11 +36,19 @@ def written(source: Source, changes: Sequence[str], limit: int | None) -> str:
     for change in changes:
         _change(document, change)
         told.append(f"# --set {change}")
-    if limit is not None:
+    if changes:
+        check_keys(Raw.of(document, Where("--set", 0, "")))
+    if limit is None:
+        body = edited(source.text, document, {_key(change) for change in changes})
+    else:
         document = limited(document, source.name, limit)
         told.append(f"# --limit {limit}: shows that files are read; its numbers mean nothing")
-    body = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)
+        body = dumped(document)
     return "\n".join([*told, "", body])
+
+
+def _key(change: str) -> str:
+    return change.partition("=")[0].partition(".")[0]
 
 
 def _change(document: dict[str, Any], change: str) -> None:

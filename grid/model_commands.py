@@ -18,14 +18,17 @@ def models(
     name: Annotated[
         str, typer.Argument(help="Only names that hold this, in any case.", show_default="")
     ] = "",
+    every: Annotated[
+        bool, typer.Option("--all", help="Also those that cannot be used, each with the reason.")
+    ] = False,
     as_json: JsonOpt = False,
 ) -> None:
     """List what `model` can name: architectures, and the tags of published weights."""
-    show_models(name, as_json)
+    show_models(name, as_json, every)
 
 
-def show_models(name: str, as_json: bool) -> None:
-    """The table of `grid models`."""
+def show_models(name: str, as_json: bool, with_refused: bool = False) -> None:
+    """The table of `grid models`: what can be used and, on request, what cannot."""
     from grid.model_list import listed_models
 
     every = listed_models()
@@ -38,8 +41,14 @@ def show_models(name: str, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(found, indent=1))
         return
-    for one in found:
+    usable = [one for one in found if not one["refused"]]
+    refused = [one for one in found if one["refused"]]
+    # Of what was asked for by name the reason is the answer.
+    shown = [*usable, *(refused if with_refused or not usable else [])]
+    for one in shown:
         typer.echo("\n".join(_words(one)))
+    if left := len(found) - len(shown):
+        typer.echo(f"{left} more cannot be used: --all tells why")
     if any(tag["quick_gelu"] for one in found for tag in one["tags"]):
         typer.echo("* trained with QuickGELU, which the tag brings along")
 

@@ -33,6 +33,15 @@ _SPECIAL = re.compile(r"[-+]?\.(inf|nan)", re.IGNORECASE)
 _WORDS = {"": None, "~": None, "null": None, "true": True, "false": False}
 
 
+OTHERWISE = {
+    **dict.fromkeys(("lrate", "learning_rate", "rate_of_learning"), "lr"),
+    **dict.fromkeys(("bs", "batch", "batchsize"), "batch_size"),
+    **{"wd": "weight_decay", "warmup": "warmup_steps", "num_epochs": "epochs", "arch": "model"},
+    **{"poison_rates": "rates", "poison_rate": "rates", "num_seeds": "seeds"},
+}
+"""What others call our keys, where the spelling does not tell."""
+
+
 @dataclass(frozen=True, slots=True)
 class Where:
     """A place in a file. ``line`` counts from 1; 0 is unknown."""
@@ -54,6 +63,8 @@ class Where:
         return ": ".join(part for part in (file, self.path) if part)
 
     def error(self, message: str) -> UsageError:
+        # A message may begin with what its place ends with, such as a method's name.
+        message = message.removeprefix(f"{self.path.rpartition('.')[2]}: ")
         place = str(self)
         return UsageError(f"{place}: {message}" if place else message)
 
@@ -122,7 +133,9 @@ class Raw:
             if name not in names:
                 place = dataclasses.replace(self.where, line=item.where.line)
                 table = ", ".join(names) if names else "nothing can be set here"
-                raise place.error(f"unknown key {name!r}.{near(name, names)} Known: {table}.")
+                meant = OTHERWISE.get(name)
+                hint = f" Did you mean {meant!r}?" if meant in names else near(name, names)
+                raise place.error(f"unknown key {name!r}.{hint} Known: {table}.")
 
     def plain(self) -> Any:
         data = self.node.data

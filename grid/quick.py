@@ -227,13 +227,15 @@ def exit_code(counts: Mapping[str, int]) -> int:
 
 
 def plan_summary(
-    source: Source, out: Path, store_uri: str, *, on: str | None = None
+    source: Source, out: Path, store_uri: str, *, on: str | None = None, only: str | None = None
 ) -> dict[str, Any]:
-    """What a run would do. Of a finished grid, without planning."""
+    """What a run would do, of all cells or of those that a filter takes. Of a finished grid,
+    without planning."""
     plan = _remembered(source, out)
     is_finished = plan is not None and finished_run(source, out) is not None
     if (
         plan is not None
+        and only is None
         and is_finished
         and plan.get("store") == shown(store_uri)
         and "summary" in plan
@@ -261,9 +263,18 @@ def plan_summary(
         history = History(Path(store.root, "history.json") if store.local else None, device)
     final = SETTLED | {Status.CANCELLED}
     settled = {cell for cell, (status, _) in outcomes_in(out).items() if status in final}
+    if only is not None:
+        from grid.filters import parse_filter, require_match
+
+        taken = parse_filter(only)
+        require_match(taken, [cell.cell for cell in made.cells])
+        left_out = {cell.key for cell in made.cells if not taken.matches(cell.cell)}
+        settled |= left_out
     room = on_lanes(grid.execution, grid.execution.lanes or os.cpu_count() or 1)
     found = summary(made, done, history, room, settled)
-    if plan is not None and is_finished:
+    if only is not None:
+        found["taken"] = len(made.cells) - len(left_out)
+    if plan is not None and is_finished and only is None:
         with contextlib.suppress(OSError):
             body = {**plan, "summary": found, "store": shown(store_uri)}
             (out / "plan.json").write_text(json.dumps(body))

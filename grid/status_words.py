@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from grid.schema import STATUS_WORDS
+from victims.errors import counted
 
 
 def status_words(found: Mapping[str, Any]) -> str:
@@ -59,7 +60,7 @@ def driver_words(found: Mapping[str, Any], command: str = "grid run") -> str:
             paused = "; paused: a new run starts nothing until `grid resume`"
         return f"{state} {ago}{why}{paused}"
     paused = "; nothing new starts until `grid resume`" if state == "paused" else ""
-    return f"{state}, {who}, {found['lanes']} lanes, heard {ago}{paused}"
+    return f"{state}, {who}, {counted(found['lanes'], 'lane')}, heard {ago}{paused}"
 
 
 def _time(found: Mapping[str, Any]) -> Iterator[str]:

@@ -142,6 +142,15 @@ def test_changes_are_told_and_meant(tmp_path: Path, capsys: pytest.CaptureFixtur
     grid = load_grid(str(out))
     assert (grid.name, grid.seeds, grid.victim.lr) == ("mine", (3, 4), 1e-3)
     assert "# --set seeds=[3, 4]" in out.read_text()
+    # What was not changed stands as it was written, comments and all.
+    kept = grid_source("demo").text.split("attacks:")[1].split("recipes:")[0]
+    assert kept in out.read_text()
+    assert "seeds: [3, 4]\n" in out.read_text()
+    for wrong, meant in (("attaks=[badnet]", "attacks"), ("recipes.victim.lrate=1", "lr")):
+        refused = call(capsys, "init", "demo", "--set", wrong)
+        assert (refused.code, f"Did you mean '{meant}'?" in refused.err) == (2, True)
+    # Whether the files that a grid names are there is asked when it is planned.
+    assert call(capsys, "init", "rn50-cc3m", "--set", "seeds=[0]").code == 0
     for wrong in ("seeds", "=1", "target.name=x"):
         refused = call(capsys, "init", "demo", "--set", wrong)
         assert (refused.code, f"--set {wrong}" in refused.err) == (2, True)

@@ -95,10 +95,10 @@ def test_without_guides_the_reference_judges(tmp_path: Path) -> None:
 
 
 def test_a_defense_may_ask_some_of_the_guides(tmp_path: Path) -> None:
-    guides = {"a": {}, "b": {"recipe": {"epochs": 2}}, "c": {"recipe": {"epochs": 3}}}
-    defenses = [{"cgd_classifier": {**CGD, "guides": ["c", "a"], "as": "cgd"}}]
+    guides = {"public": {}, "b": {"recipe": {"epochs": 2}}, "c": {"recipe": {"epochs": 3}}}
+    defenses = [{"cgd_classifier": {**CGD, "guides": ["c", "public"], "as": "cgd"}}]
     found = load(tmp_path, guides=guides, defenses=defenses)
-    assert [entry.label for entry in found.defenses] == ["none", "cgd", "cgd@a"]
+    assert [entry.label for entry in found.defenses] == ["none", "cgd", "cgd@public"]
 
 
 REFUSED = [
@@ -126,10 +126,11 @@ REFUSED = [
     ({"guides": {"a": {"recipe": {"batch_size": 4096}}}}, "a batch of 4096 is larger than its da"),
     ({"guides": {"a": {"recipe": {"seed": -1}}}}, "a seed is a whole number from 0"),
     (
-        {"guides": {"a": {}}, "defenses": [{"cgd_classifier": {"guides": ["a", "a"]}}]},
-        "a is given twice",
+        {"defenses": [{"cgd_classifier": {"guides": ["public", "public"]}}]},
+        "public is given twice",
     ),
-    ({"guides": {"a": {}}, "defenses": [{"cgd_classifier": {"guides": []}}]}, "the list is empty"),
+    ({"guides": {"weak": {}}}, "nothing tells how weak differs from the public model"),
+    ({"defenses": [{"cgd_classifier": {"guides": []}}]}, "the list is empty"),
     ({"defenses": [{"cgd_classifier": {"prompt": "a {} {x}"}}]}, "prompt must be a text with one"),
     ({"defenses": [{"finetune": {"recipe": {"lr": {}}}}]}, "are a CLIP's"),
     (
@@ -141,7 +142,7 @@ REFUSED = [
         "give `public` at least one batch of 64 rows",
     ),
     ({"guides": {"a": {"cell": "x", "of": "supervised-demo"}}}, "its victims are no CLIPs"),
-    ({"guides": {"a": {}}, "defenses": [{"cgd_classifier": {"guides": ["b"]}}]}, "no guide called"),
+    ({"defenses": [{"cgd_classifier": {"guides": ["b"]}}]}, "no guide called"),
     ({"defenses": [{"finetune": {"guides": ["public"]}}]}, "finetune asks no judge"),
     ({"evaluate": {"probe": True}}, "probe is measured on CLIPs"),
     ({"recipes": {**LABELLED["recipes"], "victim": {**FIT, "momentum": 1.0}}}, "momentum must lie"),

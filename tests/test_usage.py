@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from analysis import Results
+from grid.nodes import parse
 from grid.schema import AskedError
 from tests.boards import steady, write_board
 from tests.grids import call
+from victims.errors import counted
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +85,41 @@ def test_places_that_cannot_be_written_are_one_line(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
     assert call(capsys, "init", "smoke", "--out", "new/dir/x.yaml").code == 0
     assert (tmp_path / "new" / "dir" / "x.yaml").is_file()
+
+
+def test_lists_take_part_of_a_name_and_show_what_can_be_used(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    every, refused = (call(capsys, "models", *more).out for more in ((), ("--all",)))
+    assert every.count("cannot be used:") == 1
+    assert "more cannot be used: --all tells why" in every
+    assert "cannot be used:" in refused
+    assert refused.index("cannot be used:") > refused.index("RN50x64"), "those that can come first"
+    rn50 = call(capsys, "ls", "models", "rn50").out
+    assert "RN50" in rn50
+    assert "ViT" not in rn50
+    assert call(capsys, "ls", "attacks", "badn").out.startswith("badnet ")
+    assert "Did you mean 'roclip'?" in call(capsys, "ls", "defenses", "clip2").err
+
+
+def test_one_of_a_thing_is_one() -> None:
+    assert (counted(1, "victim"), counted(2, "victim")) == ("1 victim", "2 victims")
+    assert counted(1, "stratum", "strata") == "1 stratum"
+    assert counted(1200, "stratum", "strata") == "1,200 strata"
+
+
+def test_a_plan_may_be_of_some_cells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    places = ("--out", tmp_path / "out", "--store", tmp_path / "store", "--json")
+    whole, some = (
+        json.loads(call(capsys, "plan", "smoke", *places, *more).out)
+        for more in ((), ("--only", "attack=badnet defense=none"))
+    )
+    assert 0 < some["stages_to_run"] < whole["stages_to_run"]
+    assert 0 < some["taken"] < whole["cells"]
+    wrong = call(capsys, "plan", "smoke", *places, "--only", "attack=badnt")
+    assert (wrong.code, "Did you mean 'badnet'?" in wrong.err) == (2, True)
+
+
+def test_a_place_in_a_file_and_a_message_name_a_method_once(tmp_path: Path) -> None:
+    given = parse("badnet: {patch: 900}", "x.yaml").items()["badnet"]
+    assert str(given.error("badnet: patch 900")) == "x.yaml:1: badnet: patch 900"

@@ -39,3 +39,8 @@ def unknown(what: str, name: str, known: Iterable[str], where: str = "") -> Usag
     return UsageError(
         f"{place}no {what} called {name!r}.{near(name, table)} Known: {', '.join(table)}."
     )
+
+
+def counted(number: int, noun: str, many: str = "") -> str:
+    """A number of things in words: ``1 cell``, ``2 cells``; ``many`` where it is not noun and s."""
+    return f"{number:,} {noun if number == 1 else many or noun + 's'}"

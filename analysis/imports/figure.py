@@ -154,7 +154,7 @@ def _metric_faults(raw: Raw) -> Iterable[str]:
         )
         return
     allowed = next(known for start, known in VARIANTS.items() if raw.metric.startswith(start))
-    if raw.variant not in allowed:
+    if raw.variant and raw.variant not in allowed:
         yield f"variant {raw.variant!r} of {raw.metric}; allowed: {', '.join(allowed)}"
 
 

@@ -49,8 +49,9 @@ def _check_header(header: Sequence[str], where: str) -> None:
     faults += [f"unknown column {n!r}.{near(n, COLUMNS)}" for n in header if n not in COLUMNS]
     faults += [f"column {n!r} twice" for n in dict.fromkeys(header) if header.count(n) > 1]
     if faults:
+        told = "; ".join(faults) + ("" if faults[-1].endswith("?") else ".")
         raise SchemaError(
-            f"{where}: line 1: {'; '.join(faults)}. Wanted: {', '.join(REQUIRED)}, arxiv or doi,"
+            f"{where}: line 1: {told} Wanted: {', '.join(REQUIRED)}, arxiv or doi,"
             f" rate or count; allowed besides: {', '.join(OPTIONAL)}."
         )
 
