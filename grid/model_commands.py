@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from grid.board_commands import ResultsOpt, results_folder
+from grid.new_files import writing
 from victims.errors import UsageError, near
 
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -86,7 +87,8 @@ def export(
     sought(results, cell, store)  # what is mistyped is told before torch is imported
     from grid.export import export_cell
 
-    found = export_cell(results, cell, out, store, victim=victim)
+    with writing("--out", out):
+        found = export_cell(results, cell, out, store, victim=victim)
     if as_json:
         names = ("cell", "model_key", "files", "was_there", "notes")
         body = {name: getattr(found, name) for name in names}

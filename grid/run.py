@@ -43,6 +43,7 @@ from grid.stages import Stage
 from grid.start_gate import StartVerdict, judge_start
 from grid.steering import Steering
 from grid.work import Ended
+from victims.errors import counted
 from victims.keys import Key
 from victims.store import Damaged, Store
 
@@ -182,7 +183,8 @@ class Driver(Scheduler):
         """Cells that nobody runs until they are requeued, for who wonders; then the last word."""
         cancelled = [c for c in self.plan.cells if self.status.get(c.key) == Status.CANCELLED]
         if cancelled:
-            self.say(f"{len(cancelled)} cells are cancelled; `grid requeue` opens them again")
+            told = counted(len(cancelled), "cell")
+            self.say(f"{told} cancelled; `grid requeue` opens them again")
         if self.asked:
             self._note_progress(executor, at_once=True)
         self.journal.state("stopped" if self.problem else "ended", self.problem)

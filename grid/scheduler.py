@@ -26,7 +26,7 @@ from grid.results import commit, versions
 from grid.schema import write_rows, write_table
 from grid.stages import PoisonStage, Stage
 from grid.work import Ended, Outcome
-from victims.errors import GridError
+from victims.errors import GridError, counted
 from victims.keys import Key
 from victims.recipe import Runtime
 from victims.store import Store
@@ -131,7 +131,8 @@ class Scheduler:
     def recover(self) -> None:
         """Put on record what a driver did here that was killed."""
         if lost := self.logbook.recover():
-            self.say(f"{lost} stages ran when the driver before this one died; they are on record")
+            told = counted(lost, "stage")
+            self.say(f"{told} ran when the driver before this one died; that is on record")
 
     def start(self) -> Executor:
         """What stages run on, as the grid file asks for it."""

@@ -116,7 +116,7 @@ def test_cells_of_a_stopped_run_are_cancelled_and_opened_again(
     # A run leaves them alone, and says so.
     again = call(capsys, "run", finished.file, "--executor", "serial", *where)
     assert again.code == 3
-    assert "3 cells are cancelled; `grid requeue` opens them again" in again.err
+    assert "3 cells cancelled; `grid requeue` opens them again" in again.err
     assert json.loads(call(capsys, "plan", finished.file, "--json", *where).out)["cells"] == 4
     opened = call(capsys, "requeue", out, "--only", "defense=finetune rate=0.1")
     assert opened.out.startswith("1 cell open again")

@@ -84,7 +84,7 @@ def test_the_command_writes_it_beside_the_results_with_nothing_heavy(
         capture_output=True,
     )
     nowhere = call(capsys, "report", tmp_path / "nothing")
-    assert (nowhere.code, "there is no such directory" in nowhere.err) == (1, True)
+    assert (nowhere.code, "there is no such directory" in nowhere.err) == (2, True)
 
 
 def test_a_grid_that_has_only_begun_has_a_report(tmp_path: Path) -> None:

@@ -78,6 +78,7 @@ def test_places_that_cannot_be_written_are_one_line(
         ("report mine --out folder", "is a folder"),
         ("report mine --out file/page.html", "cannot be written"),
         ("init smoke --out file/x.yaml", "cannot be written"),
+        ("report mine --out file/below/page.html", "cannot be written"),
     ):
         answer = call(capsys, *line.split())
         assert (answer.code, told in answer.err) == (2, True), answer.err

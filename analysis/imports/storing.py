@@ -15,7 +15,7 @@ from analysis.imports.figure import Known, checked
 from analysis.imports.reading import records_of
 from analysis.imports.table import is_table, read_table
 from analysis.imports.told import bare_rates, understood
-from grid.schema import SchemaError, write_table
+from grid.schema import SchemaError, no_such, write_table
 
 KINDS = ("table", "backdoorbench")
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
@@ -57,7 +57,7 @@ def import_file(
     lines = text.splitlines(keepends=True)
     kind = kind or _kind(lines, path.name)
     if kind not in KINDS:
-        raise SchemaError(f"no kind {kind!r} of file. There are: {', '.join(KINDS)}.")
+        raise no_such("kind", kind, KINDS, " of file")
     if kind == "table":
         if about:
             raise SchemaError("--about is for backdoorbench: a table says everything itself")
