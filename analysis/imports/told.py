@@ -47,7 +47,7 @@ def bare_rates(raws: Sequence[Raw]) -> list[str]:
     """Rates without a sign that are large for shares."""
     bare = dict.fromkeys(raw.rate.strip() for raw in raws if raw.rate and "%" not in raw.rate)
     return [
-        f"rate {text} is {100 * float(text):g} %: write {text}% if it is that much of a hundred"
+        f"rate {text} is {100 * float(text):g} %: write {text}% if percent were meant"
         for text in bare
         if _share(text) >= LARGE
     ]
