@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.common import Figure, Figures, interleaved, median, one_thread, ratio
 from victims.heads import WORTH_KEEPING, kept_head
-from victims.imagenet_files import imagenet_names
+from victims.imagenet_names import imagenet_names
 from victims.measuring import text_head
 from victims.models import Clip, ModelSpec, fresh
 from victims.prompts import IMAGENET80, prompt_templates

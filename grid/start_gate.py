@@ -17,9 +17,10 @@ import torch
 from grid.schema import NO_VICTIM
 from grid.stages import Bench, CorpusStage, GuideStage
 from victims.corpora import Reader, open_corpus
+from victims.heads import kept_head
 from victims.keys import Key, content_key
 from victims.lab import ModelRef
-from victims.measuring import PROTOCOL_VERSION, Share, clean_accuracy, text_head
+from victims.measuring import PROTOCOL_VERSION, Share, clean_accuracy
 from victims.models import NetSpec
 from victims.store import Store
 
@@ -58,7 +59,7 @@ class StartStage:
             model = bench.lab(self.model).load(ModelRef(self.reference.key))
             corpus = open_corpus(bench.store, self.tuning.key, Reader.TUNING)
             device = torch.device(bench.runtime.device)
-            head_KD = text_head(model, model.tokenizer, corpus.classes, corpus.templates, device)
+            head_KD = kept_head(bench.store, model, corpus.classes, corpus.templates, device)
             return {"clean_top1": clean_accuracy(model, head_KD, corpus, device).as_dict()}
 
         bench.memo(self.key, make)

@@ -75,6 +75,16 @@ def test_models_with_one_text_tower_share_it(tmp_path: Path, model: Clip) -> Non
     assert other.meter.texts_forward == 0
 
 
+def test_another_activation_is_another_head(tmp_path: Path, model: Clip) -> None:
+    """The weights of GELU and QuickGELU are alike, and one took the other's classifier."""
+    store = Store(tmp_path)
+    first = kept(store, model)
+    other = fresh(ModelSpec(quick_gelu=True), 0).eval()
+    assert heads.text_digest(other) == heads.text_digest(model)
+    assert torch.allclose(kept(store, other), slow(other), atol=1e-5)
+    assert not torch.allclose(kept(store, other), first, atol=1e-3)
+
+
 def test_every_text_weight_counts_and_every_prompt(model: Clip) -> None:
     first = head_key(model, CLASSES, TEMPLATES)
     assert head_key(fresh(ModelSpec(), 0), CLASSES, TEMPLATES) == first

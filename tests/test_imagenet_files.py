@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +33,10 @@ from tests.set_files import (
 from victims.corpora import Reader, build_corpus, corpus_key, open_corpus
 from victims.errors import GridError, UsageError
 from victims.evaluation_sets import EvaluationSet, evaluation_splits
-from victims.imagenet_files import imagenet, imagenet_names
+from victims.files_by_class import FilesByClass
+from victims.imagenet_files import imagenet
 from victims.imagenet_labels import require_cover
+from victims.imagenet_names import imagenet_names
 from victims.labelled_files import labelled_splits
 from victims.prompts import prompt_templates
 from victims.store import Store
@@ -368,12 +371,81 @@ def test_no_two_classes_have_one_name() -> None:
     assert names[954] == "banana"
 
 
+def known_ids() -> list[str]:
+    """The ids of the 1,000 classes, from a library that names them."""
+    spec = importlib.util.find_spec("timm")
+    assert spec is not None
+    assert spec.origin is not None
+    return (Path(spec.origin).parent / "data/_info/imagenet_synsets.txt").read_text().split()
+
+
+def thousand(root: Path, ids: Iterable[str]) -> Path:
+    root.mkdir()
+    write_tar(root / "val.tar", {f"{name}/a{name}.JPEG": encoded(0) for name in ids})
+    return root
+
+
 def test_a_thousand_classes_have_the_known_names_in_the_order_of_their_ids(tmp_path: Path) -> None:
-    ids = [f"n{10**7 + 7 * number:08d}" for number in range(1000)]
-    write_tar(tmp_path / "val.tar", {f"{wnid}/a.JPEG": encoded(0) for wnid in reversed(ids)})
-    found = imagenet(tmp_path)
+    ids = known_ids()
+    found = imagenet(thousand(tmp_path / "set", reversed(ids)))
     assert found.classes == imagenet_names()
     assert found.test().labels.tolist() == list(range(1000))
+    named = [Path(name).stem.removeprefix("a") for name, _ in found.test().files]
+    assert named == ids
+
+
+def test_names_are_given_to_no_folders_but_those_of_the_known_ids(tmp_path: Path) -> None:
+    """val/0 to val/999 were sorted as text: 988 of 1,000 labels were wrong, and nothing said so."""
+    numbered = thousand(tmp_path / "numbered", map(str, range(1000)))
+    with pytest.raises(UsageError, match=r"'0' is no id of WordNet.*1000 such.*classnames\.txt"):
+        imagenet(numbered)
+    others = thousand(tmp_path / "others", ["n99999999", *known_ids()[1:]])
+    with pytest.raises(UsageError, match=r"are not those of ImageNet's classes.*classnames\.txt"):
+        imagenet(others)
+    write(numbered, {"classnames.txt": "".join(f"class {n}\n" for n in range(1000))})
+    found = imagenet(numbered)
+    named = [int(Path(name).stem.removeprefix("a")) for name, _ in found.test().files]
+    assert named == found.test().labels.tolist() == list(range(1000))
+
+
+def test_training_folders_of_numbered_pictures_are_those_of_the_known_ids(tmp_path: Path) -> None:
+    """A table of numbers says the order of the ids, and folders must be these ids."""
+    names = [f"{n}.JPEG" for n in range(1000)]
+    labels = "".join(f"{name} {n}\n" for n, name in enumerate(names))
+    write_tar(tmp_path / "val.tar", {name: encoded(0) for name in names})
+    write(tmp_path, {"val.txt": labels})
+    (tmp_path / "train").mkdir()
+    for number in range(1000):
+        (tmp_path / "train" / str(number)).mkdir()
+    found = imagenet(tmp_path)
+    assert found.classes == imagenet_names()
+    with pytest.raises(UsageError, match="'0' is no id of WordNet"):
+        found.train()
+
+
+def test_of_training_pictures_only_those_that_are_asked_for_become_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list of 1.28 million was made to take 5,000 of them."""
+    root = made(tmp_path / "set", "sorted", "folders")
+    write_tar(root / "train" / f"{WNIDS[0]}.tar", {"only/there.JPEG": encoded(1), **trained(0)})
+    part = imagenet(root).train()
+    assert len(part.files) == len(part.labels) == 3 * TRAIN + 1
+    assert [int(name.split("/")[1]) for name, _ in part.files] == part.labels.tolist()
+    assert [name for name, _ in part.files] == sorted(name for name, _ in part.files)
+    kinds = {type(source) for name, source in part.files if "there" in name}
+    assert kinds == {Member}, "the others lie in a folder, too, and are read there"
+    assert {type(source) for name, source in part.files if "there" not in name} == {type(root)}
+    read: list[int] = []
+    whole = FilesByClass.__getitem__
+
+    def noted(files: FilesByClass, index: int) -> object:
+        read.append(index)
+        return whole(files, index)
+
+    monkeypatch.setattr(FilesByClass, "__getitem__", noted)
+    evaluation_splits("imagenet", str(root), SIZE, tuning=2)
+    assert len(read) == 3 * 2
 
 
 @pytest.mark.parametrize(

@@ -20,11 +20,11 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from victims import fingerprints
+from victims import fingerprints, label_readers
 from victims.corpora import Reader, build_corpus, corpus_key, open_corpus
 from victims.errors import GridError, UsageError
 from victims.label_readers import DATASETS, GTSRB_CLASSES
-from victims.labelled_files import LabelledFiles, fingerprint, labelled_splits
+from victims.labelled_files import LabelledFiles, fingerprint, labelled_splits, with_names
 from victims.plain_pickles import read_plain
 from victims.store import Store
 from victims.zero_shot_sets import ZERO_SHOT_SETS
@@ -799,13 +799,14 @@ def test_a_set_is_the_same_wherever_it_lies(tmp_path: Path, dataset: str) -> Non
 def test_a_change_of_any_file_is_another_set(tmp_path: Path, dataset: str) -> None:
     root = made(dataset, tmp_path / "set")
     specs = splits_of(dataset, root)
-    key, files = corpus_key(specs["suspect"]), DATASETS[dataset](root).files
+    found = DATASETS[dataset](root)
+    key, files = corpus_key(specs["suspect"]), found.files
     assert len(files) >= 3
     for path in list(files.values())[:: max(1, len(files) // 8)]:
         assert isinstance(path, Path)
         whole = path.read_bytes()
         path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-        digest = fingerprints.digest_files(files)
+        digest = with_names(fingerprints.digest_files(files), found)
         assert digest != specs["suspect"].fingerprint
         assert corpus_key(replace(specs["suspect"], fingerprint=digest)) != key
         path.write_bytes(whole)
@@ -827,6 +828,18 @@ def test_files_that_changed_since_the_plan_are_not_read(tmp_path: Path) -> None:
     picture(root / "train/polar_bear/0.png", noise(99, 8, 8, 3))
     with pytest.raises(UsageError, match="not those that were planned with"):
         rows_of(spec)
+
+
+def test_class_names_that_no_file_holds_are_in_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sign that got another name kept its key, and what was made with the old one was found."""
+    root = made("gtsrb", tmp_path / "set")
+    before = fingerprint("gtsrb", root)
+    names = list(label_readers.GTSRB_CLASSES)
+    names[0] = "limit of 20"
+    monkeypatch.setattr(label_readers, "GTSRB_CLASSES", tuple(names))
+    assert fingerprint("gtsrb", root) != before
 
 
 # --- the memory of fingerprints

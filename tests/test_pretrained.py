@@ -39,6 +39,7 @@ from grid.tuning.tuned import write_held_out
 from tests.campaigns import GRID, campaign, write_campaign_file
 from tests.grids import RECIPE, TINY, call, outcomes, run_serial, tiny_grid
 from tests.networks import ARCH, VIT, network, register
+from victims import heads
 from victims.architectures import architectures, cached, refusal, tag_names, tag_of
 from victims.errors import GridError, UsageError
 from victims.keys import file_sha256
@@ -607,7 +608,10 @@ def test_no_victim_is_trained_from_weights_that_fail(
     assert "4 skipped (gate not passed)" in shown.out
 
 
-def test_weights_that_reach_the_gate_exactly_pass_it(tmp_path: Path) -> None:
+def test_weights_that_reach_the_gate_exactly_pass_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heads, "WORTH_KEEPING", 1)
     weights_file(tmp_path)
     gate = {**TINY["gate"], "reference": 0}
     store = tmp_path / "store"
@@ -618,6 +622,7 @@ def test_weights_that_reach_the_gate_exactly_pass_it(tmp_path: Path) -> None:
         stage.run(bench)
     found = bench.store.need(first.start.key).meta["clean_top1"]
     assert found["n"] == 32
+    assert len(bench.store.keys("head")) == 1, "a long list of prompts is read once for all"
     for hits, passes in ((found["successes"], True), (found["successes"] + 1, False)):
         gate = {**TINY["gate"], "reference": hits / 32}
         grid = grid_from(tmp_path / f"{passes}", str(tmp_path / "w.safetensors"), gate=gate)

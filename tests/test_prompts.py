@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from victims.errors import UsageError
+from victims.errors import GridError, UsageError
 from victims.label_readers import DATASETS
 from victims.prompts import TEMPLATE_LISTS, default_templates, prompt_templates
 from victims.retrieval_sets import RETRIEVAL_SETS
@@ -23,6 +23,17 @@ def test_the_80_templates_are_those_of_the_lineage_in_its_order() -> None:
     said = "\n".join(template.format("X") for template in found)
     assert hashlib.sha256(said.encode()).hexdigest() == LINEAGE
     assert len(set(found)) == len(found) == 80
+
+
+def test_other_templates_than_openai_s_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library that swaps two of them, or a word, would change every number."""
+    from open_clip import zero_shot_metadata
+
+    own = zero_shot_metadata.OPENAI_IMAGENET_TEMPLATES
+    for changed in ((own[1], own[0], *own[2:]), (lambda c: f"an image of {c}.", *own[1:])):
+        monkeypatch.setattr(zero_shot_metadata, "OPENAI_IMAGENET_TEMPLATES", changed)
+        with pytest.raises(GridError, match="not OpenAI's 80 in their order"):
+            prompt_templates("imagenet80")
 
 
 @pytest.mark.parametrize("name", TEMPLATE_LISTS)

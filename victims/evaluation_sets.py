@@ -115,9 +115,10 @@ def evaluation_splits(
     asked = {"tuning": (tuning_from, 0, tuning), "clean": (tuning_from, tuning, probe)}
     asked = {split: about for split, about in asked.items() if about[2]}
     held = tuning + probe if tuning_from == "test" else 0
-    splits: dict[str, EvaluationSet] = {}
+    splits, parts = dict[str, EvaluationSet](), dict[PartName, Part]()
     for split, (name, skip, per_class) in {**asked, "report": ("test", held, 0)}.items():
-        part = part_of(found, name)
+        part = parts[name] if name in parts else part_of(found, name)
+        parts[name] = part
         rows = _rows(part.labels, name, skip, per_class, seed)
         if split == "report" and report is not None:
             if report > len(rows):

@@ -50,7 +50,9 @@ def head_key(
         for template in templates:
             prompts.update(mark(template.format(name)).encode("utf-8", "surrogateescape") + b"\0")
     params = {
-        "arch": model.spec.arch,
+        # The architecture and all that shapes its towers, the activation above all: weights are
+        # the same under another one, and what they make of a prompt is not.
+        "model": model.spec,
         "text": text_digest(model),
         "reads": preprocess_digest(model),
         "prompts": prompts.hexdigest(),

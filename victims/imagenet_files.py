@@ -7,15 +7,16 @@ same shape with fewer classes is read, too, if it brings the names of its classe
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from victims.errors import GridError, UsageError
+from victims.errors import GridError
+from victims.files_by_class import FilesByClass
 from victims.imagenet_labels import TABLES, Label, labels_of, require_cover
+from victims.imagenet_names import NUM_CLASSES, imagenet_names, in_order, names_of, require_known
 from victims.picture_files import (
     ENDINGS,
     Found,
@@ -25,8 +26,6 @@ from victims.picture_files import (
     listed,
     named_part,
     pictures_in,
-    require_unique,
-    text_of,
 )
 from victims.tar_files import Source, members
 
@@ -34,13 +33,6 @@ _HOMES: Final = ("", "imagenet", "ImageNet", "ILSVRC2012", "ILSVRC/Data/CLS-LOC"
 _FOLDERS: Final = ("val", "validation", "ILSVRC2012_img_val")
 _TARS: Final = ("ILSVRC2012_img_val.tar", "val.tar")
 _KIT: Final = "ILSVRC2012_devkit_t12/data"
-NUM_CLASSES: Final = 1000
-# The list that comes with open_clip has two names twice, which were equal text weights: their
-# classes get the first word that WordNet has for them.
-_TWICE: Final[Mapping[int, tuple[str, str]]] = {
-    744: ("missile", "projectile"),
-    836: ("sunglasses", "sunglass"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +54,7 @@ def imagenet(root: Path) -> Found:
         (name.rpartition("/")[2], numbers[name], source) for name, source in found.pictures.items()
     ]
     test = partial(named_part, "val", pictures)
-    train = partial(_train, home, wnids, len(names))
+    train = partial(_train, home, wnids, names)
     files = files_of(test, train) if (home / "train").is_dir() else files_of(test)
     return Found(classes=names, files=files, train=train, test=test, names_apart=True)
 
@@ -122,8 +114,8 @@ def _classes(
             wanted = f"labels of the flat pictures ({', '.join(TABLES)})"
             raise absent("imagenet", wanted, home, "Put one there, or sort them into folders.")
         labels, where = told
-    wnids = sorted({label for label in labels.values() if isinstance(label, str)})
-    names, of_names = _names(places, wnids)
+    wnids = in_order(label for label in labels.values() if isinstance(label, str))
+    names, of_names = names_of(places, wnids)
     number: dict[Label, int] = {wnid: place for place, wnid in enumerate(wnids)}
     numbers = {name: number.get(label, -1) for name, label in labels.items()}
     if not wnids:
@@ -132,59 +124,9 @@ def _classes(
     return numbers, wnids or of_names, names
 
 
-def _names(places: Sequence[Path], wnids: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
-    """Names of the classes, and their ids where the file of the names says them."""
-    for place in places:
-        text, table = place / "classnames.txt", place / "classes.json"
-        if text.is_file():
-            names = [line.strip() for line in text_of(text).splitlines()]
-            if wnids and len(names) != len(wnids):
-                raise UsageError(
-                    f"{text}: {len(names)} names for {len(wnids)} classes; it needs one a line, in"
-                    f" the order of the ids ({', '.join(wnids[:3])}, ...)"
-                )
-            return require_unique(names, text), []
-        if table.is_file():
-            named = _by_wnid(table)
-            if unnamed := [wnid for wnid in wnids if wnid not in named]:
-                raise UsageError(f"{table}: no name for {', '.join(unnamed[:5])}")
-            ids = list(wnids) or sorted(named)
-            return require_unique([named[wnid] for wnid in ids], table), ids
-    if wnids and len(wnids) != NUM_CLASSES:
-        raise UsageError(
-            f"imagenet: {len(wnids)} classes in {places[0]}, and the names that are known are those"
-            f" of all {NUM_CLASSES}. Put classnames.txt there (a name a line, in the order of the"
-            ' ids) or classes.json ({"n01440764": "tench", ...}).'
-        )
-    return imagenet_names(), []
-
-
-def _by_wnid(table: Path) -> dict[str, str]:
-    try:
-        named = json.loads(text_of(table))
-    except ValueError as error:
-        raise GridError(f"{table}: no JSON ({error})") from error
-    if not isinstance(named, dict) or not all(isinstance(n, str) for n in named.values()):
-        raise GridError(f'{table}: needs names by id, {{"n01440764": "tench", ...}}')
-    return named
-
-
-def imagenet_names() -> tuple[str, ...]:
-    """The names of all classes: OpenAI's, as open_clip has them, no name twice."""
-    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES  # slow to import
-
-    names = list(IMAGENET_CLASSNAMES)
-    if len(names) != NUM_CLASSES:
-        raise GridError(f"open_clip has {len(names)} names of ImageNet's {NUM_CLASSES} classes")
-    for index, (shared, own) in _TWICE.items():
-        if names[index] == shared:
-            names[index] = own
-    return require_unique(names, Path("open_clip.zero_shot_metadata"))
-
-
-def _train(home: Path, wnids: Sequence[str], num_classes: int) -> Part:
+def _train(home: Path, wnids: Sequence[str], names: Sequence[str]) -> Part:
     """Training pictures from a folder or a tar file for each class."""
-    folder, pictures = home / "train", list[tuple[str, int, Source]]()
+    folder = home / "train"
     advice = (
         "Training pictures lie in train/n01440764/ or train/n01440764.tar, one for each class."
         " Without any, what is held out for tuning can be cut from the validation pictures, if"
@@ -192,19 +134,18 @@ def _train(home: Path, wnids: Sequence[str], num_classes: int) -> Part:
     )
     if not folder.is_dir():
         raise absent("imagenet", "train/", home, advice)
-    # Where the labels are numbers, they are in the order of the ids.
-    there = sorted({path.name.removesuffix(".tar") for path in listed(folder)})
-    wnids = wnids or there
-    if len(wnids) != num_classes:
-        raise absent("imagenet", f"a folder or .tar for each of {num_classes}", folder, advice)
-    for number, wnid in enumerate(wnids):
+    if not wnids:
+        # Where the labels are numbers, they are in the order of the ids.
+        wnids = in_order(path.name.removesuffix(".tar") for path in listed(folder))
+        if len(wnids) == len(names) == NUM_CLASSES and tuple(names) == imagenet_names():
+            require_known(wnids, folder)
+    if len(wnids) != len(names):
+        raise absent("imagenet", f"a folder or .tar for each of {len(names)}", folder, advice)
+    files = FilesByClass("train")
+    for wnid in wnids:
         archive = folder / f"{wnid}.tar"
         inner = _in_tar(archive) if archive.is_file() else {}
-        here: dict[str, Source] = {
-            PurePosixPath(name).name: source for name, source in inner.items()
-        }
-        here |= {path.name: path for path in pictures_in(folder / wnid)}
-        if not here:
+        inside = {PurePosixPath(name).name: source for name, source in inner.items()}
+        if not files.add(folder / wnid, inside):
             raise absent("imagenet", f"pictures of class {wnid}", folder, advice)
-        pictures.extend((name, number, source) for name, source in here.items())
-    return named_part("train", pictures)
+    return files.part()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -62,7 +63,8 @@ def gtsrb(root: Path) -> Found:
     labels = _sign_labels(table)
     test = _annotated("gtsrb", signs / "Final_Test" / "Images", labels, table)
     files = {"GT-final_test.csv": table, **_named(signs, [*train, *test])}
-    return _found(GTSRB_CLASSES, files, train, test)
+    # No file of the set names its classes.
+    return replace(_found(GTSRB_CLASSES, files, train, test), names_apart=True)
 
 
 def _sign_labels(table: Path) -> dict[str, int]:

@@ -154,7 +154,17 @@ def files_of(*parts: Callable[[], Part]) -> Lazily:
 
 def pictures_in(folder: Path) -> list[Path]:
     """The picture files right in a folder, by name. No such folder holds none."""
-    return [path for path in listed(folder) if path.suffix.lower() in ENDINGS]
+    return [folder / name for name in picture_names(folder)]
+
+
+def picture_names(folder: Path) -> list[str]:
+    """The names of the picture files right in a folder, sorted."""
+    names = os.listdir(folder) if folder.is_dir() else []  # noqa: PTH208 - a million paths are slow
+    return sorted(
+        name
+        for name in names
+        if not name.startswith(".") and name[max(name.rfind("."), 0) :].lower() in ENDINGS
+    )
 
 
 def listed(folder: Path) -> list[Path]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Final
 
 from victims.errors import GridError, UsageError, unknown
 
 IMAGENET80: Final = "imagenet80"
+# SHA-256 of the 80 templates with the class X, joined by newlines, in the order of the published
+# code that figures are compared with.
+_IMAGENET80_SHA256: Final = "594f98a56e7af82b48805f2801515b385496071266ec194bc78fb0fdf2ee3377"
 _LISTS: Final[Mapping[str, tuple[str, ...]]] = {
     "label": ("{}",),
     "photo": ("a photo of a {}.",),
@@ -79,6 +83,11 @@ def _imagenet80() -> tuple[str, ...]:
 
     # They are functions there; a class called {} gives the template back.
     found = tuple(str(template("{}")) for template in OPENAI_IMAGENET_TEMPLATES)
-    if len(found) != 80 or any(template.count("{}") != 1 for template in found):
-        raise GridError(f"open_clip has {len(found)} templates of ImageNet, of other forms than 80")
+    said = "\n".join(template.replace("{}", "X") for template in found)
+    if hashlib.sha256(said.encode()).hexdigest() != _IMAGENET80_SHA256:
+        raise GridError(
+            f"open_clip's {len(found)} templates of ImageNet are not OpenAI's 80 in their order:"
+            " another version of open_clip has changed them. Install the one of constraints.txt, or"
+            " write your own list of templates."
+        )
     return found
