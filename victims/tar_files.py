@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from victims.errors import GridError
+from victims.tar_headers import BoundedHeader, Oversized
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ def _members(archive: Path, size: int, changed: int) -> Mapping[str, Member]:
     found: dict[str, Member] = {}
     try:
         # "r:" takes no compression: offsets mean nothing in a file that must be inflated first.
-        with tarfile.open(archive, "r:") as tar:
+        with tarfile.open(archive, "r:", tarinfo=BoundedHeader) as tar:
             for entry in tar:
                 path = PurePosixPath(entry.name)
                 # Links point elsewhere, and a sparse file's bytes are not in one piece.
@@ -62,6 +63,8 @@ def _members(archive: Path, size: int, changed: int) -> Mapping[str, Member]:
                 if name in found:
                     raise GridError(f"{archive}: holds {name} twice")
                 found[name] = Member(archive, name, entry.offset_data, entry.size)
+    except (Oversized, MemoryError) as error:
+        raise GridError(f"{archive}: cannot be read ({error or type(error).__name__})") from error
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         raise GridError(
             f"{archive}: not a plain tar file ({type(error).__name__}: {error}). One that is"

@@ -16,10 +16,13 @@ from typing import IO, Any, Final
 from victims.errors import UsageError
 from victims.ingest.items import MAX_PICTURE_BYTES, Item, Job, Reason, Request, first_line, shown
 from victims.ingest.tables import CAPTION_COLUMNS, column, several
+from victims.tar_headers import BoundedHeader
 
 PICTURES: Final = {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm"}
 TEXTS: Final = ("txt", "caption", "json")
-_BROKEN: Final = (tarfile.TarError, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError)
+_BROKEN: Final = (
+    *(tarfile.TarError, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, MemoryError),
+)
 _BLOCK: Final = 512
 IMAGE_COLUMNS: Final = ("image", "jpg", "png", "webp", "image_bytes", "bytes", "img")
 _READ_ROWS: Final = 64
@@ -31,8 +34,10 @@ def tar_items(job: Job, request: Request) -> Iterator[Item]:
     """The samples of a shard; what is wrong with the shard itself is its last candidate."""
     key, sample = "", Sample()
     try:
-        with tarfile.open(job.path, "r:*") as tar:
+        with tarfile.open(job.path, "r:*", tarinfo=BoundedHeader) as tar:
             for member in tar:
+                # Nobody asks for an earlier one, and a small archive may hold millions.
+                tar.members.clear()  # type: ignore[attr-defined]
                 name, ending = _split(member.name)
                 if not member.isfile() or PurePosixPath(member.name).name.startswith("."):
                     continue

@@ -5,7 +5,6 @@ Each yields candidates in the order of its file; a path is as written, below the
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from typing import Any, Final
 
 from victims.errors import UsageError, near
 from victims.ingest.items import Item, Reason, Request, first_line, shown
+from victims.ingest.table_rows import table_rows
 from victims.picture_files import ENDINGS
 
 IMAGE_COLUMNS: Final = (
@@ -32,25 +32,17 @@ def csv_items(path: Path, request: Request) -> Iterator[Item]:
         first = file.readline()
         file.seek(0)
         separator = request.separator or ("\t" if "\t" in first else ",")
-        reader = csv.reader(file, delimiter=separator)
-        header = next(reader, [])
+        header, rows = table_rows(file, separator)
         at_image, at_caption = _columns(path, header, request)
-        while True:
-            source = f"{shown(path.name)}:{reader.line_num + 1}"
-            try:
-                row = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield Item(source, reason=Reason.MALFORMED_ROW, detail=first_line(error))
-                continue
-            if not row:
-                continue
-            if len(row) <= max(at_image, at_caption):
-                detail = f"{len(row)} columns of {len(header)}"
+        for row in rows:
+            source = f"{shown(path.name)}:{row.line}"
+            if row.fault:
+                yield Item(source, reason=Reason.MALFORMED_ROW, detail=row.fault)
+            elif len(row.columns) <= max(at_image, at_caption):
+                detail = f"{len(row.columns)} columns of {len(header)}"
                 yield Item(source, reason=Reason.MALFORMED_ROW, detail=detail)
             else:
-                yield pair(source, row[at_image], row[at_caption])
+                yield pair(source, row.columns[at_image], row.columns[at_caption])
 
 
 def _columns(path: Path, header: Sequence[str], request: Request) -> tuple[int, int]:

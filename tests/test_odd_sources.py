@@ -1,0 +1,95 @@
+"""Tables with stray quotes, and archives that ask for more memory than there is: rows and shards
+are lost one at a time, and each is counted."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.pairs import ingested, request, world_pairs, write_shards, write_tar
+from victims.errors import GridError
+from victims.ingest.items import Job
+from victims.ingest.shards import tar_items
+from victims.ingest.tables import csv_items
+from victims.tar_files import members
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_a_header_of_any_size_is_not_read_into_memory(tmp_path: Path, mode: str) -> None:
+    """A shard of some kilobytes could ask for as much memory as there is."""
+    (pair, *_), path = world_pairs(1), tmp_path / "s.tar"
+    huge = tarfile.TarInfo("x")
+    huge.type, huge.size = tarfile.XHDTYPE, 3 << 20
+    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
+        for name, data in ((pair.name, pair.png), ("00000.txt", b"first")):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+        tar.addfile(huge, io.BytesIO(bytes(huge.size)))
+        tar.addfile(tarfile.TarInfo("y.txt"))
+    (item,) = tar_items(Job(index=0, path=str(path), name="s.tar"), request(path))
+    assert item.reason == "unreadable_shard"
+    assert "extended header of 3145728 bytes" in item.detail
+    if mode == "w":
+        said = r"s\.tar: cannot be read \(an extended header of 3145728"
+        with pytest.raises(GridError, match=said):
+            members(path)
+
+
+def test_a_long_name_is_no_large_header(tmp_path: Path) -> None:
+    (pair, *_), stem = world_pairs(1), "a" * 300
+    write_tar(tmp_path / "s.tar", [(f"{stem}.png", pair.png), (f"{stem}.txt", b"kept")])
+    assert ingested(request(tmp_path / "s.tar"), tmp_path / "out").folder.rows == 1
+
+
+def test_memory_that_does_not_suffice_costs_a_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = write_shards(tmp_path / "in", world_pairs(1), 1)
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(tarfile, "open", full)
+    (item,) = tar_items(Job(index=0, path=str(shards / "000.tar"), name="000.tar"), request(shards))
+    assert (item.reason, item.detail) == ("unreadable_shard", "MemoryError")
+
+
+TABLES: list[tuple[str, str, dict[str, str], int]] = [
+    # A quote that nothing closes is a character, and swallows nobody.
+    ("tab", 'a\t"stray\nb\ttwo\n', {"a": '"stray', "b": "two"}, 0),
+    ("tab", 'a\t"so" he said\nb\ttwo\n', {"a": '"so" he said', "b": "two"}, 0),
+    ("tab", 'a\t"said ""so"""\nb\t"two"\n', {"a": 'said "so"', "b": "two"}, 0),
+    # Closed some rows later, it may as well have been meant: one row is counted, and none lost.
+    ("tab", 'a\t"stray\nb\ttwo\nc\tends"\n', {"b": "two", "c": 'ends"'}, 1),
+    (",", 'a,"stray\nb,two\nc,ends"\nd,four\n', {"b": "two", "c": 'ends"', "d": "four"}, 1),
+    (
+        ",",
+        'a,"one, two"\nb,"over\nlines"\nc,x\n',
+        {"a": "one, two", "b": "over\nlines", "c": "x"},
+        0,
+    ),
+    (",", 'a,"so" he said\nb,two\n', {"a": '"so" he said', "b": "two"}, 0),
+    (",", 'a,one\nb,"cut of', {"a": "one"}, 1),
+    (",", "a,one, and a half\nb,two,\n\nc\n", {"b": "two"}, 2),
+    (",", 'a,"x\ny",b,c\nd,e\n', {"d": "e"}, 2),
+]
+
+
+@pytest.mark.parametrize(("separator", "body", "pairs", "malformed"), TABLES)
+def test_no_row_of_a_table_swallows_another(
+    separator: str, body: str, pairs: dict[str, str], malformed: int, tmp_path: Path
+) -> None:
+    """A caption that began with a quote took the six rows behind it, and nothing was counted."""
+    between = "\t" if separator == "tab" else ","
+    path = tmp_path / "a.csv"
+    path.write_bytes(f"image{between}caption\n{body}".encode())
+    items = list(csv_items(path, request(path)))
+    assert {item.image: item.caption for item in items if item.reason is None} == pairs
+    assert [item.reason for item in items if item.reason] == ["malformed_row"] * malformed
+    lines = {int(item.source.rpartition(":")[2]) for item in items}
+    assert len(lines) == len(items), "every row says its own line"
