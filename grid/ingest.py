@@ -26,7 +26,7 @@ from victims.ingest.items import Job, Reason, Request
 from victims.ingest.join import JOINING, join
 from victims.ingest.keep import Kept, choose
 from victims.ingest.sources import Prepared, prepare, source_state, state_digest
-from victims.ingest.work import rows_path
+from victims.ingest.work import read_part, rows_path, settle
 from victims.ingested import MANIFEST, WORK, Folder, read_folder
 
 PLAN = "plan.json"
@@ -62,6 +62,7 @@ def ingest(request: Request, out: Path, how: How, say: Callable[[str], None]) ->
         _check_room(run)
         if not (run.work / JOINING).exists():
             run_parts(run)
+            _require_whole(run)
         num_parts = _num_parts(run)
         kept = choose(run.work, num_parts, request.limit)
         _check_skips(run, kept)
@@ -150,6 +151,7 @@ def _prepared(run: Run) -> Prepared:
     }
     scratch = run.work / f".{PLAN}.tmp"
     scratch.write_text(json.dumps(body), encoding="utf-8")
+    settle(scratch)
     scratch.replace(path)
     return found
 
@@ -161,13 +163,24 @@ def _check_room(run: Run) -> None:
     if most is None:
         return
     there = sum(path.stat().st_size for path in run.out.rglob("*") if path.is_file())
-    wanted, free = most * run.row_bytes, shutil.disk_usage(run.out).free
-    run.say(f"up to {most:,} pairs: {_size(wanted)} of pixels; {_size(free)} are free")
+    pixels, part = most * run.row_bytes, _largest_part(run, most) * run.row_bytes
+    wanted, free = pixels + part, shutil.disk_usage(run.out).free
+    run.say(f"up to {most:,} pairs: {_size(pixels)} of pixels; {_size(free)} are free")
     if wanted > free + there:
         raise GridError(
-            f"--out {run.out}: {_size(wanted)} are needed (pairs x 3 x size x size bytes), and"
+            f"--out {run.out}: {_size(wanted)} are needed (pairs x 3 x size x size bytes, and"
+            f" {_size(part)} for a part that lies there twice while parts are joined), and"
             f" {_size(free)} are free there. Give another --out, a smaller --size or a --limit."
         )
+
+
+def _largest_part(run: Run, most: int) -> int:
+    """The most rows of a part. Of a shard only its bytes are known before it is read: it is
+    reckoned to hold its share of the rows."""
+    weights = [job.weight for job in run.prepared.jobs]
+    if run.prepared.rows is not None:
+        return min(most, max(weights, default=0))
+    return min(most, -(-most * max(weights, default=0) // max(1, sum(weights))))
 
 
 def _size(num_bytes: float) -> str:
@@ -185,8 +198,22 @@ def _num_parts(run: Run) -> int:
     return len(jobs) if there is None else there
 
 
+def _require_whole(run: Run) -> None:
+    """That no part was cut since it was made: joining uses them up, and none could be made anew."""
+    for index in range(_num_parts(run)):
+        if read_part(run.work, index, run.row_bytes) is None:
+            raise GridError(
+                f"--out {run.out}: part {index} is not whole any more: was something else written"
+                " there, or is the disk full? The same command makes it anew and goes on."
+            )
+
+
 def _check_skips(run: Run, kept: Kept) -> None:
     """Refuse a corpus of which most is missing: a wrong root or column looks like that."""
+    if not kept.seen:
+        raise GridError(
+            f"{run.request.source}: has no rows ({run.request.form}). Nothing was published."
+        )
     lost = {r: n for r, n in kept.skipped.items() if r != Reason.DUPLICATE}
     share = sum(lost.values()) / max(1, kept.seen)
     if kept.total and (share <= MOST_SKIPPED or run.how.allow_skips):

@@ -3,6 +3,7 @@ run changes what it makes."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -37,6 +38,7 @@ from tests.pairs import (
 )
 from victims.errors import GridError, UsageError
 from victims.ingest import pictures
+from victims.ingest import sources as sources_of_work
 from victims.ingest.items import Reason
 from victims.ingest.join import digest_again
 from victims.ingest.pictures import Unusable, decode, strict_pillow
@@ -80,8 +82,6 @@ def test_every_form_gives_the_same_corpus(form: str, forms: dict[str, Any], tmp_
 
 
 def _file(pair: Pair) -> Any:
-    import io
-
     return io.BytesIO(pair.png)
 
 
@@ -428,6 +428,110 @@ def test_two_workers_make_what_one_makes(tmp_path: Path) -> None:
         assert (one.root / name).read_bytes() == (two.root / name).read_bytes()
 
 
+def test_a_part_that_was_cut_is_found_before_any_is_used_up(tmp_path: Path) -> None:
+    """After a power cut a part may be shorter than its table says."""
+    from grid import ingest_parts
+
+    shards = write_shards(tmp_path / "in", world_pairs(10), 5)
+    asked, out = request(shards), tmp_path / "out"
+    real, cut = ingest_parts.run_parts, out / WORK / "parts" / "000001.u8"
+
+    def parts_and_a_cut(run: Any) -> None:
+        real(run)
+        with cut.open("r+b") as file:
+            file.truncate(100)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("grid.ingest.run_parts", parts_and_a_cut)
+        with pytest.raises(GridError, match="part 1 is not whole any more"):
+            ingested(asked, out)
+    assert not (out / WORK / "joining").exists()
+    again = ingested(asked, out).folder
+    assert again.digest == ingested(asked, tmp_path / "calm").folder.digest
+
+
+def test_what_is_published_is_on_the_disk_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A manifest that outlived its files in a power cut would speak of what is not there."""
+    order, real, rename = list[str](), os.fsync, Path.replace
+
+    def settled(number: int) -> None:
+        order.append(Path(f"/proc/self/fd/{number}").readlink().name)
+        real(number)
+
+    def renamed(path: Path, to: Path) -> Path:
+        order.append(f"-> {to.name}")
+        return rename(path, to)
+
+    monkeypatch.setattr(os, "fsync", settled)
+    monkeypatch.setattr(Path, "replace", renamed)
+    shards = write_shards(tmp_path / "in", world_pairs(4), 4)
+    ingested(request(shards), tmp_path / "out")
+    for place, name in enumerate(order):
+        if name.startswith("-> "):
+            assert order[place - 1].startswith(".") or order[place - 1] == "out", order
+    published = order.index(f"-> {MANIFEST}")
+    assert {PAIRS, SKIPPED, IMAGES, WORK} <= set(order[:published])
+    assert order[-1] == "out"
+
+
+def test_large_groups_of_rows_are_worked_on_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("victims.ingest.sources.MOST_PART_ROWS", 10)
+    monkeypatch.setattr("victims.ingest.sources.PART_ROWS", 4)
+    monkeypatch.setattr("victims.ingest.shards._READ_ROWS", 3)
+    pairs = world_pairs(36)
+    table = pa.table({"jpg": [p.png for p in pairs], "caption": [p.caption for p in pairs]})
+    with pq.ParquetWriter(tmp_path / "a.parquet", table.schema) as writer:
+        for start, stop in ((0, 3), (3, 28), (28, 31), (31, 36)):
+            writer.write_table(table.slice(start, stop - start))
+    asked, said = request(tmp_path / "a.parquet"), list[str]()
+    found = ingested(asked, tmp_path / "out", said).folder
+    assert _captions(found.root) == [pair.caption for pair in pairs]
+    sources = feather.read_table(found.root / PAIRS)["source"].to_pylist()
+    assert sources == [f"a.parquet#{row}" for row in range(36)]
+    jobs = sources_of_work.prepare(asked, tmp_path).jobs
+    assert [(j.start, j.stop, j.skip, j.take) for j in jobs] == [
+        *[(0, 1, 0, 0), (1, 2, 0, 10), (1, 2, 10, 10), (1, 2, 20, 5), (2, 4, 0, 0)],
+    ]
+    assert [job.weight for job in jobs] == [3, 10, 10, 5, 8]
+
+
+@pytest.mark.parametrize("form", ["parquet", "csv", "webdataset"])
+def test_a_source_without_rows_says_so(form: str, tmp_path: Path) -> None:
+    """It was "0 of 0 rows gave no pair: ."."""
+    if form == "parquet":
+        source = tmp_path / "a.parquet"
+        pq.write_table(pa.table({"image": pa.array([], pa.binary()), "caption": [""][:0]}), source)
+    elif form == "csv":
+        source = write_csv(tmp_path / "a.csv", [["image", "caption"]])
+    else:
+        source = write_tar(tmp_path / "a.tar", [])
+    with pytest.raises(GridError, match=r"a\.(parquet|csv|tar): .*no (rows|pictures and captions)"):
+        ingested(request(source), tmp_path / "out")
+
+
+def test_pairs_say_which_are_of_one_picture(tmp_path: Path) -> None:
+    """The same pixels are one picture, whatever its files are called and in whichever part."""
+    one, two, *_ = world_pairs(4)
+    again = one._replace(name="00002.png", caption="again")
+    # Another file of the same pixels, and another picture.
+    recoded = encoded(Image.open(io.BytesIO(two.png)), compress_level=0)
+    other = two._replace(name="00003.png", caption="recoded", png=recoded)
+    assert recoded != two.png
+    shards = write_shards(tmp_path / "in", [one, two, again, other], 2)
+    found = ingested(request(shards), tmp_path / "out").folder
+    assert feather.read_table(found.root / PAIRS)["picture"].to_pylist() == [0, 1, 0, 1]
+    assert (found.about["pictures"], found.knows_pictures) == (2, True)
+    assert digest_again(found.root) == found.digest
+    table = feather.read_table(found.root / PAIRS, memory_map=False)
+    wrong = table.set_column(2, "picture", pa.array([0, 1, 2, 1]))
+    feather.write_feather(wrong, found.root / PAIRS, compression="uncompressed")
+    assert digest_again(found.root) != found.digest, "splits depend on it"
+
+
 def test_a_limit_counts_pairs_in_the_order_of_the_source(tmp_path: Path) -> None:
     pairs = world_pairs(20)
     broken = pairs[3]._replace(png=b"broken", name="00003.png")
@@ -494,7 +598,8 @@ def test_a_disk_that_is_too_small_is_said_before(
     shown = write_pictures(tmp_path / "pictures", world_pairs(4))
     rows = [["image", "caption"], *([p.name, p.caption] for p in world_pairs(4))]
     asked = request(write_csv(tmp_path / "a.csv", rows), root=shown, size=64)
-    with pytest.raises(GridError, match=r"49\.2 kB are needed .* 5 kB are free"):
+    # The pixels of four pairs, and once more those of the only part while it is joined.
+    with pytest.raises(GridError, match=r"98\.3 kB are needed .*49\.2 kB for a part.* 5 kB are"):
         ingested(asked, tmp_path / "out")
 
 

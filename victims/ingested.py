@@ -23,10 +23,11 @@ from victims.keys import Key
 from victims.keys import digest as digest_of
 from victims.store import Artefact
 
-FORM: Final = 1
+FORM: Final = 2  # 1 did not say which pairs are of one picture
 MANIFEST, IMAGES, PAIRS, SKIPPED = "corpus.json", "images.npy", "pairs.arrow", "skipped.parquet"
 WORK: Final = "work"  # what a run that has not ended keeps in the folder
 NO_LABEL: Final = -1
+PICTURE: Final = "picture"  # the first row with the same picture
 SPLITS: Final = ("suspect", "clean", "public")
 ROWS: Final = "rows.npy"
 _CHUNK_ROWS: Final = 256
@@ -40,7 +41,13 @@ class Folder:
     digest: str
     size: int
     rows: int
+    form: int
     about: Mapping[str, Any]
+
+    @property
+    def knows_pictures(self) -> bool:
+        """Whether it says which of its pairs are of one picture."""
+        return self.form >= 2
 
 
 def read_folder(root: str | Path) -> Folder:
@@ -59,7 +66,7 @@ def read_folder(root: str | Path) -> Folder:
         raise UsageError(_absent(root)) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise GridError(f"{root / MANIFEST}: is no manifest of ingested pairs ({error})") from error
-    return Folder(root=root, digest=digest, size=size, rows=rows, about=about)
+    return Folder(root=root, digest=digest, size=size, rows=rows, form=form, about=about)
 
 
 def _absent(root: Path) -> str:

@@ -66,8 +66,9 @@ class Job:
     """A piece of the source that is worked on as one: a shard, or some rows of a file.
 
     ``path`` is its file (of a table's rows nothing: they are in the listing), ``name`` what people
-    call it, ``weight`` its share of the work (rows or bytes),
-    ``fault`` why the file cannot be read at all.
+    call it, ``weight`` its share of the work (rows or bytes), ``fault`` why the file cannot be read
+    at all. Of a table ``start`` and ``stop`` are rows; of Parquet groups of rows, of which
+    ``skip`` rows are passed over and ``take`` are read (0: all).
     """
 
     index: int
@@ -75,6 +76,8 @@ class Job:
     name: str
     start: int = 0
     stop: int = 0
+    skip: int = 0
+    take: int = 0
     weight: int = 1
     fault: str = ""
 

@@ -16,17 +16,19 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from victims.errors import GridError
 from victims.ingest.items import Reason
 from victims.ingest.keep import Kept, Mask, columns_of
-from victims.ingest.work import pixels_path
+from victims.ingest.work import pixels_path, settle
 from victims.ingested import (
     FORM,
     IMAGES,
     MANIFEST,
     NO_LABEL,
     PAIRS,
+    PICTURE,
     SKIPPED,
     open_images,
     read_folder,
@@ -46,34 +48,37 @@ def join(
 ) -> str:
     """Write the corpus; its digest. ``about`` goes into the manifest as it is."""
     (work / JOINING).touch()
-    hashed = _digest_of(kept.total, size)
+    settle(work)  # before a part is used up: whoever goes on must know that parts are missing
+    hashed = _digest_of(FORM, kept.total, size)
     _join_pixels(out, work, kept, size, hashed.update, say)
     _write_pairs(out, work, kept, hashed.update)
     _write_skipped(out, work, kept)
+    settle(out / PAIRS)
+    settle(out / SKIPPED)
     digest: str = hashed.hexdigest()
     body = {
         "form": FORM,
         "size": size,
         "rows": kept.total,
         "digest": digest,
+        "pictures": len(np.unique(kept.pictures)),
         "seen": kept.seen,
         "skipped": kept.skipped,
         "notes": kept.notes,
         **about,
     }
     scratch = out / f".{MANIFEST}.tmp"
-    with scratch.open("w", encoding="utf-8") as file:
-        json.dump(body, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
+    scratch.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+    settle(scratch)
+    settle(out)
     scratch.replace(out / MANIFEST)
+    settle(out)
     shutil.rmtree(work, ignore_errors=True)
     return digest
 
 
-def _digest_of(rows: int, size: int) -> Any:
-    return hashlib.sha256(f"pairs {FORM}: {rows} x 3 x {size} x {size}\n".encode())
+def _digest_of(form: int, rows: int, size: int) -> Any:
+    return hashlib.sha256(f"pairs {form}: {rows} x 3 x {size} x {size}\n".encode())
 
 
 def _join_pixels(
@@ -142,9 +147,13 @@ def _write_pairs(out: Path, work: Path, kept: Kept, hear: Callable[[bytes], None
     import pyarrow as pa
 
     # Offsets of 64 bits: captions of many million pairs are more than 2 GiB.
-    columns = (("caption", pa.large_string()), ("label", pa.int64()), ("source", pa.large_string()))
-    schema = pa.schema(list(columns))
-    path = out / PAIRS
+    schema = pa.schema(
+        [
+            *(("caption", pa.large_string()), ("label", pa.int64())),
+            *((PICTURE, pa.int64()), ("source", pa.large_string())),
+        ]
+    )
+    path, at = out / PAIRS, 0
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for index in range(len(kept.pairs)):
             part = columns_of(work, index, ["caption", "source", "reason"])
@@ -153,15 +162,23 @@ def _write_pairs(out: Path, work: Path, kept: Kept, hear: Callable[[bytes], None
                 [value for value, is_pair in zip(part[name], taken, strict=False) if is_pair]
                 for name in ("caption", "source")
             )
-            hear(_said(caption))
+            own = kept.pictures[at : at + len(caption)]
+            hear(_said(caption, own))
             labels = np.full(len(caption), NO_LABEL, dtype=np.int64)
-            found = {"caption": caption, "label": labels, "source": source}
+            found = {"caption": caption, "label": labels, PICTURE: own, "source": source}
+            at += len(caption)
             writer.write_table(pa.table(found, schema=schema))
 
 
-def _said(captions: Sequence[str]) -> bytes:
+def _said(captions: Sequence[str], pictures: npt.NDArray[np.int64] | None) -> bytes:
+    """What is digested of some pairs: their captions and, in the forms that have them, which are
+    of one picture."""
     texts = [caption.encode() for caption in captions]
-    return b"".join(len(text).to_bytes(4, "big") + text for text in texts)
+    said = [len(text).to_bytes(4, "big") + text for text in texts]
+    if pictures is not None:
+        numbers = (number.to_bytes(8, "big") for number in pictures.tolist())
+        said = [text + number for text, number in zip(said, numbers, strict=True)]
+    return b"".join(said)
 
 
 def _write_skipped(out: Path, work: Path, kept: Kept) -> None:
@@ -189,7 +206,7 @@ def digest_again(root: str | Path, say: Callable[[int], None] = lambda rows: Non
     import pyarrow as pa
 
     folder = read_folder(root)
-    images, hashed = open_images(folder), _digest_of(folder.rows, folder.size)
+    images, hashed = open_images(folder), _digest_of(folder.form, folder.rows, folder.size)
     step = max(1, _READ_BYTES // (3 * folder.size**2))
     for start in range(0, folder.rows, step):
         hashed.update(np.ascontiguousarray(images[start : start + step]).data)
@@ -197,5 +214,7 @@ def digest_again(root: str | Path, say: Callable[[int], None] = lambda rows: Non
     with pa.memory_map(str(folder.root / PAIRS)) as file:
         reader = pa.ipc.open_file(file)
         for number in range(reader.num_record_batches):
-            hashed.update(_said(reader.get_batch(number)["caption"].to_pylist()))
+            batch = reader.get_batch(number)
+            pictures = batch[PICTURE].to_numpy() if folder.knows_pictures else None
+            hashed.update(_said(batch["caption"].to_pylist(), pictures))
     return str(hashed.hexdigest())

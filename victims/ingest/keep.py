@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -15,14 +15,18 @@ from victims.ingest.items import Reason
 from victims.ingest.work import DIGEST_BYTES, rows_path
 
 Mask = npt.NDArray[np.bool_]
+_NONE: Final = np.empty((0, DIGEST_BYTES), dtype=np.uint8)
+_NO_PAIR: Final = np.empty(0, dtype=bool)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
     """Of every part which of the pairs that it has pixels of are kept, and how many of its first
-    rows were looked at; then what became of all rows."""
+    rows were looked at; then what became of all rows. ``pictures`` says of each kept pair which is
+    the first kept pair of the same picture."""
 
     pairs: Sequence[Mask]
+    pictures: npt.NDArray[np.int64]
     looked_at: Sequence[int]
     seen: int
     skipped: Mapping[str, int]
@@ -40,23 +44,37 @@ class Kept:
 
 def choose(work: Path, num_parts: int, limit: int | None) -> Kept:
     """Leave out pairs that an earlier part has, and all that follows the last pair of the limit."""
-    pixels, digests = list[Mask](), list[npt.NDArray[np.uint8]]()
+    pixels, digests, pictures = list[Mask](), [_NONE], [_NONE]
     for index in range(num_parts):
-        part = columns_of(work, index, ["digest", "reason"])
+        part = columns_of(work, index, ["digest", "picture", "reason"])
         has = np.array([reason is None for reason in part["reason"]], dtype=bool)
-        own = b"".join(d for d, is_pair in zip(part["digest"], has, strict=True) if is_pair)
         pixels.append(has)
-        digests.append(np.frombuffer(own, dtype=np.uint8).reshape(-1, DIGEST_BYTES))
-    ends = np.cumsum([len(own) for own in digests])
-    first = np.split(_first_of_equals(np.concatenate(digests)), ends[:-1])
+        digests.append(_rows_of(part["digest"], has))
+        pictures.append(_rows_of(part["picture"], has))
+    ends = np.cumsum([len(own) for own in digests[1:]])
+    equal = first_of_equals(np.concatenate(digests))
+    first = np.split(equal == np.arange(len(equal)), ends[:-1])
     pairs, looked_at, left = list[Mask](), list[int](), limit
     for has, mask in zip(pixels, first, strict=True):
         own_pairs, rows = (mask, len(has)) if left is None else _cut(mask, has, left)
         left = None if left is None else left - int(own_pairs.sum())
         pairs.append(own_pairs)
         looked_at.append(rows)
-    kept = Kept(pairs=pairs, looked_at=looked_at, seen=sum(looked_at), skipped={}, notes={})
+    chosen = np.concatenate([_NO_PAIR, *pairs])
+    kept = Kept(
+        pairs=pairs,
+        pictures=first_of_equals(np.concatenate(pictures)[chosen]),
+        looked_at=looked_at,
+        seen=sum(looked_at),
+        skipped={},
+        notes={},
+    )
     return _counted(work, kept)
+
+
+def _rows_of(digests: Sequence[bytes], has: Mask) -> npt.NDArray[np.uint8]:
+    own = b"".join(digest for digest, is_pair in zip(digests, has, strict=True) if is_pair)
+    return np.frombuffer(own, dtype=np.uint8).reshape(-1, DIGEST_BYTES)
 
 
 def _counted(work: Path, kept: Kept) -> Kept:
@@ -69,13 +87,7 @@ def _counted(work: Path, kept: Kept) -> Kept:
                 notes.update(note.split())
             else:
                 skipped[reason or Reason.DUPLICATE.value] += 1
-    return Kept(
-        pairs=kept.pairs,
-        looked_at=kept.looked_at,
-        seen=kept.seen,
-        skipped=dict(sorted(skipped.items())),
-        notes=dict(sorted(notes.items())),
-    )
+    return replace(kept, skipped=dict(sorted(skipped.items())), notes=dict(sorted(notes.items())))
 
 
 def _cut(mask: Mask, has_pixels: Mask, left: int) -> tuple[Mask, int]:
@@ -90,14 +102,14 @@ def _cut(mask: Mask, has_pixels: Mask, left: int) -> tuple[Mask, int]:
     return cut, int(np.flatnonzero(has_pixels)[last]) + 1
 
 
-def _first_of_equals(digest_ND: npt.NDArray[np.uint8]) -> Mask:
-    """Which rows are the first of those equal to them."""
+def first_of_equals(digest_ND: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    """Of every row the first of those equal to it."""
     word_N2 = np.ascontiguousarray(digest_ND).view(np.uint64).reshape(-1, 2)
     order = np.lexsort((word_N2[:, 1], word_N2[:, 0]))  # stable: of equal rows the first is first
-    first = np.ones(len(word_N2), dtype=bool)
-    if len(order) > 1:
-        same = (word_N2[order[1:]] == word_N2[order[:-1]]).all(1)
-        first[order[1:][same]] = False
+    is_new = np.ones(len(order), dtype=bool)
+    is_new[1:] = (word_N2[order[1:]] != word_N2[order[:-1]]).any(1)
+    first = np.empty(len(order), dtype=np.int64)
+    first[order] = order[is_new][np.cumsum(is_new) - 1]
     return first
 
 

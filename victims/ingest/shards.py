@@ -129,11 +129,17 @@ def parquet_items(job: Job, request: Request) -> Iterator[Item]:
             names = parquet_columns(Path(job.path), file.schema_arrow.names, request)
             groups = range(job.start, job.stop)
             row = sum(file.metadata.row_group(group).num_rows for group in range(job.start))
+            first, last = row + job.skip, row + job.skip + job.take
             batches = file.iter_batches(_READ_ROWS, row_groups=list(groups), columns=list(names))
             for batch in batches:
-                for image, caption in zip(*(_values(batch[n]) for n in names), strict=True):
+                begin = min(len(batch), max(0, first - row))
+                end = min(len(batch), last - row) if job.take else len(batch)
+                some, row = batch.slice(begin, max(0, end - begin)), row + begin
+                for image, caption in zip(*(_values(some[n]) for n in names), strict=True):
                     yield from _of_row(f"{job.name}#{row}", image, caption, request)
                     row += 1
+                if job.take and row >= last:
+                    return
     except (OSError, pa.ArrowException) as error:
         detail = f"row groups {job.start}..{job.stop - 1}: {first_line(error)}"
         yield Item(job.name, reason=Reason.UNREADABLE_SHARD, detail=detail)

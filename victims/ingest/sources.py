@@ -6,8 +6,8 @@ import glob
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +19,9 @@ from victims.ingest.tables import CAPTION_FILES, caption_file
 from victims.keys import file_sha256
 
 PART_ROWS: Final = 2048  # candidates of a table that are worked on as one
+# Larger groups of rows are worked on in pieces. Each reads its group from the start, which costs
+# little beside decoding pictures as long as pieces are few.
+MOST_PART_ROWS: Final = 8192
 TARS: Final = (".tar", ".tar.gz", ".tgz")
 _ENDINGS: Final[Mapping[str, Form]] = {
     **dict.fromkeys(TARS, "webdataset"),
@@ -186,16 +189,27 @@ def _parquet(files: Sequence[Path], request: Request, state: Mapping[str, Any]) 
             jobs.append(Job(index=len(jobs), path=str(path), name=path.name, fault=fault))
             continue
         parquet_columns(path, names, request)
-        start = taken = 0
-        for group, count in enumerate(rows):
-            taken += count
-            if taken >= PART_ROWS or group == len(rows) - 1:
-                jobs.append(
-                    Job(
-                        index=len(jobs), path=str(path), name=path.name, start=start,
-                        stop=group + 1, weight=max(1, taken),
-                    )
-                )  # fmt: skip
-                start, taken = group + 1, 0
+        for piece in _pieces(rows, Job(index=0, path=str(path), name=path.name)):
+            jobs.append(replace(piece, index=len(jobs)))
         total += sum(rows)
+    if not total and not any(job.fault for job in jobs):
+        raise UsageError(f"{request.source}: has no rows.")
     return Prepared(jobs=jobs, state=state, fingerprint=_by_size(files), rows=total)
+
+
+def _pieces(rows: Sequence[int], of: Job) -> Iterator[Job]:
+    """Groups of so many rows as pieces of work: small ones together, large ones cut."""
+    start = taken = 0
+    for group, count in enumerate(rows):
+        if count > MOST_PART_ROWS:
+            if taken:
+                yield replace(of, start=start, stop=group, weight=taken)
+            for skip in range(0, count, MOST_PART_ROWS):
+                take = min(MOST_PART_ROWS, count - skip)
+                yield replace(of, start=group, stop=group + 1, skip=skip, take=take, weight=take)
+            start, taken = group + 1, 0
+            continue
+        taken += count
+        if taken >= PART_ROWS or (group == len(rows) - 1 and taken):
+            yield replace(of, start=start, stop=group + 1, weight=taken)
+            start, taken = group + 1, 0

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from victims.ingest.items import Item, Job, Reason, Request
 from victims.ingest.listing import listed_items
@@ -23,6 +23,7 @@ from victims.ingest.shards import parquet_items, tar_items
 PARTS: Final = "parts"
 DIGEST_BYTES: Final = 16
 _MARK: Final = b"part"
+_COLUMNS: Final = ("source", "caption", "digest", "picture", "reason", "detail", "notes")
 
 
 class Stopped(Exception):
@@ -47,6 +48,15 @@ def rows_path(work: Path, index: int) -> Path:
     return work / PARTS / f"{index:06d}.parquet"
 
 
+def settle(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk: what follows relies on it."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
 def read_part(work: Path, index: int, row_bytes: int) -> Part | None:
     """A part that is there and whole."""
     import pyarrow as pa
@@ -54,6 +64,8 @@ def read_part(work: Path, index: int, row_bytes: int) -> Part | None:
 
     try:
         with pq.ParquetFile(rows_path(work, index)) as file:
+            if not set(_COLUMNS) <= set(file.schema_arrow.names):
+                return None  # of an earlier version
             about = json.loads(file.schema_arrow.metadata[_MARK])
         part = Part(index=index, **about)
         if pixels_path(work, index).stat().st_size != part.kept * row_bytes:
@@ -72,6 +84,15 @@ def items_of(job: Job, request: Request, work: Path) -> Iterator[Item]:
     return parquet_items(job, request) if request.form == "parquet" else listed_items(job, work)
 
 
+class _Decoded(NamedTuple):
+    """A picture: digests of its file and of its pixels, the pixels, and what was done to it."""
+
+    of_file: bytes
+    of_pixels: bytes
+    pixels: bytes
+    notes: tuple[str, ...]
+
+
 class _Decoder:
     """Pictures at the size asked for; the captions of one picture, which follow each other, share
     what was decoded."""
@@ -79,10 +100,9 @@ class _Decoder:
     def __init__(self, request: Request) -> None:
         self._request = request
         self._asked: bytes | str | None = None
-        self._found: Any = None
+        self._found: _Decoded | Unusable | None = None
 
-    def __call__(self, image: bytes | str) -> tuple[bytes, bytes, tuple[str, ...]]:
-        """SHA-256 of the file, pixels, and what was done to it."""
+    def __call__(self, image: bytes | str) -> _Decoded:
         same = image is self._asked or (isinstance(image, str) and image == self._asked)
         if not same:
             self._asked = image
@@ -92,15 +112,17 @@ class _Decoder:
                 self._found = error
         if isinstance(self._found, Unusable):
             raise Unusable(self._found.reason, self._found.detail)
-        found: tuple[bytes, bytes, tuple[str, ...]] = self._found
-        return found
+        assert self._found is not None
+        return self._found
 
-    def _decode(self, image: bytes | str) -> tuple[bytes, bytes, tuple[str, ...]]:
+    def _decode(self, image: bytes | str) -> _Decoded:
         data = read_picture(self._request.root, image) if isinstance(image, str) else image
         if not data:
             raise Unusable(Reason.CORRUPT_IMAGE, "an empty file")
         picture = decode(data, self._request.size)
-        return hashlib.sha256(data).digest(), picture.image_CHW.tobytes(), picture.notes
+        pixels = picture.image_CHW.tobytes()
+        of_pixels = hashlib.sha256(pixels).digest()[:DIGEST_BYTES]
+        return _Decoded(hashlib.sha256(data).digest(), of_pixels, pixels, picture.notes)
 
 
 def run_part(
@@ -111,9 +133,7 @@ def run_part(
     stopped: Callable[[], bool] = lambda: False,
 ) -> Part:
     """Work a piece through and leave its files; ``tick`` hears of every candidate."""
-    columns: dict[str, list[Any]] = {
-        name: [] for name in ("source", "caption", "digest", "reason", "detail", "notes")
-    }
+    columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
     decoder, known, kept, seen = _Decoder(request), set[bytes](), 0, 0
     (work / PARTS).mkdir(parents=True, exist_ok=True)
     scratch = work / PARTS / f".{job.index:06d}-{uuid.uuid4().hex[:8]}.tmp"
@@ -124,15 +144,19 @@ def run_part(
                     raise Stopped
                 tick()
                 seen += 1
-                digest, notes = b"", tuple[str, ...]()
+                digest, picture, notes = b"", b"", tuple[str, ...]()
                 reason, detail = item.reason, item.detail
                 if reason is None:
                     assert item.image is not None
                     assert item.caption is not None
                     try:
-                        of_file, pixels, notes = decoder(item.image)
-                        named = hashlib.sha256(of_file + item.caption.encode())
-                        digest = named.digest()[:DIGEST_BYTES]
+                        found = decoder(item.image)
+                        named = hashlib.sha256(found.of_file + item.caption.encode())
+                        digest, picture, notes = (
+                            named.digest()[:DIGEST_BYTES],
+                            found.of_pixels,
+                            found.notes,
+                        )
                     except Unusable as error:
                         reason, detail = error.reason, error.detail
                     else:
@@ -140,15 +164,14 @@ def run_part(
                             reason, detail = Reason.DUPLICATE, "of a row of the same part"
                         else:
                             known.add(digest)
-                            file.write(pixels)
+                            file.write(found.pixels)
                             kept += 1
-                row = (item.source, item.caption, digest, reason, detail, " ".join(notes))
+                row = (item.source, item.caption, digest, picture, reason, detail, " ".join(notes))
                 for column, value in zip(columns.values(), row, strict=True):
                     column.append(value)
                 if kept == request.limit:
                     break
-            file.flush()
-            os.fsync(file.fileno())
+        settle(scratch)
         scratch.replace(pixels_path(work, job.index))
     finally:
         scratch.unlink(missing_ok=True)
@@ -166,10 +189,13 @@ def _write_rows(columns: Mapping[str, list[Any]], part: Part, work: Path) -> Non
     schema = pa.schema(
         [
             *(("source", pa.string()), ("caption", pa.string()), ("digest", pa.binary())),
-            *(("reason", pa.string()), ("detail", pa.string()), ("notes", pa.string())),
+            *(("picture", pa.binary()), ("reason", pa.string()), ("detail", pa.string())),
+            ("notes", pa.string()),
         ],
         metadata={_MARK: json.dumps(about).encode()},
     )
     scratch = work / PARTS / f".{part.index:06d}-{uuid.uuid4().hex[:8]}.tmp"
     pq.write_table(pa.table(dict(columns), schema=schema), scratch)
+    settle(scratch)
     scratch.replace(rows_path(work, part.index))
+    settle(work / PARTS)
