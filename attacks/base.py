@@ -167,10 +167,19 @@ class Attack(Protocol):
 
 
 def trigger_key(
-    attack: Attack, goal: Goal, seed: int, size: int, arch: str = "", inputs: Sequence[str] = ()
+    attack: Attack,
+    goal: Goal,
+    seed: int,
+    size: int,
+    arch: str = "",
+    inputs: Sequence[str] = (),
+    classes: str = "",
 ) -> Key:
-    """Key of a crafted trigger. ``inputs`` are the artefacts that crafting may read."""
+    """Key of a crafted trigger. ``inputs`` are the artefacts that crafting may read, ``classes``
+    the digest of the names of classes that none of them holds."""
     about = {"attack": attack, "goal": goal, "seed": seed, "size": size, "arch": arch}
+    if classes:
+        about["classes"] = classes
     return content_key("trigger", about, inputs)
 
 

@@ -145,7 +145,7 @@ def info(
 def check(folder: FolderArg, as_json: JsonOpt = False) -> None:
     """Read all pixels and captions again; exit 1 if they are not those of the manifest."""
     from victims.ingest.join import digest_again
-    from victims.ingested import read_folder
+    from victims.pair_folders import read_folder
 
     said = read_folder(folder)
     digest = digest_again(folder)

@@ -4,7 +4,10 @@ judges.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from grid.decode import decode
 from grid.entries import require_seed
@@ -13,8 +16,9 @@ from grid.own_paths import own_path
 from grid.spec import CleanPool, CorpusData
 from victims.errors import GridError, UsageError, unknown
 from victims.evaluation_sets import PER_CLASS, EvaluationSet, PartName, evaluation_splits
-from victims.ingested import Folder, IngestedPairs, read_folder
+from victims.ingested import IngestedPairs
 from victims.label_readers import DATASETS
+from victims.pair_folders import Folder, pictures_of, read_folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,8 +88,10 @@ def _judges(raw: Raw, size: int) -> dict[str, EvaluationSet]:
 def _pairs(
     given: _Corpus, raw: Raw, folder: Folder, classes: tuple[str, ...]
 ) -> dict[str, IngestedPairs]:
-    """Disjoint runs of rows of one shuffle, so that more rows of one split move no other's:
-    suspect rows from its start, clean and public ones from its end."""
+    """Splits of one shuffle of the pictures, none of which is in two of them. Suspect rows are
+    taken from its start, public ones from its end and clean ones before these: more suspect or
+    clean rows move no other split. More public rows move the clean ones; what starts from a
+    reference that was fitted to other rows is trained anew in any case."""
     pool = given.clean if isinstance(given.clean, CleanPool) else CleanPool(rows=given.clean)
     overlaps = pool.pool == "overlap"
     counts = {"suspect": given.suspect, "clean": pool.rows, "public": given.public}
@@ -103,13 +109,8 @@ def _pairs(
             f"{asked} = {sum(apart.values())} rows of {folder.rows} pairs in {folder.root}: ask for"
             f" {sum(apart.values()) - folder.rows} fewer"
         )
-    clean_at = folder.rows - apart["clean"]
-    offsets = {
-        "suspect": 0,
-        "clean": 0 if overlaps else clean_at,
-        "public": clean_at - given.public,
-    }
-    return {
+    behind = {"suspect": None, "clean": None if overlaps else given.public, "public": 0}
+    splits = {
         name: IngestedPairs(
             root=str(folder.root),
             digest=folder.digest,
@@ -118,10 +119,33 @@ def _pairs(
             # Clean pairs of the same pool are read as what they are: suspect rows.
             split="suspect" if name == "clean" and overlaps else name,
             num_rows=count,
-            offset=offsets[name],
+            behind=behind[name],
             seed=given.seed,
             classes=classes,
+            knows_pictures=folder.knows_pictures,
         )
         for name, count in counts.items()
         if count
     }
+    if folder.rows - sum(apart.values()) < _most_lost(folder):
+        _require_apart(raw, folder, [splits[name] for name, count in apart.items() if count])
+    return splits
+
+
+def _most_lost(folder: Folder) -> int:
+    """The most pairs that cuts between three splits can cost: the rest of a picture's at each."""
+    return 2 * (int(folder.about.get("most_captions", 1)) - 1)
+
+
+def _require_apart(raw: Raw, folder: Folder, splits: Sequence[IngestedPairs]) -> None:
+    """That no picture is in two splits, of a folder that has hardly more pairs than they take."""
+    picture_N = pictures_of(folder)
+    try:
+        shown = [np.unique(picture_N[spec.rows()]) for spec in splits]
+    except UsageError as error:
+        raise raw.error(f"{error}. Ask for fewer rows.") from error
+    if len(np.unique(np.concatenate(shown))) < sum(map(len, shown)):
+        raise raw.error(
+            f"the captions of a picture stay in one split, and {folder.root} has no room to leave"
+            f" out what a cut separates: ask for {_most_lost(folder)} rows fewer"
+        )

@@ -12,7 +12,7 @@ import numpy as np
 
 from victims.draws import numpy_rng
 from victims.errors import GridError
-from victims.ingested import PAIRS, ChosenCaptions, Folder, open_images, read_folder
+from victims.pair_folders import PAIRS, ChosenCaptions, Folder, open_images, read_folder
 
 QUANTILES: Final = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 MOST_READ: Final = 200_000  # captions that words are counted in, evenly spaced

@@ -27,7 +27,7 @@ from victims.ingest.join import JOINING, join
 from victims.ingest.keep import Kept, choose
 from victims.ingest.sources import Prepared, prepare, source_state, state_digest
 from victims.ingest.work import read_part, rows_path, settle
-from victims.ingested import MANIFEST, WORK, Folder, read_folder
+from victims.pair_folders import MANIFEST, WORK, Folder, read_folder
 
 PLAN = "plan.json"
 MOST_SKIPPED = 0.5  # of the rows; a corpus of fewer is not published unless that is asked for

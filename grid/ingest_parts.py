@@ -15,7 +15,7 @@ from victims.ingest.items import Job, Reason, Request
 from victims.ingest.keep import choose
 from victims.ingest.sources import Prepared
 from victims.ingest.work import Part, read_part, run_part
-from victims.ingested import WORK
+from victims.pair_folders import WORK
 
 HOPELESS_ROWS = 1000  # so many rows without any pair, and nobody waits for the others
 

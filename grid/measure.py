@@ -276,7 +276,7 @@ class MeasureStage:
         names = self._not_applicable(shares)
         shares = {name: share for name, share in shares.items() if name not in names}
         if isinstance(trigger, Targets):
-            pool = open_corpus(bench.store, self.trigger.corpus.key, self.reader)
+            pool = self.trigger.corpus.open(bench.store, self.reader)
             image_KCHW = torch.from_numpy(pool.images_NCHW[trigger.images.numpy()])
             hits = targeted_metrics(model, heads[0], image_KCHW.to(device), trigger.classes)
             shares |= {**hits, **{f"{n}_exact": exact_interval(hit) for n, hit in hits.items()}}

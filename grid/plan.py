@@ -39,6 +39,7 @@ from grid.step_costs import DEFAULT_DEVICE
 from victims.corpora import Reader
 from victims.draws import derive
 from victims.evaluation_sets import EvaluationSet
+from victims.ingested import IngestedPairs
 from victims.keys import Key, content_key
 from victims.models import ModelSpec
 from victims.recipe import Recipe
@@ -139,7 +140,7 @@ class Plan:
                 said[f"{cell.defense.label} at {cell.rate}: {words}"] = None
         for stage in self.stages.values():
             spec = stage.spec if isinstance(stage, CorpusStage) else None
-            if isinstance(spec, EvaluationSet) and spec.caution:
+            if isinstance(spec, EvaluationSet | IngestedPairs) and spec.caution:
                 said[spec.caution] = None
         used = {planned.cell.defense.label for planned in self.cells}
         for cell, why in self.refused:
@@ -460,10 +461,7 @@ def finished(store: Store, plan: Plan) -> set[Key]:
     """Which of the plan's stages the store holds, by one listing per kind."""
     kinds = {key.rsplit("-", 1)[0] for key in plan.stages}
     held = {key for kind in kinds for key in store.keys(kind)} & set(plan.stages)
-    corpora = {key: plan.stages[key] for key in held if key.startswith("corpus-")}
-    return held - {
-        k for k, s in corpora.items() if isinstance(s, CorpusStage) and s.is_stale(store)
-    }
+    return held
 
 
 class History:

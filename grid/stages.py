@@ -30,17 +30,18 @@ from attacks.base import (
 )
 from defenses.base import Case, Defended, Defense, Need, Recipes, Truth, check_truth
 from victims.corpora import (
+    Corpus,
     CorpusSpec,
     Edits,
     Reader,
     corpus_key,
     open_corpus,
+    whole,
     write_corpus,
 )
-from victims.distributed import rank
 from victims.errors import GridError
-from victims.ingested import IngestedPairs, points_elsewhere
-from victims.keys import Key, content_key, file_sha256
+from victims.ingested import IngestedPairs
+from victims.keys import Key, content_key, digest, file_sha256
 from victims.lab import DataRef, Lab, Ledger, ModelRef, Watch, memo, model_key, spec_meta
 from victims.labels import plain
 from victims.models import (
@@ -50,7 +51,7 @@ from victims.models import (
 )
 from victims.pretrained import Weights, load_pretrained, located
 from victims.recipe import Recipe, Runtime, Select
-from victims.store import Damaged, Store
+from victims.store import Store
 from victims.triggers import Trigger
 
 
@@ -114,20 +115,13 @@ class CorpusStage:
     def work(self) -> float:
         return self.spec.num_rows / 1000
 
-    def is_stale(self, store: Store) -> bool:
-        """Whether the store points to a folder where the pairs do not lie any more."""
-        if not isinstance(self.spec, IngestedPairs):
-            return False
-        try:
-            artefact = store.get(self.key)
-        except Damaged:
-            return False
-        return artefact is not None and points_elsewhere(artefact, self.spec)
+    def open(self, store: Store, reader: Reader) -> Corpus:
+        """The corpus; ingested pairs where the plan has them, wherever others who share the store
+        do."""
+        root = self.spec.root if isinstance(self.spec, IngestedPairs) else ""
+        return open_corpus(store, self.key, reader, root)
 
     def run(self, bench: Bench) -> None:
-        if rank() == 0 and self.is_stale(bench.store):
-            bench.store.discard(self.key, "its pairs lie in another folder now")
-
         def make(scratch: Path) -> dict[str, Any]:
             return write_corpus(scratch, self.spec)
 
@@ -222,8 +216,16 @@ class TriggerStage:
     def key(self) -> Key:
         model = self.model
         return trigger_key(
-            self.attack, self.goal, self.seed, model.size, model.arch, list(self.inputs)
+            *(self.attack, self.goal, self.seed, model.size, model.arch),
+            inputs=list(self.inputs),
+            classes=digest(list(self.corpus.spec.classes))[:16] if self._are_pairs else "",
         )
+
+    @property
+    def _are_pairs(self) -> bool:
+        """Whether the poisoned pool itself knows no names of classes: they are those of the set
+        that judges."""
+        return isinstance(self.corpus.spec, IngestedPairs)
 
     @property
     def inputs(self) -> Sequence[Key]:
@@ -236,7 +238,9 @@ class TriggerStage:
     work: ClassVar[float] = 1.0
 
     def held(self, store: Store) -> Knowledge:
-        corpus = open_corpus(store, self.corpus.key, Reader.TRAINING)
+        corpus = self.corpus.open(store, Reader.TRAINING)
+        if self._are_pairs:
+            corpus = replace(corpus, classes=list(self.corpus.spec.classes))
         surrogate = ModelRef(self.surrogate.key) if self.surrogate else None
         return Knowledge(corpus=corpus, goal=self.goal, seed=self.seed, surrogate=surrogate)
 
@@ -338,9 +342,8 @@ def data_ref(lab: Lab, data: CorpusStage | PoisonStage) -> DataRef:
     import pyarrow.feather as feather
 
     if isinstance(data, CorpusStage):
-        corpus = open_corpus(lab.store, data.key, Reader.TRAINING)
-        return DataRef(data.key, len(corpus))
-    corpus = open_corpus(lab.store, data.trigger.corpus.key, Reader.TRAINING)
+        return lab.put(whole(data.open(lab.store, Reader.TRAINING)))
+    corpus = data.trigger.corpus.open(lab.store, Reader.TRAINING)
     found = lab.store.need(data.key)
     table = feather.read_table(found.path("edits.arrow"))
     edits = Edits(

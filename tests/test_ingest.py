@@ -43,7 +43,7 @@ from victims.ingest.items import Reason
 from victims.ingest.join import digest_again
 from victims.ingest.pictures import Unusable, decode, strict_pillow
 from victims.ingest.sources import expand
-from victims.ingested import IMAGES, MANIFEST, PAIRS, SKIPPED, WORK, open_images, read_folder
+from victims.pair_folders import IMAGES, MANIFEST, PAIRS, SKIPPED, WORK, open_images, read_folder
 
 FORMS = [
     *("csv", "tsv", "shards", "pattern", "json", "coco", "beside", "listed", "jsonl", "structs"),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+import pyarrow.feather as feather
 import pytest
 import torch
 
@@ -18,22 +19,23 @@ from grid.gridfile import load_grid
 from grid.plan import make_plan
 from grid.preflight import data_places
 from grid.spec import CorpusData
-from grid.stages import Bench, CorpusStage
+from grid.stages import Bench, CorpusStage, TriggerStage
 from tests.grids import OPEN_GATE, RECIPE, call, numbers, outcomes, run_serial, write_grid_file
 from tests.pairs import ingested, labelled_folder, request, world_pairs, write_shards
 from victims.corpora import Reader, build_corpus, corpus_key, open_corpus, whole
 from victims.errors import GridError, UsageError
 from victims.evaluation_sets import EvaluationSet
-from victims.ingested import (
+from victims.ingested import IngestedPairs
+from victims.lab import DataRef, Lab, Ledger
+from victims.models import ModelSpec
+from victims.pair_folders import (
     MANIFEST,
     ChosenCaptions,
     ChosenImages,
-    IngestedPairs,
     open_images,
+    pictures_of,
     read_folder,
 )
-from victims.lab import DataRef, Lab, Ledger
-from victims.models import ModelSpec
 from victims.prompts import prompt_templates
 from victims.recipe import Recipe, Runtime
 from victims.store import Store
@@ -125,6 +127,12 @@ def test_splits_are_disjoint_and_growing_one_moves_no_other(made: Made, tmp_path
     more = rows(grid_of(tmp_path, made, {"suspect": 110}).data)
     assert more["suspect"][:96] == found["suspect"]
     assert (more["clean"], more["public"]) == (found["clean"], found["public"])
+    more = rows(grid_of(tmp_path, made, {"clean": 50}).data)
+    assert more["clean"][-40:] == found["clean"]
+    assert (more["suspect"], more["public"]) == (found["suspect"], found["public"])
+    more = rows(grid_of(tmp_path, made, {"public": 70}).data)
+    assert more["public"][-64:] == found["public"]
+    assert more["suspect"] == found["suspect"]
     other = rows(grid_of(tmp_path, made, {"seed": 1}).data)
     assert other["suspect"] != found["suspect"]
     pool = {"rows": 35, "pool": "overlap"}
@@ -152,16 +160,115 @@ def test_prompts_come_by_name_or_as_a_list_and_are_no_part_of_the_pairs(
     assert [listed.data.classes[t] for t in listed.targets] == ["circle"]
 
 
-def test_pairs_are_others_for_other_rows_contents_or_classes(made: Made, tmp_path: Path) -> None:
+def test_pairs_are_others_for_other_rows_or_contents(made: Made, tmp_path: Path) -> None:
     spec = grid_of(tmp_path, made).data.corpus("suspect")
     others = [
         *(replace(spec, num_rows=95), replace(spec, seed=1), replace(spec, offset=1)),
-        *(replace(spec, digest="0" * 64), replace(spec, classes=("cat", "dog"))),
+        *(replace(spec, digest="0" * 64), replace(spec, behind=0)),
     ]
     assert len({corpus_key(one) for one in (spec, *others)}) == len(others) + 1
     assert corpus_key(replace(spec, root="/elsewhere")) == corpus_key(spec)
     with pytest.raises(UsageError, match=r"rows 200\.\.295 were asked for, .* has 220 pairs"):
         replace(spec, offset=200)
+
+
+def test_names_of_classes_are_in_what_attacks_make_and_in_no_clean_victim(
+    made: Made, tmp_path: Path
+) -> None:
+    """A class that was renamed had all clean victims trained again."""
+    attacks = ["badnet", "mmpoison"]
+    other = tmp_path / "labelled"
+    shutil.copytree(made.labelled, other)
+    for part in ("train", "test"):
+        (other / part / "cross").rename(other / part / "crucifix")
+    before, after = (
+        make_plan(grid_of(tmp_path, made, {"judge": judge}, attacks=attacks, rates=[0, 0.05]))
+        for judge in ({}, {"root": str(other)})
+    )
+    assert [c.cell.label for c in before.cells] == [c.cell.label for c in after.cells]
+    for one, two in zip(before.cells, after.cells, strict=True):
+        same = one.cell.count == 0
+        assert (one.victim.key == two.victim.key) is same, one.cell
+        assert (one.stages[-1].key == two.stages[-1].key) is False
+    stage = next(s for s in after.stages.values() if isinstance(s, TriggerStage))
+    store = Store(tmp_path / "store")
+    build_corpus(store, stage.corpus.spec)
+    assert "crucifix" in stage.held(store).corpus.classes
+
+
+# --- pictures with several captions
+
+
+@pytest.fixture(scope="module")
+def several(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Forty pictures, most with five captions and one with thirty, in a mixed order."""
+    folder, every = tmp_path_factory.mktemp("several"), world_pairs(40)
+    said = [(n, f"{every[n].caption} {k}") for n in range(40) for k in range(30 if n == 7 else 5)]
+    mixed = np.random.default_rng(0).permutation(len(said)).tolist()
+    pairs = [
+        every[said[row][0]]._replace(name=f"{at:05d}.png", caption=said[row][1])
+        for at, row in enumerate(mixed)
+    ]
+    ingested(request(write_shards(folder / "in", pairs, 60)), folder / "pairs")
+    return Made(folder / "pairs", made.labelled)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_picture_is_in_two_splits(several: Made, tmp_path: Path, seed: int) -> None:
+    """Of fifty clean rows 46 showed a picture of the suspect data: other captions of it."""
+    folder = read_folder(several.pairs)
+    assert (folder.rows, folder.about["pictures"], folder.about["most_captions"]) == (225, 40, 30)
+    counts = {"suspect": 83, "clean": 42, "public": 37}
+    data = grid_of(tmp_path, several, {**counts, "seed": seed}).data
+    picture_N, shown = pictures_of(folder), dict[str, set[int]]()
+    for name, count in counts.items():
+        spec = data.corpus(name)
+        assert isinstance(spec, IngestedPairs)
+        rows = spec.rows()
+        assert len(set(rows.tolist())) == len(rows) == count
+        shown[name] = set(picture_N[rows].tolist())
+        # The captions of a picture stand together; one picture at most is not all there.
+        assert int((np.diff(picture_N[rows]) != 0).sum()) + 1 == len(shown[name])
+    assert sum(map(len, shown.values())) == len(set.union(*shown.values()))
+    more = grid_of(tmp_path, several, {**counts, "seed": seed, "clean": 44, "suspect": 90}).data
+    for name in ("public", "clean"):
+        one, two = data.corpus(name), more.corpus(name)
+        assert isinstance(one, IngestedPairs)
+        assert isinstance(two, IngestedPairs)
+        assert two.rows().tolist()[-one.num_rows :] == one.rows().tolist()
+
+
+def test_where_there_is_no_room_to_keep_pictures_together_it_is_said(
+    several: Made, tmp_path: Path
+) -> None:
+    full = {"suspect": 101, "clean": 62, "public": 62}
+    found = list[str]()
+    for seed in range(4):
+        with pytest.raises(UsageError, match=r"picture.*(ask|Ask) for .*fewer") as raised:
+            grid_of(tmp_path, several, {**full, "seed": seed})
+        found.append(str(raised.value))
+    assert len(found) == 4
+
+
+def test_pairs_of_an_earlier_version_are_cut_as_they_were_and_that_is_said(
+    made: Made, several: Made, tmp_path: Path
+) -> None:
+    plan = make_plan(grid_of(tmp_path, made))
+    assert not any("show one picture" in line for line in plan.cautions())
+    old = tmp_path / "old"
+    shutil.copytree(several.pairs, old)
+    about = json.loads((old / MANIFEST).read_text())
+    unknown = ("pictures", "most_captions")
+    (old / MANIFEST).write_text(
+        json.dumps({**{n: v for n, v in about.items() if n not in unknown}, "form": 1})
+    )
+    table = feather.read_table(old / "pairs.arrow", memory_map=False).drop_columns("picture")
+    feather.write_feather(table, old / "pairs.arrow", compression="uncompressed")
+    grid = grid_of(tmp_path, several, {"pairs": str(old), "suspect": 100, "clean": 61})
+    assert sum("show one picture" in line for line in make_plan(grid).cautions()) == 1
+    spec = grid.data.corpus("suspect")
+    assert isinstance(spec, IngestedPairs)
+    assert len(set(spec.rows().tolist())) == 100
 
 
 def test_where_pairs_lie_is_no_part_of_a_key(
@@ -274,13 +381,23 @@ def test_a_folder_that_moved_is_found_by_the_next_run(made: Made, tmp_path: Path
     held = finished(store, before)
     assert len(held) == 3
     after = make_plan(grid_of(tmp_path, made))
-    assert finished(store, after) == set()
+    assert finished(store, after) == held, "what points to the pairs does not depend on the path"
+    # Both see the pairs in their own folder, whoever came first, and neither undoes the other's.
+    kept = {key: store.need(key).meta for key in held}
+    for key in (*held, *held):
+        for plan in (before, after):
+            stage = plan.stages[key]
+            assert isinstance(stage, CorpusStage)
+            stage.run(Bench(store, Runtime(), print, Ledger()))
+            assert stage.open(store, Reader.TRAINING).images_NCHW[:].shape[1:] == (3, 32, 32)
+    assert {key: store.need(key).meta for key in held} == kept
     shutil.rmtree(moved)
-    bench = Bench(store, Runtime(), print, Ledger())
     for key in held:
-        after.stages[key].run(bench)
-        open_corpus(store, key, Reader.TRAINING)
-    assert finished(store, after) == held
+        stage = after.stages[key]
+        assert isinstance(stage, CorpusStage)
+        assert len(stage.open(store, Reader.TRAINING)) == stage.spec.num_rows
+        with pytest.raises(GridError, match="moved: no such folder"):
+            open_corpus(store, key, Reader.TRAINING)
 
 
 def test_a_cluster_is_asked_for_the_folders(made: Made, tmp_path: Path) -> None:
@@ -343,6 +460,21 @@ def test_simulated_attacks_halve_the_clean_pairs_without_copying(
     assert isinstance(clean, IngestedPairs)
     found = [half.rows().tolist() for half in halves if isinstance(half, IngestedPairs)]
     assert found[0] + found[1] == clean.rows().tolist()
+
+
+def test_no_picture_is_in_both_halves(several: Made, tmp_path: Path) -> None:
+    from grid.tuning.scenes import SimulatedData
+
+    of = grid_of(tmp_path, several, {"suspect": 80, "clean": 44, "public": 40}).data
+    halved, picture_N = SimulatedData(of=of), pictures_of(read_folder(several.pairs))
+    shown = list[set[int]]()
+    for split in ("suspect", "clean"):
+        half = halved.corpus(split)
+        assert isinstance(half, IngestedPairs)
+        assert len(half.rows()) == halved.rows(split)
+        shown.append(set(picture_N[half.rows()].tolist()))
+    assert not shown[0] & shown[1]
+    assert halved.rows("suspect") == 22
 
 
 @pytest.mark.exhaustive

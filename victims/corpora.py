@@ -154,8 +154,11 @@ def write_corpus(folder: Path, spec: CorpusSpec) -> dict[str, Any]:
     }
 
 
-def open_corpus(store: Store, key: str, reader: Reader) -> Corpus:
-    """Map a corpus into memory. A split that ``reader`` may not see raises."""
+def open_corpus(store: Store, key: str, reader: Reader, root: str = "") -> Corpus:
+    """Map a corpus into memory. A split that ``reader`` may not see raises.
+
+    ``root`` is where the pictures lie that the store only points to, as whoever asks has them.
+    """
     artefact = store.need(key)
     if "split" not in artefact.meta:
         raise Forbidden(f"{key} holds no pictures: it is poisoned data, which the lab alone opens")
@@ -168,7 +171,7 @@ def open_corpus(store: Store, key: str, reader: Reader) -> Corpus:
     if "pairs" in artefact.meta:
         from victims.ingested import open_pointer
 
-        return open_pointer(artefact)
+        return open_pointer(artefact, root)
     import pyarrow.feather as feather
 
     table = feather.read_table(artefact.path("pairs.arrow"), memory_map=True)

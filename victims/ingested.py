@@ -1,17 +1,13 @@
-"""Pairs that `grid ingest` wrote, as corpora: the folder is pointed to, its pictures never copied.
-
-A folder holds images.npy (uint8 NCHW), pairs.arrow (caption, label, source), skipped.parquet and,
-written last, corpus.json, which alone is trusted: without it there is no corpus.
-"""
+"""Pairs that `grid ingest` wrote, as corpora: their folder is pointed to, and never copied."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Final, NamedTuple, cast, overload
+from typing import Any, ClassVar, Final, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,127 +16,20 @@ from victims.corpora import Corpus, Rows
 from victims.draws import numpy_rng
 from victims.errors import GridError, UsageError
 from victims.keys import Key
-from victims.keys import digest as digest_of
+from victims.pair_folders import (
+    NO_LABEL,
+    PAIRS,
+    ChosenCaptions,
+    ChosenImages,
+    Folder,
+    open_images,
+    pictures_of,
+    read_folder,
+)
 from victims.store import Artefact
 
-FORM: Final = 2  # 1 did not say which pairs are of one picture
-MANIFEST, IMAGES, PAIRS, SKIPPED = "corpus.json", "images.npy", "pairs.arrow", "skipped.parquet"
-WORK: Final = "work"  # what a run that has not ended keeps in the folder
-NO_LABEL: Final = -1
-PICTURE: Final = "picture"  # the first row with the same picture
-SPLITS: Final = ("suspect", "clean", "public")
 ROWS: Final = "rows.npy"
 _CHUNK_ROWS: Final = 256
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Folder:
-    """An ingested corpus, as its manifest says."""
-
-    root: Path
-    digest: str
-    size: int
-    rows: int
-    form: int
-    about: Mapping[str, Any]
-
-    @property
-    def knows_pictures(self) -> bool:
-        """Whether it says which of its pairs are of one picture."""
-        return self.form >= 2
-
-
-def read_folder(root: str | Path) -> Folder:
-    """The corpus in a folder. One that is not whole, or not there, is an error that says so."""
-    root = Path(root)
-    try:
-        about = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
-        form = int(about["form"])
-        if form > FORM:
-            raise UsageError(
-                f"{root}: was written by a newer version of this tool (form {form}, this version"
-                f" reads up to {FORM}). Upgrade."
-            )
-        digest, size, rows = str(about["digest"]), int(about["size"]), int(about["rows"])
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UsageError(_absent(root)) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise GridError(f"{root / MANIFEST}: is no manifest of ingested pairs ({error})") from error
-    return Folder(root=root, digest=digest, size=size, rows=rows, form=form, about=about)
-
-
-def _absent(root: Path) -> str:
-    if not root.is_dir():
-        return f"{root}: no such folder. Give one that `grid ingest` wrote."
-    if (root / WORK).is_dir():
-        return f"{root}: `grid ingest` has not ended there. The same command goes on with it."
-    return f"{root}: holds no ingested pairs (no {MANIFEST}). `grid ingest SOURCE --out` makes it."
-
-
-def open_images(folder: Folder) -> npt.NDArray[np.uint8]:
-    """All pictures of a folder, mapped; a file of another shape or length is an error."""
-    path, wanted = folder.root / IMAGES, (folder.rows, 3, folder.size, folder.size)
-    try:
-        images = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise GridError(f"{path}: cannot be read ({error}). Ingest again.") from error
-    if images.shape != wanted or images.dtype != np.uint8:
-        raise GridError(
-            f"{path}: has {images.shape} {images.dtype}, and {MANIFEST} says {wanted}. One of them"
-            " is of another corpus: put the right file back, or ingest again."
-        )
-    return cast("npt.NDArray[np.uint8]", images)
-
-
-class ChosenImages:
-    """Some rows of mapped pictures, read when they are asked for: what is indexed is a copy."""
-
-    def __init__(self, images_NCHW: npt.NDArray[np.uint8], rows: Rows) -> None:
-        self._images, self._rows = images_NCHW, rows
-        self.shape = (len(rows), *images_NCHW.shape[1:])
-        self.dtype, self.ndim = images_NCHW.dtype, images_NCHW.ndim
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: Any) -> npt.NDArray[np.uint8]:
-        rows = self._rows[index]
-        # Of one row the map gives a view that nobody may write to; of several it makes a copy.
-        return (
-            np.array(self._images[rows]) if np.ndim(rows) == 0 else np.asarray(self._images[rows])
-        )
-
-    def __iter__(self) -> Iterator[npt.NDArray[np.uint8]]:
-        return (self[position] for position in range(len(self)))
-
-
-class ChosenCaptions(Sequence[str]):
-    """The captions of some rows, read from the file when the first of them is asked for."""
-
-    def __init__(self, path: Path, rows: Rows) -> None:
-        self._path, self._rows = path, rows
-        self._texts: list[str] | None = None
-
-    def _read(self) -> list[str]:
-        if self._texts is None:
-            import pyarrow.feather as feather
-
-            table = feather.read_table(self._path, columns=["caption"], memory_map=True)
-            self._texts = table["caption"].take(self._rows).to_pylist()
-        return self._texts
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        return self._read()[index]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._read())
 
 
 class PairsChunk(NamedTuple):
@@ -153,15 +42,22 @@ class PairsChunk(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IngestedPairs:
-    """Rows ``offset`` to ``offset + num_rows`` of the ``total`` of a folder, shuffled by ``seed``.
+    """``num_rows`` of the ``total`` pairs of a folder, whose pictures are shuffled by ``seed``, the
+    pairs of one picture side by side.
 
-    ``digest`` is that of the folder's manifest and says which pairs they are, wherever they lie.
-    They have no labels; ``classes`` are those that attacks on them may speak of, and are keyed by
-    their digest: there may be a thousand of them.
+    They are counted from the start of this order, ``offset`` rows passed over, or from its end
+    where ``behind`` is not None: the last so many rows are passed over, with all of the picture
+    that the first of these shows, and then ``offset`` rows. So no picture is on both sides of a
+    cut.
+
+    ``digest`` is that of the folder's manifest and says which pairs they are, wherever they lie;
+    where ``knows_pictures`` is false it does not say which show one picture, and each counts as
+    its own. They have no labels. ``classes`` are what attacks on them may speak of: they are in the
+    keys of what attacks make, and not of the pairs.
     """
 
     name: ClassVar[str] = "ingested_pairs"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     root: str = field(metadata={"keyed": False})
     digest: str
@@ -170,18 +66,28 @@ class IngestedPairs:
     split: str
     num_rows: int
     offset: int = 0
+    behind: int | None = None
     seed: int = 0
     classes: tuple[str, ...] = field(default=(), metadata={"keyed": False})
-    vocabulary: str = field(default="", init=False)
+    knows_pictures: bool = field(default=True, metadata={"keyed": False})
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "vocabulary", digest_of(list(self.classes))[:16])
         stop = self.offset + self.num_rows
-        if self.num_rows < 1 or self.offset < 0 or stop > self.total:
+        if self.num_rows < 1 or self.offset < 0 or stop + (self.behind or 0) > self.total:
             raise UsageError(
                 f"{self.split}: rows {self.offset}..{stop - 1} were asked for, {self.root} has"
                 f" {self.total} pairs"
             )
+
+    @property
+    def caution(self) -> str | None:
+        """What a reader of the board must know of these pairs."""
+        if self.knows_pictures:
+            return None
+        return (
+            f"{self.root}: does not say which pairs show one picture, as an earlier version wrote"
+            " it: a picture with several captions may be in several splits. Ingest it again."
+        )
 
     @property
     def templates(self) -> Sequence[str]:
@@ -190,12 +96,39 @@ class IngestedPairs:
 
     def rows(self) -> Rows:
         """Which pairs of the folder these are, in their order."""
-        order = numpy_rng(self.seed, self.name).permutation(self.total)
-        return order[self.offset : self.offset + self.num_rows].astype(np.int64)
+        picture_N = pictures_of(self.folder())
+        order = _order(self.root, self.digest, self.seed)
+        if self.behind is None:
+            return order[self.offset : self.offset + self.num_rows]
+        stop = len(order) - self.behind
+        while 0 < stop < len(order) and picture_N[order[stop - 1]] == picture_N[order[stop]]:
+            stop -= 1
+        stop -= self.offset
+        if stop < self.num_rows:
+            raise UsageError(
+                f"{self.split}: {self.num_rows} rows were asked for, and {max(stop, 0)} are left of"
+                f" {self.root}, where no picture is in two splits"
+            )
+        return order[stop - self.num_rows : stop]
+
+    def next_picture(self, start: int) -> int:
+        """The first of these rows from ``start`` on that shows another picture than the row before
+        it; their number, if none does."""
+        own_N = pictures_of(self.folder())[self.rows()]
+        begins = np.flatnonzero(own_N[1:] != own_N[:-1]) + 1
+        later = begins[begins >= start]
+        return int(later[0]) if len(later) else self.num_rows
+
+    def part(self, start: int, num_rows: int) -> IngestedPairs:
+        """So many of these rows from ``start`` on."""
+        if self.behind is None:
+            return replace(self, offset=self.offset + start, num_rows=num_rows)
+        after = self.num_rows - start - num_rows
+        return replace(self, offset=self.offset + after, num_rows=num_rows)
 
     def folder(self) -> Folder:
         """The folder, if it still holds the pairs that were planned with."""
-        return _same_folder(self.root, self.digest)
+        return _same_folder([self.root], self.digest)
 
     def chunks(self) -> Iterator[PairsChunk]:
         folder, rows = self.folder(), self.rows()
@@ -208,24 +141,45 @@ class IngestedPairs:
             yield PairsChunk(image_BCHW, labels, captions[some])
 
 
-def _same_folder(root: str, digest: str) -> Folder:
-    try:
-        folder = read_folder(root)
-    except UsageError as error:
-        raise GridError(
-            f"{error} The pairs of this grid (digest {digest[:16]}) are read from it: every node"
-            " that runs stages must see it at this path."
-        ) from error
-    if folder.digest != digest:
-        raise UsageError(
-            f"{root}: holds pairs with the digest {folder.digest[:16]}, and {digest[:16]} were"
-            " planned with. Plan again, or put those back."
+@lru_cache(maxsize=2)
+def _order(root: str, digest: str, seed: int) -> Rows:
+    """All pairs, by a drawn order of their pictures and within a picture by their own."""
+    picture_N = pictures_of(_same_folder([root], digest))
+    first, of_N = np.unique(picture_N, return_inverse=True)
+    place = np.empty(len(first), dtype=np.int64)
+    place[numpy_rng(seed, IngestedPairs.name).permutation(len(first))] = np.arange(len(first))
+    order = np.argsort(place[of_N], kind="stable").astype(np.int64)
+    order.setflags(write=False)
+    return order
+
+
+def _same_folder(roots: Sequence[str], digest: str) -> Folder:
+    """The first of some folders that holds the pairs with this digest."""
+    faults = list[GridError]()
+    for root in dict.fromkeys(roots):
+        try:
+            folder = read_folder(root)
+        except UsageError as error:
+            faults.append(
+                GridError(
+                    f"{error} The pairs of this grid (digest {digest[:16]}) are read from it: every"
+                    " node that runs stages must see it at this path."
+                )
+            )
+            continue
+        if folder.digest == digest:
+            return folder
+        faults.append(
+            UsageError(
+                f"{root}: holds pairs with the digest {folder.digest[:16]}, and {digest[:16]} were"
+                " planned with. Plan again, or put those back."
+            )
         )
-    return folder
+    raise faults[0]
 
 
 def write_pointer(scratch: Path, spec: IngestedPairs) -> dict[str, Any]:
-    """A corpus artefact that holds which rows there are and where they lie, and no pixels."""
+    """A corpus artefact that holds which rows there are and where they lay, and no pixels."""
     open_images(spec.folder())
     rows = spec.rows()
     np.save(scratch / ROWS, rows, allow_pickle=False)
@@ -233,21 +187,18 @@ def write_pointer(scratch: Path, spec: IngestedPairs) -> dict[str, Any]:
         "split": spec.split,
         "rows": spec.num_rows,
         "digest": hashlib.sha256(f"{spec.digest}\n".encode() + rows.tobytes()).hexdigest()[:16],
-        "classes": list(spec.classes),
+        "classes": [],
         "templates": [],
         "pairs": {"root": spec.root, "digest": spec.digest},
     }
 
 
-def points_elsewhere(artefact: Artefact, spec: IngestedPairs) -> bool:
-    """Whether an artefact was written when the same pairs lay in another folder."""
-    return bool(artefact.meta["pairs"]["root"] != spec.root)
-
-
-def open_pointer(artefact: Artefact) -> Corpus:
-    """The corpus that such an artefact points to."""
+def open_pointer(artefact: Artefact, root: str) -> Corpus:
+    """The corpus that such an artefact points to: in the folder ``root``, as whoever asks has it,
+    or else where it lay when the artefact was written. Of no root in particular: ""."""
     meta = artefact.meta
-    folder = _same_folder(str(meta["pairs"]["root"]), str(meta["pairs"]["digest"]))
+    roots = [place for place in (root, str(meta["pairs"]["root"])) if place]
+    folder = _same_folder(roots, str(meta["pairs"]["digest"]))
     rows = np.load(artefact.path(ROWS), allow_pickle=False)
     images = ChosenImages(open_images(folder), rows)
     return Corpus(
@@ -258,6 +209,6 @@ def open_pointer(artefact: Artefact) -> Corpus:
         images_NCHW=cast("npt.NDArray[np.uint8]", images),
         captions=ChosenCaptions(folder.root / PAIRS, rows),
         labels=np.full(len(rows), NO_LABEL, dtype=np.int64),
-        classes=list(meta["classes"]),
+        classes=[],
         templates=[],
     )

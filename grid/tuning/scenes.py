@@ -43,16 +43,22 @@ class SimulatedData:
 
     def rows(self, split: str) -> int:
         total = self.of.rows("clean")
-        halves = {"suspect": total // 2, "clean": total - total // 2}
+        halves = {"suspect": total // 2, "clean": total - self._second}
         return halves[split] if split in halves else self.of.rows(split)
+
+    @property
+    def _second(self) -> int:
+        """Where the half to repair with begins: no picture is in both."""
+        half, whole = self.of.rows("clean") // 2, self.of.corpus("clean")
+        return whole.next_picture(half) if isinstance(whole, IngestedPairs) else half
 
     def corpus(self, split: str) -> CorpusSpec:
         if split not in ("suspect", "clean"):
             return self.of.corpus(split)
-        start = 0 if split == "suspect" else self.rows("suspect")
+        start = 0 if split == "suspect" else self._second
         whole = self.of.corpus("clean")
         if isinstance(whole, IngestedPairs):  # half of them is pointed to as all of them is
-            return replace(whole, offset=whole.offset + start, num_rows=self.rows(split))
+            return whole.part(start, self.rows(split))
         return CorpusPart(of=whole, start=start, num_rows=self.rows(split))
 
     @property

@@ -22,7 +22,7 @@ from victims.errors import GridError
 from victims.ingest.items import Reason
 from victims.ingest.keep import Kept, Mask, columns_of
 from victims.ingest.work import pixels_path, settle
-from victims.ingested import (
+from victims.pair_folders import (
     FORM,
     IMAGES,
     MANIFEST,
@@ -61,7 +61,8 @@ def join(
         "size": size,
         "rows": kept.total,
         "digest": digest,
-        "pictures": len(np.unique(kept.pictures)),
+        "pictures": int((kept.pictures == np.arange(kept.total)).sum()),
+        "most_captions": int(np.bincount(kept.pictures).max(initial=0)),
         "seen": kept.seen,
         "skipped": kept.skipped,
         "notes": kept.notes,
