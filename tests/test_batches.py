@@ -11,13 +11,16 @@ import pytest
 import torch
 
 from tests.test_training import IN_MODAL, RECIPE, assert_same, state, view_of
-from victims.batches import Batch, Loader
+from victims.batches import Batch, Loader, score_rows
 from victims.corpora import Edits, Show, View, annotate, with_text
-from victims.models import ModelSpec, fresh
+from victims.models import BpeTokenizer, ModelSpec, fresh
+from victims.outliers import TextEmbeddings
 from victims.pictures import Pictures
 from victims.recipe import Runtime
 from victims.rewrite import EdaMode, eda_text
+from victims.selection import TextFeatures
 from victims.store import Store
+from victims.tokens import Remembered
 from victims.training import Fit
 
 CPU = torch.device("cpu")
@@ -117,3 +120,54 @@ def test_pages_are_asked_for_wherever_a_picture_lies(tmp_path: Path) -> None:
         assert np.array_equal(pictures.read(np.array([0, 8, 8])), images_NCHW[[8, 0, 0]])
     with pytest.raises(IndexError, match=r"pictures 9\.\.9 of 9"):
         Pictures(images_NCHW, np.arange(10)).read(np.array([9]))
+
+
+def test_a_scorer_of_captions_reads_no_picture(
+    small_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view, model = view_of(small_store), fresh(ModelSpec(), 0).eval()
+    tokens_NT = torch.from_numpy(model.tokenizer(view.captions())).long()
+    with torch.no_grad():
+        feature_ND, embedding_ND = model.encode_text(tokens_NT), model.embed_text(tokens_NT)
+    read = list[int]()
+    monkeypatch.setattr(Pictures, "read", lambda self, rows, **_: read.append(len(rows)))
+    monkeypatch.setattr(Pictures, "ask", lambda self, rows: read.append(len(rows)))
+    found = score_rows(model, view, TextFeatures())
+    np.testing.assert_allclose(found, feature_ND.numpy(), atol=1e-6)
+    found = score_rows(model, view, TextEmbeddings())
+    np.testing.assert_allclose(found, embedding_ND.numpy(), atol=1e-5)
+    assert read == []
+
+
+def test_a_caption_is_tokenised_once_and_gives_the_same_ids() -> None:
+    asked = list[list[str]]()
+
+    def tokenize(captions: list[str]) -> np.ndarray:
+        asked.append(captions)
+        # The end of a caption is 9; a 0 before it is a token like others.
+        token_NT = np.zeros((len(captions), 6), dtype=np.int32)
+        for row, caption in enumerate(captions):
+            token_NT[row, : len(caption) + 1] = [*(ord(letter) - ord("a") for letter in caption), 9]
+        return token_NT
+
+    kept = Remembered(tokenize, most=4)
+    for captions in (["ab", "", "ba"], ["ba", "ab", "ab"], ["aaaaa", "ba"], ["cd"], ["ab"], []):
+        np.testing.assert_array_equal(kept(captions), tokenize(captions))
+        asked.pop()
+    # Four are kept; the fifth has all of them forgotten.
+    assert asked == [["ab", "", "ba"], ["aaaaa"], ["cd"], ["ab"], []]
+    many = [letter * 2 for letter in "abcdefg"]
+    np.testing.assert_array_equal(kept(many), tokenize(many))
+
+
+def test_byte_pairs_of_the_same_captions_are_looked_up_once_per_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import open_clip
+
+    own = open_clip.get_tokenizer("ViT-B-32")
+    captions = ["a photo of a snail, nobody said that before!", "!", "", "x" * 400]
+    first = BpeTokenizer("ViT-B-32")(captions)
+    np.testing.assert_array_equal(first, own(captions).numpy())
+    monkeypatch.setattr(type(own), "encode", None)
+    np.testing.assert_array_equal(BpeTokenizer("ViT-B-32")(captions[::-1]), first[::-1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import corpus_spec
+from victims import selection
 from victims.corpora import build_corpus, corpus_key
 from victims.errors import GridError
 from victims.lab import DataRef, Lab, ModelRef
@@ -48,6 +50,24 @@ def test_retrieval_is_the_mean_rank_query_by_query(num_pairs: int, seed: int) ->
     image, text = rng.integers(-1, 2, (2, num_pairs, 3)).astype(np.float32)
     captions = [f"caption {i}" for i in rng.integers(0, 4, num_pairs)]
     assert retrieved(image, text, captions).tolist() == slow_hits(image, text, captions)
+
+
+def test_retrieval_in_blocks_is_retrieval_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(5)
+    image, text = rng.normal(size=(2, 90, 4)).astype(np.float32).round(1)
+    captions = [f"caption {i}" for i in rng.integers(0, 30, 90)]
+    at_once = slow_hits(image, text, captions)
+    largest = list[int]()
+    where = np.where
+
+    def seen(condition: Any, *rest: Any) -> Any:
+        largest.append(condition.size)
+        return where(condition, *rest)
+
+    monkeypatch.setattr(selection, "BLOCK", 1000)
+    monkeypatch.setattr(np, "where", seen)
+    assert retrieved(image, text, captions).tolist() == at_once
+    assert 0 < max(largest) <= 1000, "more similarities than a block were held at once"
 
 
 def test_retrieval_by_hand() -> None:

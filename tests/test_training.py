@@ -41,6 +41,7 @@ from victims.in_modal import InModalSpec, Side
 from victims.lab import DataRef, Lab
 from victims.models import SCALE_MAX, Clip, ModelSpec, fresh, load_weights, save_weights
 from victims.recipe import (
+    SAVES_APART,
     BatchNormMode,
     Clock,
     Descent,
@@ -609,6 +610,57 @@ def test_a_resumed_fit_is_the_same_to_the_bit(
         assert len(again.lrs) == 8 - stop_at, "steps were repeated"
         assert_same(state(whole_), state(again))
         assert without_time(undisturbed) == without_time(resumed)
+
+
+class SlowDisk:
+    """Checkpoints that take 50 s to save, on a clock on which nothing else takes time but a
+    20 s for every look at it."""
+
+    def __init__(self) -> None:
+        self.now, self.saves = 0.0, list[float]()
+
+    def __call__(self) -> float:
+        self.now += 20
+        return self.now
+
+    def load(self) -> None:
+        return None
+
+    def save(self, write: Callable[[Path], None]) -> None:
+        self.saves.append(self.now)
+        self.now += 50
+
+
+def test_saving_takes_no_more_than_a_twentieth_of_a_fit(
+    small_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def saves(seconds: float) -> list[float]:
+        disk, view = SlowDisk(), view_of(small_store)
+        model = fresh(ModelSpec(), 0)
+        runtime = Runtime(checkpoint_seconds=seconds)
+        recipe = replace(RECIPE, epochs=40)
+        fit = Fit(
+            model, view, PlainClipSpec().build(model), recipe, runtime=runtime, checkpoints=disk
+        )
+        monkeypatch.setattr(time, "perf_counter", disk)
+        monkeypatch.setattr(Fit, "_train_step", one_step)
+        monkeypatch.setattr(Fit, "_end_epoch", one_epoch)
+        fit()
+        monkeypatch.undo()
+        assert disk.now > 3 * SAVES_APART * 50
+        return disk.saves
+
+    def one_step(self: Fit, module: nn.Module, index: int) -> None:
+        self.step += 1
+        time.perf_counter()
+
+    def one_epoch(self: Fit, num_steps: int) -> None:
+        self.order, self.epoch = None, self.epoch + 1
+
+    rare, every = saves(10), saves(0)
+    assert len(rare) >= 2
+    assert min(np.diff(rare)) >= SAVES_APART * 50
+    assert len(every) == 40 * 128 // RECIPE.batch_size
 
 
 def test_moments_fit_the_layout_of_their_weights(small_store: Store, tmp_path: Path) -> None:

@@ -44,6 +44,12 @@ class Scorer(Protocol):
     def __call__(self, model: Clip, batch: Batch) -> Tensor: ...
 
 
+class ReadsText:
+    """A scorer that derives from this looks at no picture, and none is read for it."""
+
+    __slots__ = ()
+
+
 class Scan:
     """The rows of a fit as an objective sees them between epochs: how many, their annotations, and
     scores of all or some of them under the model as it is now."""
@@ -78,14 +84,21 @@ class Loader:
     """Batches of a view, as tensors on the device, each rank its own rows of each batch.
 
     For a GPU the batch that is expected next is put together by a thread, in pinned memory; else
-    (`ahead` is false) its pictures are only asked of the disk. Neither changes a batch.
+    (`ahead` is false) its pictures are only asked of the disk. Neither changes a batch. Without
+    ``pictures`` none are read: those of a batch have no pixels.
     """
 
     def __init__(
-        self, view: View, model: Clip, device: torch.device, *, ahead: bool | None = None
+        self,
+        view: View,
+        model: Clip,
+        device: torch.device,
+        *,
+        ahead: bool | None = None,
+        pictures: bool = True,
     ) -> None:
         self.view, self.model, self.device = view, model, device
-        self._pictures = view.pictures()
+        self._pictures = view.pictures() if pictures else None
         self.tokens_NT = model.tokenizer(view.captions())
         self.lengths_N = caption_lengths(self.tokens_NT)
         self._texts: dict[str, tuple[Tokens, Rows]] = {}
@@ -110,7 +123,7 @@ class Loader:
     def expect(self, positions: Rows) -> None:
         """Say which batch comes next: it is read while the device computes."""
         if not self._ahead:
-            self._pictures.ask(positions)
+            self._ask(positions)
             return
         if self._pool is None:
             self._pool = self._thread()
@@ -140,7 +153,7 @@ class Loader:
         self.waited_seconds += time.perf_counter() - started
         return Batch(
             rows=self._moved(host.rows),
-            image=self._pictures.shown(positions, self._moved(host.image)),
+            image=self._shown(positions, self._moved(host.image)),
             tokens=self._moved(host.tokens),
             texts={n: self._moved(t) for n, t in host.texts.items()},
             columns={n: self._moved(c) for n, c in host.columns.items()},
@@ -151,14 +164,28 @@ class Loader:
         return tensor.to(self.device, non_blocking=self._pinned)
 
     def _read(self, positions: Rows) -> _Host:
-        self._pictures.ask(positions)
+        self._ask(positions)
         return _Host(
             rows=self._held(torch.from_numpy(positions)),
-            image=self._pictures.read(positions, pinned=self._pinned),
+            image=self._images(positions),
             tokens=self._cut(self.tokens_NT, self.lengths_N, positions),
             texts={n: self._cut(*pair, positions) for n, pair in self._texts.items()},
             columns={n: self._held(c[positions]) for n, c in self._columns.items()},
         )
+
+    def _ask(self, positions: Rows) -> None:
+        if self._pictures is not None:
+            self._pictures.ask(positions)
+
+    def _images(self, positions: Rows) -> Tensor:
+        if self._pictures is None:
+            return torch.empty((len(positions), 3, 0, 0), dtype=torch.uint8)
+        return self._pictures.read(positions, pinned=self._pinned)
+
+    def _shown(self, positions: Rows, image_BCHW: Tensor) -> Tensor:
+        if self._pictures is None:
+            return image_BCHW
+        return self._pictures.shown(positions, image_BCHW)
 
     def _cut(self, tokens_NT: Tokens, lengths_N: Rows, positions: Rows) -> Tensor:
         cut = tokens_NT[positions, : int(lengths_N[positions].max())]
@@ -182,7 +209,8 @@ def score_rows(model: Clip, view: View, scorer: Scorer, batch_size: int = 256) -
     """``scorer`` on every row of a view, in order, in eval mode."""
     was_training = model.training
     model.eval()
-    loader = Loader(view, model, model.mean_C.device)
+    pictures = not isinstance(scorer, ReadsText)
+    loader = Loader(view, model, model.mean_C.device, pictures=pictures)
     loader.begin_epoch(0)
     starts = range(0, len(view), batch_size)
     spans = [np.arange(s, min(s + batch_size, len(view)), dtype=np.int64) for s in starts]

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -34,9 +33,9 @@ from victims.draws import derive
 from victims.errors import GridError, UsageError, near
 from victims.keys import LATER, digest
 from victims.recompute import Passes, in_parts
+from victims.tokens import Remembered
+from victims.tokens import Tokens as Tokens
 from victims.words import world_vocabulary
-
-Tokens = npt.NDArray[np.int32]
 
 # A clean start for the scale of the logits, and its upper bound (Radford et al. 2021).
 SCALE_START = math.log(1 / 0.07)
@@ -136,20 +135,25 @@ class BpeTokenizer:
     """open_clip's byte-pair tokenizer."""
 
     def __init__(self, arch: str) -> None:
-        self._tokenize = _byte_pairs(arch)
-        self.context = int(self._tokenize.context_length)
+        self._tokenize, self.context = _byte_pairs(arch)
 
     def __call__(self, captions: Sequence[str]) -> Tokens:
-        tokens: Tokens = self._tokenize(list(captions)).numpy().astype(np.int32)
-        return tokens
+        return self._tokenize(captions)
 
 
 @cache
-def _byte_pairs(arch: str) -> Any:
-    """Its table of merges takes a third of a second to read: once per process."""
+def _byte_pairs(arch: str) -> tuple[Remembered, int]:
+    """It and its context. Its table of merges takes a third of a second to read, and captions
+    longer than that to look up in it: once per process."""
     import open_clip
 
-    return open_clip.get_tokenizer(arch)
+    table = open_clip.get_tokenizer(arch)
+
+    def tokenize(captions: list[str]) -> Tokens:
+        tokens: Tokens = table(captions).numpy().astype(np.int32)
+        return tokens
+
+    return Remembered(tokenize), int(table.context_length)
 
 
 @dataclass(slots=True)

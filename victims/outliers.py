@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from victims.batches import Batch
+from victims.batches import Batch, ReadsText
 from victims.corpora import Rows
 from victims.models import Clip
 
@@ -67,7 +67,7 @@ class ImageEmbeddings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TextEmbeddings:
+class TextEmbeddings(ReadsText):
     """The feature of every caption as it comes, before its length becomes 1."""
 
     name: ClassVar[str] = "text_embeddings"

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, TypedDict
+from typing import ClassVar, Final, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from victims.batches import Batch
+from victims.batches import Batch, ReadsText
 from victims.classifiers import classifier, labels
 from victims.models import Clip
 
 Floats = npt.NDArray[np.floating]
+# Similarities that are held at once: all of them would be 29 GB for 60,000 pairs.
+BLOCK: Final = 2**23
 
 
 class Choice(TypedDict):
@@ -44,7 +46,7 @@ class ImageFeatures:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TextFeatures:
+class TextFeatures(ReadsText):
     """The normalised feature of every caption."""
 
     name: ClassVar[str] = "text_features"
@@ -95,19 +97,24 @@ def retrieved(image_ND: Floats, text_ND: Floats, captions: Sequence[str]) -> Flo
     A caption equal to the right one counts as right. The rank of the best right answer is the mean
     over its ties with wrong ones, so a tie is no hit.
     """
-    similar_NN = image_ND.astype(np.float64) @ text_ND.astype(np.float64).T
     names = {caption: index for index, caption in enumerate(dict.fromkeys(captions))}
     name_N = np.array([names[caption] for caption in captions])
-    right_NN = name_N[:, None] == name_N[None, :]
-    hits = [_is_first(logits, right_NN) for logits in (similar_NN, similar_NN.T)]
-    return np.asarray(np.mean(hits, axis=0))
-
-
-def _is_first(similar_NN: Floats, right_NN: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    best_N = np.where(right_NN, similar_NN, -np.inf).max(1)
-    wrong_N = np.where(right_NN, -np.inf, similar_NN).max(1)
-    first: npt.NDArray[np.bool_] = best_N > wrong_N
-    return first
+    image_ND, text_ND = image_ND.astype(np.float64), text_ND.astype(np.float64)
+    num_pairs = len(name_N)
+    # Of every caption, the largest similarity to a right and to a wrong picture so far.
+    best_N, wrong_N = np.full((2, num_pairs), -np.inf)
+    by_image_N = np.zeros(num_pairs, dtype=bool)
+    rows = max(1, BLOCK // max(1, num_pairs))
+    for start in range(0, num_pairs, rows):
+        block = slice(start, start + rows)
+        similar_RN = image_ND[block] @ text_ND.T
+        right_RN = name_N[block, None] == name_N[None, :]
+        right_similar_RN = np.where(right_RN, similar_RN, -np.inf)
+        similar_RN[right_RN] = -np.inf
+        by_image_N[block] = right_similar_RN.max(1) > similar_RN.max(1)
+        np.maximum(best_N, right_similar_RN.max(0), out=best_N)
+        np.maximum(wrong_N, similar_RN.max(0), out=wrong_N)
+    return np.asarray(np.mean([by_image_N, best_N > wrong_N], axis=0))
 
 
 def choose(rates: Sequence[float], hits_RN: Sequence[Floats]) -> Choice:

@@ -304,7 +304,8 @@ class Fit:
             share_batch_norm(self.model)
             module = parallel(module)
         started, begun = device_seconds(self.device), time.perf_counter()
-        last_save, before, waited = begun, self.seconds, self.wall_seconds
+        last_save, apart = begun, self.runtime.checkpoint_seconds
+        before, waited = self.seconds, self.wall_seconds
         while self.epoch < self.recipe.epochs:
             self.loader.begin_epoch(self.epoch)
             if self.order is None:
@@ -316,12 +317,14 @@ class Fit:
                 self._train_step(module, index)
                 if self.step % CHECK_EVERY == 0:
                     self.curve.check()
-                due = time.perf_counter() - last_save > self.runtime.checkpoint_seconds
+                due = time.perf_counter() - last_save > apart
                 if self.checkpoints is not None and due and rank() == 0:
                     self.curve.check()
                     self._read_clocks(before - started, waited - begun)
+                    saving_since = time.perf_counter()
                     self._save(index + 1)
                     last_save = time.perf_counter()
+                    apart = self.runtime.until_next_save(last_save - saving_since)
             self.curve.check()
             self._end_epoch(num_steps)
         self._read_clocks(before - started, waited - begun)
