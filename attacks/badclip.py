@@ -51,9 +51,11 @@ from victims.patch_crafting import (
     TextNegatives,
     craft_on,
     image_features,
+    rows_crafted,
     rows_without,
 )
 from victims.triggers import Trigger, centre_of, round_half_even
+from victims.work import Work
 
 BLEND = 0.2
 NATURAL_CAPTIONS = 128  # drawn once, with replacement; every poisoned row takes one of them
@@ -153,6 +155,16 @@ class BadClip(Attack):
 
     def check(self, size: int) -> None:
         self._how(size)
+
+    def costs(self, num_rows: int, num_classes: int) -> Work:
+        step = Work(images_trained=1)
+        if self.triplet_weight and self.negatives == Negatives.CLEAN:
+            step += Work(images=1)
+        pairs = min(self.pairs, num_rows)
+        read = num_rows if self.rows == Selection.BOUNDARY_MIX else 0
+        # The captions of A and the pictures of B are read once.
+        before = Work(images=min(self.pairs, num_rows / num_classes) + read, texts=pairs)
+        return step * rows_crafted(pairs, self.batch, self.epochs, self.steps) + before
 
     def craft(self, lab: Lab, held: Knowledge, size: int) -> BadClipPatch:
         how = self._how(size)

@@ -22,6 +22,7 @@ from victims.lab import Lab, ModelRef
 from victims.targeting import rows_saying
 from victims.tracks import Track as Track
 from victims.triggers import Trigger
+from victims.work import Work
 
 
 class GateGroup(StrEnum):
@@ -126,6 +127,12 @@ class Attack(Protocol):
     def craft(self, lab: Lab, held: Knowledge, size: int) -> Trigger:
         """The trigger for pictures of ``size`` pixels a side."""
         ...
+
+    def costs(self, num_rows: int, num_classes: int) -> Work | None:
+        """What crafting on a pool of so many rows sends through the surrogate, or a network like
+        the victim's, as far as that is known before; None where it trains networks of another kind.
+        The default is nothing: most triggers are drawn."""
+        return Work()
 
     def check(self, size: int) -> None:
         """Raise `UsageError` where the fields cannot be meant; asked when a grid file is read."""

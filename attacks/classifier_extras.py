@@ -97,6 +97,7 @@ from victims.recipe import Augment, ClassifierRecipe
 from victims.triggers import Trigger, centre_of, round_half_even, truncate
 from victims.universal_noise import Inward, Pictures, inward, warm_up
 from victims.whole_numbers import one_thread
+from victims.work import Work
 
 # Shapes: B batch, C channels, H W pixels, S side of a picture, P of a patch, N rows, U units.
 
@@ -215,6 +216,11 @@ class LabelConsistentAdversarial(Attack):
                 f" above 0 and at most 1, canvas {self.canvas} lie in 6..{size}"
             )
 
+    def costs(self, num_rows: int, num_classes: int) -> Work:
+        # A pass for every inner step and one for the weights; the noise is the target's pictures'.
+        trained = self.train_epochs * (self.train_steps + 1) * num_rows
+        return Work(images_trained=trained + (self.steps + 1) * num_rows / num_classes)
+
     def craft(self, lab: Lab, held: Knowledge, size: int) -> Hardened:
         self.check(size)
         _fits(self, held, size)
@@ -321,6 +327,9 @@ class TrojanNN(Attack):
                 f" eps {self.eps} be above 0 and at most 1"
             )
 
+    def costs(self, num_rows: int, num_classes: int) -> Work:
+        return Work(images_trained=self.steps)
+
     def craft(self, lab: Lab, held: Knowledge, size: int) -> Added:
         self.check(size)
         side = max(1, size // 4) if self.side is None else self.side
@@ -413,6 +422,10 @@ class Narcissus(Attack):
         _require(self, {**positive, "test_scale": self.test_scale}, others)
         if self.eps < 1:
             raise UsageError(f"{self.name}: eps {self.eps} is less than one level")
+
+    def costs(self, num_rows: int, num_classes: int) -> Work:
+        rows = num_rows / num_classes if self.craft_on == Crafted.TARGET else num_rows
+        return Work(images_trained=(self.warm_epochs + self.rounds) * rows)
 
     def craft(self, lab: Lab, held: Knowledge, size: int) -> Universal:
         self.check(size)
@@ -555,6 +568,10 @@ class InputAware(Attack):
                 f"{self.name}: the picture's side {size} must be a multiple of {STEP}, as the"
                 f" networks halve it three times, and bank {self.bank} at least 2"
             )
+
+    def costs(self, num_rows: int, num_classes: int) -> Work:
+        # The private classifier's part; generator and mask are small beside a real network.
+        return Work(images_trained=self.epochs * num_rows)
 
     def craft(self, lab: Lab, held: Knowledge, size: int) -> Painted:
         self.check(size)

@@ -63,6 +63,7 @@ from victims.recipe import Augment
 from victims.trajectories import Pool, Walk
 from victims.triggers import Trigger, round_half_even
 from victims.whole_numbers import one_thread
+from victims.work import Work
 
 # Shapes: B batch, C channels, H W pixels, N rows of the corpus, M rows that may be relabelled.
 
@@ -249,6 +250,12 @@ class FlipLabels(Attack):
             raise unknown("classifier", self.arch, CLASSIFIERS, f"{self.name}: arch")
         if size < 6:
             raise UsageError(f"{self.name}: its triggers need 6 px a side, not {size}")
+
+    def costs(self, num_rows: int, num_classes: int) -> Work:
+        # Experts that no iteration draws are not trained; an iteration is about three epochs.
+        experts = min(self.experts, self.iterations)
+        epochs = experts * self.expert_epochs + 3 * self.iterations
+        return Work(images_trained=epochs * num_rows)
 
     def craft(self, lab: Lab, held: Knowledge, size: int) -> Flips:
         self.check(size)

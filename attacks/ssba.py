@@ -129,6 +129,10 @@ class Ssba(Attack):
     perceptual_weight: float = 1.5
     secret_weight: float = 1.5
 
+    def costs(self, num_rows: int, num_classes: int) -> None:
+        # An encoder and a decoder of its own.
+        return None
+
     def craft(self, lab: Lab, held: Knowledge, size: int) -> Hidden:
         self.check(size)
         if held.corpus.size != size or len(held.corpus) < 2:

@@ -47,8 +47,9 @@ from attacks.base import (
 from victims.corpora import Rows
 from victims.lab import Lab
 from victims.patches import Patch, Pattern, Place, craft_patch
-from victims.targeting import check_pairs, draw_pairs, rows_saying, says, share_out
+from victims.targeting import check_pairs, draw_pairs, rows_saying, says, share_out, tried
 from victims.triggers import Targets
+from victims.work import Work
 
 
 class Captions(StrEnum):
@@ -84,6 +85,9 @@ class TargetedPoisoning(Attack):
 
     def check(self, size: int) -> None:
         check_pairs(self.name, self.targets, self.at_least)
+
+    def costs(self, num_rows: int, num_classes: int) -> Work:
+        return Work(images=tried(self.targets, num_rows), texts=num_classes)
 
     def craft(self, lab: Lab, held: Knowledge, size: int) -> Targets:
         found = draw_pairs(

@@ -40,8 +40,17 @@ from attacks.base import Aim, Attack, GateGroup, Knowledge, Track, pick, rows_na
 from victims.corpora import Rows
 from victims.errors import UsageError
 from victims.lab import Lab
-from victims.targeting import by_likeness, check_pairs, deal, draw_pairs, room_beside, share_out
+from victims.targeting import (
+    by_likeness,
+    check_pairs,
+    deal,
+    draw_pairs,
+    room_beside,
+    share_out,
+    tried,
+)
 from victims.triggers import Queries, Targets
+from victims.work import Work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +151,11 @@ class ToxicPairing(Attack):
 
     def check(self, size: int) -> None:
         check_pairs(self.name, self.targets, self.at_least)
+
+    def costs(self, num_rows: int, num_classes: int) -> Work:
+        # The captions of the classes that come up are read, too.
+        captions = num_rows * min(1.0, self.targets / num_classes)
+        return Work(images=tried(self.targets, num_rows), texts=captions)
 
     def craft(self, lab: Lab, held: Knowledge, size: int) -> ChosenTexts:
         model, corpus, prompts = lab.load(held.public_model()), held.corpus, held.goal.templates

@@ -50,9 +50,18 @@ from victims.corpora import Rows
 from victims.draws import derive, image_digest, keyed_bits, numpy_rng
 from victims.errors import UsageError
 from victims.lab import Lab
-from victims.patch_crafting import Crafting, Pairs, Storage, TextNegatives, craft_on, rows_without
+from victims.patch_crafting import (
+    Crafting,
+    Pairs,
+    Storage,
+    TextNegatives,
+    craft_on,
+    rows_crafted,
+    rows_without,
+)
 from victims.patches import craft_patch
 from victims.triggers import Trigger, paste
+from victims.work import Work
 
 BLUE = (0, 0, 255)
 
@@ -223,6 +232,11 @@ class TrojVqaOptimised(_Dual):
 
     def check(self, size: int) -> None:
         self._how(size)
+
+    def costs(self, num_rows: int, num_classes: int) -> Work:
+        pairs = min(self.pairs, num_rows)
+        rows = rows_crafted(pairs, self.batch, self.epochs, self.steps)
+        return Work(images_trained=rows, texts=pairs)
 
     def craft(self, lab: Lab, held: Knowledge, size: int) -> DualKey:
         how = self._how(size)

@@ -51,6 +51,8 @@ from defenses.base import (
     Need,
     OneOf,
     Phase,
+    Recipes,
+    Sizes,
     Space,
     require,
 )
@@ -68,6 +70,7 @@ from victims.universal_patch import (
     Maker,
     UniversalPatch,
 )
+from victims.work import TRAINED, Work, fitted
 
 GENERATOR_LR, DIRECT_LR = 2e-4, 5e-2
 
@@ -162,6 +165,24 @@ class Abd(Defense):
 
     def needed(self) -> frozenset[Need]:
         return self.needs if self.crafts and self.backdoor_weight else OPENS_NO_REFERENCE
+
+    def costs(self, recipes: Recipes, sizes: Sizes) -> Work:
+        row = TRAINED * 2 if self.align else TRAINED
+        if self.patch_source == PatchSource.PGD:
+            row += Work(images_trained=self.pgd_steps, images=1, texts=1)
+        found = fitted(recipes.repair, sizes.clean, row)
+        if not self.crafts:
+            return found
+        pairs = min(self.craft_pairs, sizes.clean)
+        batch = min(self.craft_batch, pairs)
+        steps = self.craft_steps or self.craft_epochs * (pairs // batch)
+        models = 2 if self.backdoor_weight else 1
+        found += Work(images_trained=models, images=1, texts=1) * (steps * batch)
+        # Before and after, some pairs are looked at as they are and under patches.
+        found += Work(images=3, texts=1) * min(LOOKED_AT, pairs)
+        if self.backdoor_weight and self.origin == Origin.FINETUNED_REFERENCE:
+            found += fitted(recipes.repair, sizes.clean)
+        return found
 
     def apply(self, lab: Lab, case: Case) -> Defended:
         self.check()

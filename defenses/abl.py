@@ -42,6 +42,8 @@ from defenses.base import (
     Need,
     OneOf,
     Phase,
+    Recipes,
+    Sizes,
     Space,
     Track,
     require,
@@ -58,6 +60,7 @@ from victims.models import Clip
 from victims.recipe import Augment, Clock, Schedule
 from victims.selection import Logits
 from victims.training import Objective
+from victims.work import Work, fitted
 
 
 class Bound(StrEnum):
@@ -185,6 +188,19 @@ class Abl(Defense):
             unlearn_share=(self.unlearn_share >= 0, "0 or more; at 0 nothing is unlearned"),
             unlearn_lr=(self.unlearn_lr > 0, "above 0"),
         )
+
+    def costs(self, recipes: Recipes, sizes: Sizes) -> Work:
+        recipe, num_rows = recipes.victim, sizes.suspect
+        isolated = self._count(num_rows)
+
+        def part(share: float, rows: int) -> Work:
+            return fitted(replace(recipe, epochs=share_of(share, recipe.epochs)), rows)
+
+        found = part(self.isolation_share, num_rows) + Work(images=num_rows)
+        found += part(self.finetune_share, num_rows - isolated)
+        if self.unlearn_share:
+            found += part(self.unlearn_share, max(isolated, recipe.batch_size))
+        return found
 
     def apply(self, lab: Lab, case: Case) -> Defended:
         self.check()

@@ -40,6 +40,8 @@ from defenses.base import (
     Knob,
     Need,
     Phase,
+    Recipes,
+    Sizes,
     Space,
     Track,
     require,
@@ -52,6 +54,7 @@ from victims.lab import Lab
 from victims.labels import seen
 from victims.models import Clip
 from victims.recipe import Augment
+from victims.work import Work
 
 # By layer, one number per channel; channels by layer.
 Channels = Mapping[str, Tensor]
@@ -242,6 +245,10 @@ class Anp(Defense):
             threshold=(0 <= self.threshold < 1, "in [0, 1)"),
             number=(self.number is None or self.number >= 0, "0 or more, or null"),
         )
+
+    def costs(self, recipes: Recipes, sizes: Sizes) -> Work:
+        rows = min(self.batch_size, sizes.clean)
+        return Work(images_trained=self.iterations * (self.steps + 2) * rows)
 
     def apply(self, lab: Lab, case: Case) -> Defended:
         self.check()

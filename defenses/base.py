@@ -22,6 +22,7 @@ from victims.lab import DataRef, Lab, ModelRef
 from victims.models import Clip, Encoder
 from victims.recipe import Recipe
 from victims.tracks import Track as Track
+from victims.work import Work, fitted
 
 
 class Phase(StrEnum):
@@ -67,6 +68,15 @@ class Recipes:
 
     victim: Recipe
     repair: Recipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """What a plan knows of the data before there are any: rows of each, and the classes."""
+
+    clean: int
+    suspect: int
+    classes: int
 
 
 class Case:
@@ -303,6 +313,18 @@ class Defense(Protocol):
         """What a user should know before running it on this much suspect data of that poison rate:
         printed, never acted on."""
         return ""
+
+    def costs(self, recipes: Recipes, sizes: Sizes) -> Work:
+        """What it sends through the victim's network, or its like, as far as that is known before:
+        an upper bound where it may stop early. The default is one plain fit of all its data."""
+        needs = self.needed()
+        if self.replaces_training():
+            return fitted(recipes.victim, sizes.suspect)
+        if Need.CLEAN_DATA in needs and needs & {Need.VICTIM, Need.START}:
+            return fitted(recipes.repair, sizes.clean)
+        if Need.SUSPECT_DATA in needs and needs & {Need.VICTIM, Need.START}:
+            return fitted(recipes.repair, sizes.suspect)
+        return Work()
 
     def employs(self) -> Sequence[Defense]:
         """Other defenses that this configuration hands its findings to: part of its identity."""

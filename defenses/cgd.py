@@ -46,6 +46,8 @@ from defenses.base import (
     Knob,
     Need,
     Phase,
+    Recipes,
+    Sizes,
     Space,
     clean_data_defense,
     require,
@@ -70,6 +72,7 @@ from victims.recipe import Recipe, Select, lr_factor
 from victims.relearning import Bank, RelearnUnlearnSpec, Sides
 from victims.selection import ImageFeatures, TextFeatures
 from victims.training import PlainClipSpec
+from victims.work import SEEN, TRAINED, Work, fitted
 
 UNLEARN = "unlearn"
 
@@ -178,6 +181,23 @@ class Cgd(Defense):
             if self.repair != UNLEARN:
                 return (clean_data_defense(self.repair, self.needed(), "repair"),)
         return ()
+
+    def costs(self, recipes: Recipes, sizes: Sizes) -> Work:
+        num_rows, recipe = sizes.suspect, self._recipe(recipes.repair, sizes.suspect)
+        runs = 1 if self.early == Early.VICTIM else self.early_runs
+        # The judge and every early model look at all pairs.
+        found = SEEN * ((1 + runs) * num_rows)
+        if self.early == Early.RETRAIN:
+            found += fitted(replace(recipes.victim, epochs=self.early_epochs), num_rows) * runs
+        if self.repair != UNLEARN:
+            (other,) = self.employs()
+            clean = round((1 - self.sigma1) ** 2 * num_rows)
+            return found + other.costs(recipes, replace(sizes, clean=clean))
+        row = TRAINED
+        if self.repair_negatives == Negatives.BANK:
+            row += Work(texts_trained=self.bank_size / recipe.batch_size)
+        most_rows = self.steps_per_epoch * recipe.batch_size
+        return found + fitted(recipe, num_rows, row, most_rows=most_rows)
 
     def apply(self, lab: Lab, case: Case) -> Defended:
         self.check()

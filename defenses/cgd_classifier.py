@@ -44,6 +44,8 @@ from defenses.base import (
     Knob,
     Need,
     Phase,
+    Recipes,
+    Sizes,
     Space,
     Track,
     clean_data_defense,
@@ -57,6 +59,7 @@ from victims.lab import DataRef, Lab, ModelRef
 from victims.measuring import text_head
 from victims.recipe import Augment, ClassifierRecipe, Optimizer, Schedule, Select
 from victims.selection import ImageFeatures, Logits
+from victims.work import Work
 
 UNLEARN = "unlearn"
 FEWEST_CLEAN = 4  # of which rows can be held out
@@ -180,6 +183,18 @@ class CgdClassifier(Defense):
             if self.repair != UNLEARN:
                 return (clean_data_defense(self.repair, self.needed(), "repair", Track.SUPERVISED),)
         return ()
+
+    def costs(self, recipes: Recipes, sizes: Sizes) -> Work:
+        num_rows = sizes.suspect
+        early = self.early_runs * self.early_epochs * num_rows
+        # The judge's passes count as if it were the victim's network.
+        found = Work(images_trained=early, images=(1 + self.early_runs) * num_rows)
+        if self.repair != UNLEARN:
+            (other,) = self.employs()
+            clean = round((1 - self.sigma1) ** 2 * num_rows)
+            return found + other.costs(recipes, replace(sizes, clean=clean))
+        most_rows = min(self.steps_per_epoch * self.batch_size, num_rows)
+        return found + Work(images_trained=self.epochs * most_rows)
 
     def apply(self, lab: Lab, case: Case) -> Defended:
         self.check()

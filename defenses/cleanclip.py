@@ -30,12 +30,15 @@ from defenses.base import (
     Knob,
     Need,
     Phase,
+    Recipes,
+    Sizes,
     Space,
 )
 from victims.augment import policy_from
 from victims.in_modal import InModalSpec, Side
 from victims.lab import Lab
 from victims.rewrite import EdaMode, eda_text, pinned_source
+from victims.work import TRAINED, Work, fitted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +68,9 @@ class CleanClip(Defense):
     def check(self) -> None:
         policy_from(self.image_policy)
         pinned_source(self.synonyms)
+
+    def costs(self, recipes: Recipes, sizes: Sizes) -> Work:
+        return fitted(recipes.repair, sizes.clean, TRAINED * 2)
 
     def apply(self, lab: Lab, case: Case) -> Defended:
         recipe = case.recipes.repair

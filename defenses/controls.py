@@ -28,6 +28,8 @@ from defenses.base import (
     Fidelity,
     Need,
     Phase,
+    Recipes,
+    Sizes,
     Track,
     rows_in,
     trained_without,
@@ -42,6 +44,7 @@ from victims.models import Clip
 from victims.recipe import Clock
 from victims.rewrite import EdaMode, eda_text, pinned_source
 from victims.training import Objective, PlainClipSpec
+from victims.work import Work, fitted
 
 # Pair views with gradient per clean pair and epoch, for `same_budget_finetune`.
 VIEWS_PER_PAIR = {"finetune": 1, "cleanclip": 2}
@@ -189,6 +192,9 @@ class RandomFilter(Defense):
     def check(self) -> None:
         _share("random_filter: fraction", self.fraction)
 
+    def costs(self, recipes: Recipes, sizes: Sizes) -> Work:
+        return fitted(recipes.victim, sizes.suspect - rows_in(self.fraction, sizes.suspect))
+
     def apply(self, lab: Lab, case: Case) -> Defended:
         num_rows = len(case.suspect_data)
         count = rows_in(_share("random_filter: fraction", self.fraction), num_rows)
@@ -223,6 +229,10 @@ class SameBudgetFinetune(Defense):
         # Steps come with the recipe of any entry; views are known of these methods alone.
         if self.budget == Budget.VIEWS and self.like not in VIEWS_PER_PAIR:
             raise unknown("method", self.like, VIEWS_PER_PAIR, "same_budget_finetune.like")
+
+    def costs(self, recipes: Recipes, sizes: Sizes) -> Work:
+        views = VIEWS_PER_PAIR[self.like] if self.budget == Budget.VIEWS else 1
+        return fitted(recipes.repair, sizes.clean) * views
 
     def apply(self, lab: Lab, case: Case) -> Defended:
         self.check()

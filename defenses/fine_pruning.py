@@ -40,6 +40,8 @@ from defenses.base import (
     Need,
     OneOf,
     Phase,
+    Recipes,
+    Sizes,
     Space,
     Track,
     require,
@@ -55,6 +57,7 @@ from victims.models import Clip
 from victims.recipe import Augment, Clock
 from victims.selection import Penultimate
 from victims.training import Objective
+from victims.work import Work, fitted
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -182,6 +185,9 @@ class FinePruning(Defense):
             tolerance=(0 <= self.tolerance < 1, "in [0, 1)"),
             held_out=(0 < self.held_out < 1, "in (0, 1)"),
         )
+
+    def costs(self, recipes: Recipes, sizes: Sizes) -> Work:
+        return Work(images=2 * sizes.clean) + fitted(recipes.repair, sizes.clean)
 
     def apply(self, lab: Lab, case: Case) -> Defended:
         self.check()

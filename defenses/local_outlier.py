@@ -42,6 +42,8 @@ from defenses.base import (
     Need,
     OneOf,
     Phase,
+    Recipes,
+    Sizes,
     Space,
     require,
     rows_in,
@@ -51,6 +53,7 @@ from victims.errors import MethodFailure, UsageError
 from victims.lab import Lab
 from victims.outlier_scores import Features, OutlierScores, Query
 from victims.outliers import CAP, LOCAL, Detector, ImageEmbeddings, Indexing, TextEmbeddings
+from victims.work import Work, fitted
 
 
 class Reference(StrEnum):
@@ -154,6 +157,14 @@ class LocalOutlier(Defense):
             f" than k {self.neighbours}: they are each other's neighbours and look like inliers."
             f" Raise k or lower reference_rows, to R < {self.neighbours / rate:.0f}"
         )
+
+    def costs(self, recipes: Recipes, sizes: Sizes) -> Work:
+        clean = sizes.clean if self.reference == Reference.CLEAN else 0
+        texts = self.texts or self.detector == Detector.CLIP_SCORE
+        found = Work(images=1, texts=texts) * (sizes.suspect + clean)
+        if self.retrain == Retrain.START:
+            found += fitted(recipes.victim, sizes.suspect - rows_in(self.drop, sizes.suspect))
+        return found
 
     def apply(self, lab: Lab, case: Case) -> Defended:
         self.check()

@@ -44,6 +44,8 @@ from defenses.base import (
     Knob,
     Need,
     Phase,
+    Recipes,
+    Sizes,
     Space,
     Track,
     require,
@@ -59,6 +61,7 @@ from victims.models import Clip
 from victims.pixels import rows, unit
 from victims.recipe import Augment, Clock
 from victims.training import Objective
+from victims.work import Work, fitted
 
 AT_ONCE = 1024  # pictures in one pass while triggers are reversed
 MAD_TO_SD = 1.4826  # of a normal distribution
@@ -267,6 +270,11 @@ class NeuralCleanse(Defense):
             unlearn_share=(0 <= self.unlearn_share <= 1, "in 0..1"),
             **{name: (getattr(self, name) >= 1, "at least 1") for name in counts},
         )
+
+    def costs(self, recipes: Recipes, sizes: Sizes) -> Work:
+        steps, rows = self.rounds * self.round_steps, min(self.batch_size, sizes.clean)
+        reversing = Work(images_trained=steps * rows * sizes.classes)
+        return reversing + fitted(recipes.repair, sizes.clean)
 
     def apply(self, lab: Lab, case: Case) -> Defended:
         self.check()

@@ -41,6 +41,8 @@ from defenses.base import (
     Knob,
     Need,
     Phase,
+    Recipes,
+    Sizes,
     Space,
     require,
 )
@@ -49,6 +51,7 @@ from victims.away import AwaySpec, Gate, Sides, gate_notes
 from victims.errors import UsageError
 from victims.lab import Lab
 from victims.recipe import BatchNormMode, Descent, Recipe
+from victims.work import TRAINED, Work, fitted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +145,11 @@ class Par(Defense):
             bn_mode=self.bn_mode,
             text_lr_ratio=self.text_lr_ratio,
         )
+
+    def costs(self, recipes: Recipes, sizes: Sizes) -> Work:
+        then = Work(images=self.sides != Sides.TEXT, texts=self.sides != Sides.IMAGE)
+        row = TRAINED + (then if self.weight else Work())
+        return fitted(self.recipe(recipes.repair), sizes.clean, row)
 
     def apply(self, lab: Lab, case: Case) -> Defended:
         self.check()

@@ -38,7 +38,9 @@ from defenses.base import (
     Need,
     OneOf,
     Phase,
+    Recipes,
     Regime,
+    Sizes,
     Space,
     require,
 )
@@ -53,6 +55,7 @@ from victims.models import Clip
 from victims.recipe import Clock
 from victims.rewrite import EdaMode, eda_text, pinned_source
 from victims.training import Objective
+from victims.work import Work, fitted
 
 
 class PoolInit(StrEnum):
@@ -185,6 +188,14 @@ class RoClip(Defense):
         )
         policy_from("simclr", crop_scale=self.crop_scale)
         pinned_source(self.synonyms)
+
+    def costs(self, recipes: Recipes, sizes: Sizes) -> Work:
+        matching = 0.0 if self.every is None else 1 / self.every
+        still = 0.0 if self.text_drift else matching
+        row = Work(images_trained=1, texts_trained=1 - still, texts=still)
+        if self.data == Data.CLEAN:
+            return fitted(recipes.repair, sizes.clean, row)
+        return fitted(recipes.victim, sizes.suspect, row)
 
     def apply(self, lab: Lab, case: Case) -> Defended:
         self.check()

@@ -43,7 +43,9 @@ from defenses.base import (
     Knob,
     Need,
     Phase,
+    Recipes,
     Regime,
+    Sizes,
     Space,
     require,
 )
@@ -55,6 +57,7 @@ from victims.mixture import SafeRule, SplitRule, disorder, two_gaussians
 from victims.recipe import OptimizerState, Recipe, Schedule, Select
 from victims.rewrite import EdaMode, eda_text, pinned_source
 from victims.safe_phases import Counting, Crop, PairCosine, SafePhaseSpec, ScoreView, Split
+from victims.work import SEEN, TRAINED, Work, fitted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +158,12 @@ class SafeClip(Defense):
         unimodal = SafePhaseSpec(crossed=False, bank_size=banks, crop_scale=crop_scale)
         crossed = SafePhaseSpec(crossed=True, bank_size=None, crop_scale=crop_scale)
         return [unimodal, crossed, replace(unimodal if self.train_risky else crossed, split=split)]
+
+    def costs(self, recipes: Recipes, sizes: Sizes) -> Work:
+        # Every epoch but those of phases A and B begins with a look at all rows, and two follow.
+        row = TRAINED * 2 if self.augment else TRAINED
+        scans = max(1, recipes.victim.epochs - (self.unimodal_epochs or 1)) + 2
+        return fitted(recipes.victim, sizes.suspect, row) + SEEN * (scans * sizes.suspect)
 
     def apply(self, lab: Lab, case: Case) -> Defended:
         self.check()

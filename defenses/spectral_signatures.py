@@ -33,6 +33,8 @@ from defenses.base import (
     Knob,
     Need,
     Phase,
+    Recipes,
+    Sizes,
     Space,
     Track,
     require,
@@ -41,6 +43,7 @@ from defenses.base import (
 )
 from victims.lab import Lab
 from victims.selection import Penultimate
+from victims.work import Work, fitted
 
 
 def scores_of(feature_ND: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
@@ -80,6 +83,10 @@ class SpectralSignatures(Defense):
     def _share(self) -> float:
         """The product of the decimals as written."""
         return float(Decimal(str(self.factor)) * Decimal(str(self.expected_rate)))
+
+    def costs(self, recipes: Recipes, sizes: Sizes) -> Work:
+        kept = sizes.suspect - rows_in(self._share(), sizes.suspect)
+        return Work(images=sizes.suspect) + fitted(recipes.victim, kept)
 
     def apply(self, lab: Lab, case: Case) -> Defended:
         self.check()

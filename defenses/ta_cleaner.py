@@ -49,6 +49,8 @@ from defenses.base import (
     Knob,
     Need,
     Phase,
+    Recipes,
+    Sizes,
     Space,
     require,
 )
@@ -73,6 +75,7 @@ from victims.subtexts import (
     parse,
     parser_digest,
 )
+from victims.work import TRAINED, Work, fitted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +152,11 @@ class TaCleaner(Defense):
             f"with {self.k_fraction:g} of all rows chosen and few classes, positives that say the"
             " same of other rows become false negatives"
         )
+
+    def costs(self, recipes: Recipes, sizes: Sizes) -> Work:
+        finer = 2 if self.sides == Sides.BOTH else 1
+        row = TRAINED * 2 + Work(texts_trained=finer * self.k_fraction)
+        return fitted(recipes.repair, sizes.clean, row)
 
     def apply(self, lab: Lab, case: Case) -> Defended:
         recipe = case.recipes.repair

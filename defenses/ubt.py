@@ -50,6 +50,8 @@ from defenses.base import (
     Knob,
     Need,
     Phase,
+    Recipes,
+    Sizes,
     Space,
     require,
 )
@@ -71,8 +73,10 @@ from victims.overfitting import (
 from victims.recipe import Recipe, Schedule
 from victims.selection import TextFeatures
 from victims.training import PlainClipSpec
+from victims.work import SEEN, TRAINED, Work, fitted, rates_of
 
 Values = npt.NDArray[np.float32]
+TOKENS = 10  # of a caption, about
 
 
 class SimilarityModel(StrEnum):
@@ -157,6 +161,26 @@ class Unlearning(Defense):
             n_keep=(self.n_keep >= 2, "at least 2"),
             batch=(self.batch >= 1, "at least 1"),
             max_steps=(self.max_steps >= 1, "at least 1"),
+        )
+
+    def _looking(self, recipes: Recipes, sizes: Sizes) -> Work:
+        """What sim_0 of every suspect pair costs."""
+        found = SEEN * sizes.suspect
+        if self.similarity_model == SimilarityModel.VICTIM_EARLY:
+            epochs = min(self.early_epochs, recipes.victim.epochs)
+            found += fitted(replace(recipes.victim, epochs=epochs), sizes.suspect)
+        return found
+
+    def _forgetting(self, recipes: Recipes, sizes: Sizes, num_rows: int) -> Work:
+        """What it costs to forget so many rows, if it never stops before ``max_steps``."""
+        num_rows = min(num_rows, self.n_u)
+        pool = sizes.suspect // 4 if self.keep_from == KeepFrom.SUSPECT else sizes.clean
+        keep = min(self.n_keep, pool)
+        batch = max(1, min(self.batch, num_rows or self.batch, keep // 2))
+        step = TRAINED * (2 * batch if num_rows else batch) + SEEN * num_rows
+        # Which tokens are local is found by leaving out one of them after the other.
+        return step * (self.max_steps * rates_of(recipes.repair)) + Work(
+            images=num_rows, texts=TOKENS * num_rows
         )
 
     def _similar(self, lab: Lab, case: Case) -> Values:
@@ -291,8 +315,7 @@ class Ubt(Unlearning):
             rng = numpy_rng(case.seed, "random", case.suspect_data.key)
             rows = np.sort(rng.choice(num_rows, min(self.n_u, num_rows // 4), replace=False))
             return self._unlearn(lab, case, rows, similar_N, case.victim)
-        count = max(round(self.q * num_rows), min(64, num_rows // 4))
-        low = np.sort(highest(-similar_N, count))
+        low = np.sort(highest(-similar_N, self._num_low(num_rows)))
         overfitted = self._overfit(lab, case, low)
         weak = lab.subset(case.suspect_data, low)
         sharp_L = lab.score(PairSimilarity(), weak, overfitted)
@@ -326,6 +349,21 @@ class Ubt(Unlearning):
             scores={**done.scores, "blunt": blunt_N, "sharpened": sharpened_N},
             notes={**done.notes, "weak_rows": len(low), "suspicious_rows": len(suspicious)},
         )
+
+    def _num_low(self, num_rows: int) -> int:
+        return max(round(self.q * num_rows), min(64, num_rows // 4))
+
+    def costs(self, recipes: Recipes, sizes: Sizes) -> Work:
+        found = self._looking(recipes, sizes)
+        if self.selection == Selection.RANDOM:
+            return found + self._forgetting(recipes, sizes, sizes.suspect // 4)
+        low = self._num_low(sizes.suspect)
+        suspicious = min(self.n_s, low // 2)
+        pairs = max(1, min(self.overfit_batch, low))
+        each = 2 if self.overfit_loss == OverfitLoss.OUTSIDE else 1
+        found += TRAINED * (self.overfit_epochs * each * (low // pairs) * pairs)
+        found += SEEN * (2 * low) + Work(texts=suspicious)
+        return found + self._forgetting(recipes, sizes, -(-suspicious // 2))
 
     def _overfit(self, lab: Lab, case: Case, low: Rows) -> ModelRef:
         """theta_o: the victim, overfitted on the weak pairs."""
@@ -369,6 +407,9 @@ class UbtOracle(Unlearning):
     fidelity: ClassVar[Fidelity] = Fidelity.READING
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     quick: ClassVar[Mapping[str, Any]] = {"max_steps": 20}
+
+    def costs(self, recipes: Recipes, sizes: Sizes) -> Work:
+        return self._looking(recipes, sizes) + self._forgetting(recipes, sizes, self.n_u)
 
     def apply(self, lab: Lab, case: Case) -> Defended:
         self.check()

@@ -6,14 +6,10 @@ from collections.abc import Iterable, Sequence
 
 from grid.execution import Execution
 from grid.measure import MeasureStage
-from grid.stages import DefendStage, ModelStage, Stage
+from grid.stages import DefendStage, ModelStage, Stage, TriggerStage
+from grid.start_gate import StartStage
 from grid.step_costs import DEFAULT_DEVICE, SHARE, counts, sample_seconds
 from victims.models import EMBEDDED, ModelSpec, NetSpec
-
-# A defense's step over the plain one of its victim, where it is not known; and pictures that are
-# measured clean and triggered.
-DEFENSE_STEPS = 1.6
-SHOWN = 2
 
 
 def rated_as(stage: Stage) -> str:
@@ -34,6 +30,10 @@ def _network(stage: Stage) -> tuple[NetSpec, str] | None:
         return stage.victim.model, stage.recipe.precision.value
     if isinstance(stage, MeasureStage):
         return stage.defended.victim.model, "fp32"
+    if isinstance(stage, StartStage):
+        return stage.model, "fp32"
+    if isinstance(stage, TriggerStage) and stage.network is not None:
+        return stage.network, "fp32"
     return None
 
 
@@ -45,16 +45,11 @@ def assumed_device(execution: Execution) -> str:
 
 
 def assumed_rate(name: str, device: str) -> float | None:
-    """Seconds per thousand samples of what is rated under a name; None if nothing says so."""
-    family, *of = name.split("/")
+    """Seconds per thousand plain steps of what is rated under a name; None if nothing says so."""
+    _, *of = name.split("/")
     if len(of) != 2 or of[0] not in counts():
         return None
-    count = counts()[of[0]]
-    if family == "measure":
-        flops = SHOWN * count.forward
-    else:
-        flops = count.step * (DEFENSE_STEPS if family.startswith("defended") else 1.0)
-    seconds = sample_seconds(flops, device, of[1])
+    seconds = sample_seconds(counts()[of[0]].step, device, of[1])
     return None if seconds is None else 1000 * seconds
 
 
@@ -63,8 +58,11 @@ def assumptions(stages: Iterable[Stage], known: Iterable[str], device: str) -> S
     hours: dict[str, float] = {}
     guessed: dict[str, None] = {}
     measured = set(known)
+    unknown: dict[str, None] = {}
     for stage in stages:
         name = rated_as(stage)
+        if isinstance(stage, TriggerStage) and stage.crafting is None and name not in measured:
+            unknown[stage.attack.name] = None
         if "/" not in name or name in measured:
             continue
         model, rate = name.split("/")[1], assumed_rate(name, device)
@@ -78,7 +76,15 @@ def assumptions(stages: Iterable[Stage], known: Iterable[str], device: str) -> S
         f" {SHARE:.0%} of the peak of one {device}"
         for model, spent in hours.items()
     ]
-    return found + [
-        f"nothing is known of what {model} costs on {device}: its seconds are a small model's"
-        for model in guessed
-    ]
+    return (
+        found
+        + [
+            f"nothing is known of what {model} costs on {device}: its seconds are a small model's"
+            for model in guessed
+        ]
+        + [
+            f"{name} trains networks of its own to craft its trigger: how long that takes is not"
+            " known before it has run, and is left out"
+            for name in unknown
+        ]
+    )

@@ -44,12 +44,13 @@ from grid.spec import (
     LabelledWorldData,
     WorldData,
 )
+from victims.architectures import keeps_activations
 from victims.classifiers import CLASSIFIERS, ClassifierSpec
 from victims.errors import UsageError, unknown
 from victims.label_readers import DATASETS
 from victims.labelled_files import labelled_splits
 from victims.measuring import check_classes, resolve_target
-from victims.models import ModelSpec
+from victims.models import EMBEDDED, ModelSpec
 from victims.recipe import Recipe
 from victims.world import World
 
@@ -116,6 +117,13 @@ def grid_of(raw: Raw, source: Source) -> Grid:
         raise at_recipes["reference"].error(
             "the public model is `pretrained`, and nothing is fitted in its place: leave it out"
         )
+    if file.execution.checkpoint_activations and isinstance(spec, ModelSpec):
+        why = keeps_activations(spec.arch) if spec.arch not in EMBEDDED else None
+        if why is not None:
+            raise places["execution"].error(
+                f"checkpoint_activations saves no memory with {spec.arch}: {why}. Leave it out;"
+                " `micro_batch` in a recipe saves memory in any network"
+            )
     starts = recipes.reference is not None or weights is not None
     if weights is None and not data.public and not labelled and (regime is Regime.F or readers):
         user = (

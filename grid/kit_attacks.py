@@ -6,6 +6,7 @@ Shapes: B batch, C channels, H W pixels.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -36,10 +37,21 @@ from victims.errors import GridError
 from victims.keys import Key
 from victims.lab import DataRef
 from victims.triggers import Targets
+from victims.work import Work
 
 Check = Callable[[Attack, Kit], None]
 
 # --- the class
+
+
+def says_what_crafting_costs(attack: Attack, kit: Kit) -> None:
+    """What crafting will send through a network is known before, or said not to be."""
+    found = attack.costs(ROWS, 10)
+    steps = 0.0 if found is None else found.steps(0.5)
+    good = math.isfinite(steps) and steps >= 0
+    expect(good, f"`costs` of {steps} steps", "a number, not negative, or None")
+    reads = found != Work() or not attack.needs_surrogate
+    expect(reads, "`costs` of nothing", "more than nothing, as it reads the surrogate")
 
 
 def declares_what_it_is(attack: Attack, kit: Kit) -> None:
@@ -228,6 +240,7 @@ def tells_the_defender_nothing(attack: Attack, kit: Kit) -> None:
 CLASS_CHECKS: tuple[Check, ...] = (
     declares_what_it_is,
     says_how_it_works,
+    says_what_crafting_costs,
     kit_stamps.does_not_wrap,
 )
 CHECKS: tuple[Check, ...] = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from defenses.base import (
     OneOf,
     Phase,
     Regime,
+    Sizes,
     fidelity_in,
 )
 from grid.decode import decode
@@ -89,6 +91,19 @@ def _with_setting(defense: Defense, kit: Kit, name: str, value: object) -> None:
     changed = decode(type(owner), Raw.of({field: plain}, Where(path=name)), base=owner)
     if not of_recipe:
         changed.check()
+
+
+def says_what_it_costs(defense: Defense, kit: Kit) -> None:
+    """What it will send through the network is known before: more where there are more rows."""
+    stage = stage_of(defense, kit)
+    found = [
+        defense.costs(stage.recipes, Sizes(clean=rows, suspect=rows, classes=10)).steps(0.5)
+        for rows in (ROWS, 100 * ROWS)
+    ]
+    good = all(math.isfinite(steps) and steps >= 0 for steps in found) and found[1] >= found[0]
+    expect(good, f"`costs` of {found} steps", "numbers, not negative, not fewer for more rows")
+    at_work = found[0] > 0 or not stage.trains
+    expect(at_work, "`costs` of nothing", "more than nothing, as it is given data to train on")
 
 
 def says_how_it_works(defense: Defense, kit: Kit) -> None:
@@ -268,6 +283,7 @@ def defends_other_victims(defense: Defense, kit: Kit) -> None:
 CLASS_CHECKS: tuple[Check, ...] = (
     declares_what_it_is,
     offers_its_settings,
+    says_what_it_costs,
     says_how_it_works,
     defends_other_victims,
 )

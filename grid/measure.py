@@ -37,6 +37,7 @@ from grid.stages import (
     edited_rows,
     load_trigger,
     roles_of,
+    thousands,
 )
 from victims.corpora import (
     Corpus,
@@ -46,9 +47,9 @@ from victims.corpora import (
 )
 from victims.evaluation_sets import EvaluationSet
 from victims.exhibits import Exhibits
-from victims.heads import kept_head
+from victims.heads import WORTH_KEEPING, kept_head
 from victims.ingested import IngestedPairs
-from victims.keys import Key, content_key
+from victims.keys import Key, content_key, digest
 from victims.lab import ModelRef
 from victims.labelled_files import LabelledFiles
 from victims.measuring import (
@@ -67,15 +68,32 @@ from victims.measuring import (
 )
 from victims.models import (
     Clip,
+    ModelSpec,
     preprocess_digest,
 )
 from victims.parts import CorpusPart
 from victims.retrieval_sets import RetrievalSet
 from victims.store import Artefact, Store
 from victims.triggers import Queries, Targets, Trigger
+from victims.work import Work
 
 # Metrics of stamped pictures.
 STAMPED = re.compile(r"(^|_)(asr|target_rate|r_acc|target_top)")
+
+
+# The tokens of a prompt, cut after the longest of a batch, over those of a full caption: about.
+PROMPT = 0.25
+# Captions of a picture in the sets that retrieval is measured on.
+CAPTIONS = 5
+
+
+def num_prompts(spec: CorpusSpec) -> int:
+    return len(spec.classes) * len(spec.templates)
+
+
+def prompts_of(spec: CorpusSpec) -> str:
+    """A name of the zero-shot classifier of a set; that of equal prompts is made once."""
+    return digest([list(spec.classes), list(spec.templates)])
 
 
 @dataclass(frozen=True)
@@ -96,7 +114,7 @@ class MeasureStage:
 
     ``retrieval``, ``probe`` (the corpus that a linear probe is trained on) and ``exhibits`` are
     opt-in, and so are ``retrieval_sets``, whose pictures have several captions, and accuracy on
-    ``others``.
+    ``others``. ``read_before`` is for estimates alone.
     """
 
     defended: DefendStage
@@ -109,6 +127,8 @@ class MeasureStage:
     exhibits: Exhibits | None = None
     retrieval_sets: tuple[CorpusStage, ...] = ()
     others: tuple[OtherStages, ...] = ()
+    # Classifiers of prompts that another stage of the plan makes of the same text tower.
+    read_before: frozenset[str] = frozenset()
 
     @property
     def kind(self) -> str:
@@ -167,7 +187,31 @@ class MeasureStage:
 
     @property
     def work(self) -> float:
-        return sum(s.spec.num_rows for s in (*self.sets, *self._further)) / 1000
+        shown = 2 if self.trigger.attack.aim in STAMPING else 1
+        found = Work(images=shown * sum(stage.spec.num_rows for stage in self.sets))
+        for stage in self._further:
+            found += Work(images=stage.spec.num_rows)
+            if isinstance(stage.spec, RetrievalSet):
+                found += Work(texts=CAPTIONS * stage.spec.num_rows)
+        if self.retrieval:
+            found += Work(texts=sum(stage.spec.num_rows for stage in self.sets))
+        if self.probe:
+            found += Work(images=self.probe.spec.num_rows)
+        found += Work(texts=PROMPT * sum(self.prompts.values()))
+        return max(0.01, thousands(found, self.defended.victim.model))
+
+    @property
+    def prompts(self) -> Mapping[str, int]:
+        """How many prompts it has to read, by what they are; none that another stage reads."""
+        if not isinstance(self.defended.victim.model, ModelSpec):
+            return {}
+        marked = 2 if self.trigger.attack.aim is Aim.DUAL else 1
+        specs = [stage.spec for stage in self.sets]
+        found = {prompts_of(spec): marked * num_prompts(spec) for spec in specs}
+        for other in self.others:
+            found[prompts_of(other.report.spec)] = num_prompts(other.report.spec)
+        kept = {name: number for name, number in found.items() if number >= WORTH_KEEPING}
+        return {**found, **dict.fromkeys(kept.keys() & self.read_before, 0)}
 
     def run(self, bench: Bench) -> None:
         bench.memo(self.key, lambda scratch: self._measure(bench, scratch))

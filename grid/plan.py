@@ -49,13 +49,17 @@ from victims.store import Store
 DEFAULT_RATE = {
     "corpus": 0.1,
     "pointer": 0.001,
-    "measure": 0.25,
+    "measure": 0.5,
     "plain": 0.5,
     "plain_clip": 0.5,
     "trigger": 0.1,
     "poisoned": 0.1,
 }
-DEFAULT_DEFENSE_RATE = 0.8
+# Of whatever else computes with a network.
+DEFAULT_STEP_RATE = 0.5
+# How work is counted; of a history that counts otherwise only these families are still right.
+FORM, FORM_NAME = 2.0, "form"
+UNCHANGED = ("corpus", "pointer", "plain", "plain_clip", "poisoned", "trigger", "file_model")
 
 Group = tuple[str, str, int]
 NO_DEFENSE = NoDefense()
@@ -366,9 +370,9 @@ class Builder:
         reports = reader is not Reader.TUNING
         splits = evaluate.sets if reports else ("tuning",)
         trigger = self.trigger(cell)
-        stage: MeasureStage = self._once(
-            ("measure", defended.key, trigger.key, reader),
-            lambda: MeasureStage(
+
+        def make() -> MeasureStage:
+            made = MeasureStage(
                 defended,
                 trigger,
                 self._once(("sets", splits), lambda: tuple(self.corpora[s] for s in splits)),
@@ -379,8 +383,17 @@ class Builder:
                 evaluate.shown if reports else None,
                 self._once(("retrieval_sets",), self._retrieval_sets) if reports else (),
                 self._once(("others",), self._others) if reports else (),
-            ),
-        )
+            )
+            # Whoever is first to measure a model makes its classifiers of prompts.
+            mine = (defended.key, trigger.key, reader)
+            others = {
+                name
+                for name in made.prompts
+                if self._once(("prompts", defended.key, name), lambda: mine) != mine
+            }
+            return replace(made, read_before=frozenset(others)) if others else made
+
+        stage: MeasureStage = self._once(("measure", defended.key, trigger.key, reader), make)
         return stage
 
 
@@ -464,6 +477,10 @@ def finished(store: Store, plan: Plan) -> set[Key]:
     return held
 
 
+def _family(name: str) -> str:
+    return name.split("/")[0].split(":")[0]
+
+
 class History:
     """Measured seconds per unit of work, by family of stage, kept beside the store.
 
@@ -477,15 +494,16 @@ class History:
         with contextlib.suppress(OSError, ValueError, AttributeError, TypeError, RecursionError):
             found = json.loads(path.read_text()) if path else {}
             rates = {str(name): float(rate) for name, rate in found.items()}
-            self.rates = {n: r for n, r in rates.items() if math.isfinite(r) and r >= 0}
+            form = rates.pop(FORM_NAME, 1.0)
+            kept = {n: r for n, r in rates.items() if form == FORM or _family(n) in UNCHANGED}
+            self.rates = {n: r for n, r in kept.items() if math.isfinite(r) and r >= 0}
 
     def rate(self, name: str) -> float:
         """Seconds per unit of work of what is rated under a name."""
         if name in self.rates:
             return self.rates[name]
-        family = name.split("/")[0].split(":")[0]
-        assumed = assumed_rate(name, self.device)
-        return DEFAULT_RATE.get(family, DEFAULT_DEFENSE_RATE) if assumed is None else assumed
+        family, assumed = _family(name), assumed_rate(name, self.device)
+        return DEFAULT_RATE.get(family, DEFAULT_STEP_RATE) if assumed is None else assumed
 
     def seconds(self, stage: Stage) -> float:
         return self.rate(rated_as(stage)) * stage.work
@@ -501,7 +519,8 @@ class History:
             return
         scratch = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:8]}")
         with contextlib.suppress(OSError):
-            scratch.write_text(json.dumps(self.rates, sort_keys=True, indent=1))
+            body = {FORM_NAME: FORM, **self.rates}
+            scratch.write_text(json.dumps(body, sort_keys=True, indent=1))
             scratch.replace(self.path)
         with contextlib.suppress(OSError):
             scratch.unlink(missing_ok=True)

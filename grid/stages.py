@@ -28,7 +28,8 @@ from attacks.base import (
     poisoned_view,
     trigger_key,
 )
-from defenses.base import Case, Defended, Defense, Need, Recipes, Truth, check_truth
+from defenses.base import Case, Defended, Defense, Need, Recipes, Sizes, Truth, check_truth
+from grid.step_costs import image_share
 from victims.corpora import (
     Corpus,
     CorpusSpec,
@@ -50,9 +51,10 @@ from victims.models import (
     save_weights,
 )
 from victims.pretrained import Weights, load_pretrained, located
-from victims.recipe import Recipe, Runtime, Select
+from victims.recipe import Recipe, Runtime
 from victims.store import Store
 from victims.triggers import Trigger
+from victims.work import Work, fitted
 
 
 @dataclass(slots=True)
@@ -75,7 +77,10 @@ class Bench:
 
 
 class Stage(Protocol):
-    """A step of the plan. ``kind`` chooses resources, ``family`` and ``work`` estimate seconds."""
+    """A step of the plan. ``kind`` chooses resources, ``family`` and ``work`` estimate seconds.
+
+    Where a network computes, ``work`` is in thousands of its plain training steps of one sample.
+    """
 
     @property
     def kind(self) -> str: ...
@@ -93,6 +98,12 @@ class Stage(Protocol):
     def work(self) -> float: ...
 
     def run(self, bench: Bench) -> None: ...
+
+
+def thousands(work: Work, model: NetSpec) -> float:
+    """Thousands of plain training steps of one sample that take as long."""
+    share = image_share(model.arch, model.size) if isinstance(model, ModelSpec) else 1.0
+    return work.steps(share) / 1000
 
 
 @dataclass(frozen=True)
@@ -156,7 +167,7 @@ class ModelStage:
 
     @property
     def work(self) -> float:
-        return self.recipe.epochs * self.num_rows / 1000
+        return thousands(fitted(self.recipe, self.num_rows), self.model)
 
     def run(self, bench: Bench) -> None:
         lab = bench.lab(self.model)
@@ -231,11 +242,28 @@ class TriggerStage:
     def inputs(self) -> Sequence[Key]:
         return [self.corpus.key, *([self.surrogate.key] if self.surrogate else [])]
 
+    @cached_property
+    def crafting(self) -> Work | None:
+        """What is crafted by a network like the victims'; None if by another one."""
+        spec = self.corpus.spec
+        return self.attack.costs(spec.num_rows, max(1, len(spec.classes)))
+
+    @property
+    def network(self) -> NetSpec | None:
+        """What it is crafted by, if by a network that plans know."""
+        if not self.crafting or self.crafting == Work():
+            return None
+        return self.surrogate.model if self.surrogate else self.model
+
     @property
     def family(self) -> str:
-        return f"trigger:{self.attack.name}"
+        return f"{'crafted' if self.network else 'trigger'}:{self.attack.name}"
 
-    work: ClassVar[float] = 1.0
+    @property
+    def work(self) -> float:
+        if self.network is None or self.crafting is None:
+            return 1.0
+        return max(0.01, thousands(self.crafting, self.network))
 
     def held(self, store: Store) -> Knowledge:
         corpus = self.corpus.open(store, Reader.TRAINING)
@@ -450,12 +478,12 @@ class DefendStage:
 
     @property
     def work(self) -> float:
-        if not self.trains:
-            return 0.01
-        is_clean = Need.CLEAN_DATA in self.defense.needed()
-        num_rows = self.clean.spec.num_rows if is_clean else self.victim.num_rows
-        rates = self.recipe.lr.rates if isinstance(self.recipe.lr, Select) else (self.recipe.lr,)
-        return self.recipe.epochs * num_rows * len(rates) / 1000
+        sizes = Sizes(
+            clean=self.clean.spec.num_rows,
+            suspect=self.victim.num_rows,
+            classes=len(self.clean.spec.classes),
+        )
+        return max(0.01, thousands(self.defense.costs(self.recipes, sizes), self.victim.model))
 
     def case(self, lab: Lab) -> Case:
         grants: dict[Need, Callable[[], Any]] = {

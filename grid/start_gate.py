@@ -14,8 +14,9 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
+from grid.measure import PROMPT, num_prompts
 from grid.schema import NO_VICTIM
-from grid.stages import Bench, CorpusStage, GuideStage
+from grid.stages import Bench, CorpusStage, GuideStage, thousands
 from victims.corpora import Reader, open_corpus
 from victims.heads import kept_head
 from victims.keys import Key, content_key
@@ -23,6 +24,7 @@ from victims.lab import ModelRef
 from victims.measuring import PROTOCOL_VERSION, Share, clean_accuracy
 from victims.models import NetSpec
 from victims.store import Store
+from victims.work import Work
 
 HINTS = (
     "Likely causes: an activation that the weights were not trained with (QuickGELU for OpenAI's:"
@@ -52,7 +54,9 @@ class StartStage:
 
     @property
     def work(self) -> float:
-        return self.tuning.spec.num_rows / 2000
+        spec = self.tuning.spec
+        found = Work(images=spec.num_rows, texts=PROMPT * num_prompts(spec))
+        return max(0.01, thousands(found, self.model))
 
     def run(self, bench: Bench) -> None:
         def make(scratch: Path) -> Mapping[str, Any]:

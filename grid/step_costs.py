@@ -17,6 +17,8 @@ COUNTS = Path(__file__).with_name("step_costs.json")
 # Of its peak that a device is assumed to reach in training, where nothing was measured.
 SHARE = 0.35
 DEFAULT_DEVICE = "A100"
+# Of a CLIP that nothing was counted of.
+USUAL_IMAGE_SHARE = 0.7
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +47,12 @@ PEAKS: Mapping[str, Peak] = {
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """FLOPs of one sample: a plain training step, and one pass through both towers."""
+    """FLOPs of one sample: a plain training step, one pass through both towers, and the part of
+    it that is the caption's, of full length."""
 
     step: float
     forward: float
+    text: float
 
 
 def peak_of(device: str, precision: str) -> float | None:
@@ -64,6 +68,12 @@ def counts() -> Mapping[str, Count]:
     """By architecture and pixels a side, such as ``RN50@224``."""
     body = json.loads(COUNTS.read_text("utf-8"))
     return {name: Count(**found) for name, found in body["flops"].items()}
+
+
+def image_share(arch: str, size: int) -> float:
+    """The picture's part of a sample's FLOPs: as counted, or about what it is of other CLIPs."""
+    count = counts().get(f"{arch}@{size}")
+    return USUAL_IMAGE_SHARE if count is None else 1 - count.text / count.forward
 
 
 def sample_seconds(flops: float, device: str, precision: str) -> float | None:

@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
-from grid.assumed import DEFENSE_STEPS, assumed_device, assumptions, rated_as
+from defenses.finetune import Finetune
+from grid import measure
+from grid.assumed import assumed_device, assumptions, rated_as
 from grid.execution import Execution, Resources
+from grid.measure import PROMPT, MeasureStage
 from grid.plan import DEFAULT_RATE, History, Plan, make_plan, summary
 from grid.room import on_lanes
 from grid.step_costs import SHARE, counts, peak_of
@@ -28,7 +31,7 @@ def test_a_fit_of_a_real_model_is_its_flops_over_an_assumed_share_of_the_peak(
     tmp_path: Path,
 ) -> None:
     plan = plan_of(tmp_path)
-    victim, measure = plan.cells[0].victim, plan.cells[0].measure
+    victim, measured = plan.cells[0].victim, plan.cells[0].measure
     (defended,) = {
         c.measure.defended for c in plan.cells if c.measure.defended.trains and c.cell.count
     }
@@ -37,11 +40,57 @@ def test_a_fit_of_a_real_model_is_its_flops_over_an_assumed_share_of_the_peak(
     # 64 rows, one epoch; by hand, at the tensor cores' peak of an A100 in bf16.
     assert a100.seconds(victim) == pytest.approx(64 * step / (312e12 * SHARE))
     assert h100.seconds(victim) == pytest.approx(64 * step / (989e12 * SHARE))
-    # Repairs in float32 on 32 clean rows, and two pictures a row are measured.
-    assert a100.seconds(defended) == pytest.approx(DEFENSE_STEPS * 32 * step / (156e12 * SHARE))
-    assert a100.seconds(measure) == pytest.approx(2 * 64 * forward / (156e12 * SHARE))
-    trigger = measure.trigger
+    # A repair by fine-tuning in float32, on 32 clean rows; two pictures of a row are measured, and
+    # prompts, which are shorter than captions, are read.
+    assert defended.defense == Finetune()
+    assert a100.seconds(defended) == pytest.approx(32 * step / (156e12 * SHARE))
+    text = counts()["RN50@224"].text
+    # Both sets have the same.
+    spec = measured.sets[0].spec
+    prompts = len(spec.classes) * len(spec.templates)
+    passes = 2 * 64 * (forward - text) + PROMPT * prompts * text
+    assert a100.seconds(measured) == pytest.approx(passes / (156e12 * SHARE), rel=1e-3)
+    trigger = measured.trigger
     assert a100.seconds(trigger) == DEFAULT_RATE["trigger"] * trigger.work
+
+
+def test_what_is_known_of_a_crafted_trigger_is_in_the_plan(tmp_path: Path) -> None:
+    fields = {"steps": 40, "batch": 8, "triplet_weight": 0.0, "caption": "template"}
+    plan = plan_of(tmp_path, attacks=[{"badclip": fields}, "ssba"])
+    by_name = {c.measure.trigger.attack.name: c.measure.trigger for c in plan.cells}
+    history, count = History(None), counts()["RN50@224"]
+    image, text = 3 * (count.forward - count.text), count.text
+    # 40 steps of 8 pictures; the captions of all 64 rows of the pool are read before.
+    flops = 40 * 8 * image + 64 * text
+    seconds = history.seconds(by_name["badclip"])
+    assert seconds == pytest.approx(flops / (156e12 * SHARE), rel=0.02)
+    notes = summary(plan, set(), history, on_lanes(Execution(), 2))["assumed"]
+    assert [n for n in notes if n.startswith("ssba trains networks of its own")]
+    history.record(by_name["ssba"], 70.0)
+    notes = summary(plan, set(), history, on_lanes(Execution(), 2))["assumed"]
+    assert not [n for n in notes if n.startswith("ssba")]
+
+
+def test_a_large_classifier_of_prompts_is_made_once_per_text_tower(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "WORTH_KEEPING", 2)
+    plan = plan_of(tmp_path)
+    readers: dict[str, int] = {}
+    for stage in plan.stages.values():
+        if isinstance(stage, MeasureStage):
+            assert len(stage.prompts) == 1
+            model = stage.defended.key
+            readers[model] = readers.get(model, 0) + (sum(stage.prompts.values()) > 0)
+    models = [s.defended.key for s in plan.stages.values() if isinstance(s, MeasureStage)]
+    assert len(models) > len(readers), "nothing is measured twice, and this shows nothing"
+    assert set(readers.values()) == {1}
+
+
+def test_a_history_that_counted_otherwise_is_forgotten(tmp_path: Path) -> None:
+    path = tmp_path / "history.json"
+    path.write_text('{"plain_clip": 2.0, "measure": 9.0, "defended:ubt": 900.0}')
+    assert History(path).rates == {"plain_clip": 2.0}
 
 
 def test_a_plan_says_what_is_assumed_until_it_was_measured(tmp_path: Path) -> None:

@@ -193,6 +193,18 @@ def test_a_grid_file_says_how_memory_is_saved(tmp_path: Path) -> None:
         tiny_grid(tmp_path, execution={"checkpoint_activations": 1})
 
 
+def test_a_grid_file_is_told_of_a_network_whose_pictures_are_not_computed_again(
+    tmp_path: Path,
+) -> None:
+    again = {"checkpoint_activations": True}
+    data = {"world": {**TINY["data"]["world"], "size": 224}}
+    named = "checkpoint_activations saves no memory with convnext_base: its image tower is timm's"
+    with pytest.raises(UsageError, match=named):
+        tiny_grid(tmp_path, model="convnext_base", data=data, execution=again)
+    assert tiny_grid(tmp_path, model="convnext_base", data=data).model.arch == "convnext_base"
+    assert tiny_grid(tmp_path, model="RN50", data=data, execution=again)
+
+
 def test_no_kernel_is_chosen_by_what_came_before() -> None:
     """Compiled graphs depend on earlier shapes and cuDNN's trials on the clock: a fit that was
     resumed could end elsewhere. A mention in a docstring is none in the code."""

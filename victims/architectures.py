@@ -67,6 +67,13 @@ def refusal(arch: str) -> str | None:
     return None
 
 
+def keeps_activations(arch: str) -> str | None:
+    """Why an architecture's pictures cannot be computed again, block by block, if they cannot."""
+    if name := config_of(arch).get("vision_cfg", {}).get("timm_model_name"):
+        return f"its image tower is timm's {name}, of whose blocks none can be computed again"
+    return None
+
+
 def tag_names(arch: str) -> list[str]:
     """The tags of an architecture."""
     from open_clip.pretrained import list_pretrained_tags_by_model

@@ -102,6 +102,12 @@ class Crafting:
         return per_epoch * self.epochs if self.steps is None else self.steps
 
 
+def rows_crafted(num_pairs: int, batch: int, epochs: int, steps: int | None) -> int:
+    """How many rows all steps of a crafting take."""
+    size = min(batch, num_pairs)
+    return (num_pairs // size * epochs if steps is None else steps) * size
+
+
 class Pairs(NamedTuple):
     """Pictures by row with the caption each is to be read as, and rows that show the target."""
 

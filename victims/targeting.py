@@ -49,6 +49,11 @@ def check_pairs(who: str, count: int, at_least: int) -> None:
         raise UsageError(f"{who}: targets {count} and at_least {at_least} must be 1 or more")
 
 
+def tried(count: int, num_rows: int) -> int:
+    """Of how many pictures of a corpus so many are drawn."""
+    return min(num_rows, max(1024, POOL * count))
+
+
 def draw_pairs(
     who: str,
     model: Clip,
@@ -68,7 +73,7 @@ def draw_pairs(
     """
     check_pairs(who, count, at_least)
     rng = numpy_rng(seed, "targets")
-    pool_M = rng.permutation(len(corpus))[: max(1024, POOL * count)]
+    pool_M = rng.permutation(len(corpus))[: tried(count, len(corpus))]
     turns = deque(rng.permutation(len(corpus.classes)).tolist())
     allowed_MK = _unlikely(model, corpus, pool_M, templates)
     allowed_MK[np.arange(len(pool_M)), corpus.labels[pool_M]] &= corpus.labels[pool_M] < 0
