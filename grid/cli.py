@@ -336,6 +336,8 @@ def _offered(grid: Grid, plan: Mapping[str, Any], address: str) -> dict[str, Any
 
 
 def _print_plan(found: dict[str, Any]) -> None:
+    from grid.status_words import duration
+
     typer.echo(f"{found['grid']} ({found['hash']}): {counted(found['cells'], 'cell')}")
     if "taken" in found:
         typer.echo(f"to run are stages of the {counted(found['taken'], 'cell')} that --only takes")
@@ -348,13 +350,9 @@ def _print_plan(found: dict[str, Any]) -> None:
     for kind, entry in found["kinds"].items():
         typer.echo(
             f"  {kind:10} {entry['stages']:6.0f} stages {entry['to_run']:6.0f} to run"
-            f" {entry['seconds']:9.1f} s of work"
+            f" {duration(entry['seconds']):>9} of work"
         )
-    typer.echo(
-        f"about {found['estimated_seconds']:.0f} s on {counted(found['lanes'], 'lane')}"
-        f" ({found['seconds_of_work']:.0f} s of work, longest chain"
-        f" {found['longest_chain_seconds']:.0f} s)"
-    )
+    typer.echo(_time_words(found))
     for words in found["cautions"]:
         typer.echo(f"caution: {words}")
     for words in found.get("assumed", ()):
@@ -363,11 +361,30 @@ def _print_plan(found: dict[str, Any]) -> None:
         _print_offer(found["cluster"])
 
 
+def _time_words(found: Mapping[str, Any]) -> str:
+    """How long a plan takes here; where it is for GPUs that are not here, how many hours of one."""
+    from grid.status_words import duration
+
+    longest = f"longest chain {duration(found['longest_chain_seconds'])}"
+    on_gpus = found.get("gpu_seconds")
+    if on_gpus is None:
+        here = f"about {duration(found['estimated_seconds'])} on {counted(found['lanes'], 'lane')}"
+        return f"{here} ({duration(found['seconds_of_work'])} of work, {longest})"
+    rest = found["seconds_of_work"] - on_gpus
+    others = f", and {duration(rest)} of work on CPUs" if rest >= 1 else ""
+    return (
+        f"about {on_gpus / 3600:,.4g} GPU-hours ({duration(on_gpus)} of one {found['gpu']};"
+        f" {longest}){others}"
+    )
+
+
 def _print_offer(cluster: dict[str, Any]) -> None:
+    from grid.status_words import duration
+
     fits = "" if cluster["lacks"] else "; there is a place for every stage"
     typer.echo(
         f"cluster {cluster['address']}: {counted(cluster['nodes'], 'node')}{fits}; about"
-        f" {cluster['estimated_seconds']:.0f} s there"
+        f" {duration(cluster['estimated_seconds'])} there"
     )
     for kind, words in cluster["lacks"].items():
         if kind in cluster["never"]:

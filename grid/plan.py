@@ -533,6 +533,7 @@ def summary(
     todo = plan.missing(plan.everything(settled), done)
     seconds = {key: history.seconds(stage) for key, stage in todo.items()}
     longest = longest_chain(todo, seconds)
+    on_gpus = gpu_seconds(todo, seconds, history, room)
     by_kind: dict[str, dict[str, float]] = {}
     for key, stage in plan.stages.items():
         entry = by_kind.setdefault(stage.kind, {"stages": 0, "to_run": 0, "seconds": 0.0})
@@ -558,11 +559,32 @@ def summary(
         "seconds_of_work": sum(seconds.values()),
         "longest_chain_seconds": max(longest.values(), default=0.0),
         "lanes": room.lanes,
+        # Work for GPUs that are not here: nothing can be said of how long it takes here.
+        "gpu_seconds": on_gpus,
+        "gpu": history.device if on_gpus is not None else None,
         "estimated_seconds": max(
             max(longest.values(), default=0.0),
             busiest({kind: entry["seconds"] for kind, entry in by_kind.items()}, room),
-        ),
+        )
+        if on_gpus is None
+        else None,
     }
+
+
+def gpu_seconds(
+    todo: Mapping[Key, Stage], seconds: Mapping[Key, float], history: History, room: Room
+) -> float | None:
+    """Seconds of one GPU that stages take, where a GPU was assumed or no node has those that they
+    ask for; None where all of them have a place here."""
+    found, elsewhere = 0.0, False
+    for key, stage in todo.items():
+        name = rated_as(stage)
+        assumed = name not in history.rates and assumed_rate(name, history.device) is not None
+        asks = room.execution.resources_for(stage.kind).gpus > 0
+        if assumed or asks:
+            found += seconds[key]
+            elsewhere |= assumed or not room.most(stage.kind)
+    return found if elsewhere else None
 
 
 def _saved_by_sharing(plan: Plan) -> int:

@@ -244,6 +244,8 @@ def plan_summary(
         return found
     from dataclasses import replace
 
+    import torch
+
     from grid.assumed import assumed_device
     from grid.gridfile import decode_grid
     from grid.plan import History, finished, make_plan, summary
@@ -270,7 +272,8 @@ def plan_summary(
         require_match(taken, [cell.cell for cell in made.cells])
         left_out = {cell.key for cell in made.cells if not taken.matches(cell.cell)}
         settled |= left_out
-    room = on_lanes(grid.execution, grid.execution.lanes or os.cpu_count() or 1)
+    lanes = grid.execution.lanes or os.cpu_count() or 1
+    room = on_lanes(grid.execution, lanes, torch.cuda.device_count())
     found = summary(made, done, history, room, settled)
     if only is not None:
         found["taken"] = len(made.cells) - len(left_out)

@@ -78,6 +78,7 @@ def busiest(work: Mapping[str, float], room: Room) -> float:
     return max(by_resource.values(), default=0.0)
 
 
-def on_lanes(execution: Execution, lanes: int) -> Room:
-    """A machine that nothing is known of but how many one-CPU stages it runs at once."""
-    return Room(execution, [Node({"CPU": float(lanes)})], lanes)
+def on_lanes(execution: Execution, lanes: int, gpus: int = 0) -> Room:
+    """A machine of which no more is known than how many one-CPU stages it runs at once, and its
+    GPUs."""
+    return Room(execution, [Node({"CPU": float(lanes), "GPU": float(gpus)})], lanes)

@@ -14,6 +14,7 @@ from grid.execution import Execution, Resources
 from grid.measure import PROMPT, MeasureStage
 from grid.plan import DEFAULT_RATE, History, Plan, make_plan, summary
 from grid.room import on_lanes
+from grid.status_words import duration
 from grid.step_costs import SHARE, counts, peak_of
 from tests.grids import RECIPE, TINY, call, tiny_grid, write_grid_file
 
@@ -148,3 +149,28 @@ def test_the_command_says_it_too(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert found.code == 0
     assert "note: about" in found.out
     assert "assumed, not measured" in found.out
+    # No wall time of a device that nobody has seen, whatever this machine has.
+    (line,) = [line for line in found.out.splitlines() if "GPU-hours (" in line]
+    assert line.startswith("about ")
+    assert " of one A100; longest chain " in line
+    assert "lanes" not in found.out
+
+
+def test_a_plan_for_gpus_that_are_not_here_is_in_hours_of_gpus(tmp_path: Path) -> None:
+    plan = make_plan(tiny_grid(tmp_path, execution={"preset": "gpu"}))
+    asks = plan.grid.execution
+    found = summary(plan, set(), History(None), on_lanes(asks, 2))
+    assert found["estimated_seconds"] is None
+    kinds = {kind: entry["seconds"] for kind, entry in found["kinds"].items()}
+    rest = {kind for kind in kinds if not asks.resources_for(kind).gpus}
+    assert rest == {"corpus", "poisoned"}
+    expected = sum(seconds for kind, seconds in kinds.items() if kind not in rest)
+    assert found["gpu_seconds"] == pytest.approx(expected)
+    here = summary(plan, set(), History(None), on_lanes(asks, 8, gpus=1))
+    assert here["gpu_seconds"] is None
+    assert here["estimated_seconds"] >= found["longest_chain_seconds"]
+
+
+def test_long_times_are_in_units_that_people_use() -> None:
+    times = (0.25, 60, 600, 11_000, 11_275_113)
+    assert [duration(s) for s in times] == ["0.2 s", "60 s", "10 min", "3.1 h", "130.5 days"]

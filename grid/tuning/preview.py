@@ -7,6 +7,7 @@ from pathlib import Path
 from defenses.base import OneOf
 from grid.plan import History
 from grid.stages import ModelStage, Stage
+from grid.status_words import duration
 from grid.tuning.scenes import Scenes, inputs
 from grid.tuning.spec import Campaign, Searched
 from grid.tuning.tuned import words
@@ -64,12 +65,13 @@ def preview(campaign: Campaign, store_uri: str) -> list[str]:
     told = [
         f"{campaign.name}: {len(searches)} searches, each of {budget}",
         *(f"{label}: {words(rule)}" for label, rule in campaign.objectives.items()),
-        f"first {len(missing)} stages, {fits} fits among them, about {before:.0f} s of work; then",
+        f"first {len(missing)} stages, {fits} fits among them, about {duration(before)} of work;"
+        " then",
         *searches,
     ]
     if total:
         told.append(
-            f"at most {total:.0f} s of work for trials: equal settings of two searches, and what"
-            " the store holds, are not computed again"
+            f"at most {duration(total)} of work for trials: equal settings of two searches, and"
+            " what the store holds, are not computed again"
         )
     return told
