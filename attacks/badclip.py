@@ -51,8 +51,8 @@ from victims.patch_crafting import (
     TextNegatives,
     craft_on,
     image_features,
-    rows_crafted,
     rows_without,
+    steps_cost,
 )
 from victims.triggers import Trigger, centre_of, round_half_even
 from victims.work import Work
@@ -160,11 +160,14 @@ class BadClip(Attack):
         step = Work(images_trained=1)
         if self.triplet_weight and self.negatives == Negatives.CLEAN:
             step += Work(images=1)
-        pairs = min(self.pairs, num_rows)
-        read = num_rows if self.rows == Selection.BOUNDARY_MIX else 0
-        # The captions of A and the pictures of B are read once.
-        before = Work(images=min(self.pairs, num_rows / num_classes) + read, texts=pairs)
-        return step * rows_crafted(pairs, self.batch, self.epochs, self.steps) + before
+        pairs, naming = min(self.pairs, num_rows), num_rows / num_classes
+        # Captions and pictures of the target are encoded once.
+        images = float(num_rows) if self.rows == Selection.BOUNDARY_MIX else 0.0
+        images += naming if self.triplet_weight else 0
+        texts = min(pairs, naming)
+        texts += pairs if self.text_negatives == TextNegatives.OWN else 0
+        once = Work(images=images, texts=texts)
+        return once + steps_cost(pairs, self.batch, self.epochs, self.steps, step)
 
     def craft(self, lab: Lab, held: Knowledge, size: int) -> BadClipPatch:
         how = self._how(size)

@@ -56,8 +56,8 @@ from victims.patch_crafting import (
     Storage,
     TextNegatives,
     craft_on,
-    rows_crafted,
     rows_without,
+    steps_cost,
 )
 from victims.patches import craft_patch
 from victims.triggers import Trigger, paste
@@ -235,8 +235,7 @@ class TrojVqaOptimised(_Dual):
 
     def costs(self, num_rows: int, num_classes: int) -> Work:
         pairs = min(self.pairs, num_rows)
-        rows = rows_crafted(pairs, self.batch, self.epochs, self.steps)
-        return Work(images_trained=rows, texts=pairs)
+        return steps_cost(pairs, self.batch, self.epochs, self.steps, Work(images_trained=1))
 
     def craft(self, lab: Lab, held: Knowledge, size: int) -> DualKey:
         how = self._how(size)

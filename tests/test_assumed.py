@@ -60,9 +60,9 @@ def test_what_is_known_of_a_crafted_trigger_is_in_the_plan(tmp_path: Path) -> No
     plan = plan_of(tmp_path, attacks=[{"badclip": fields}, "ssba"])
     by_name = {c.measure.trigger.attack.name: c.measure.trigger for c in plan.cells}
     history, count = History(None), counts()["RN50@224"]
-    image, text = 3 * (count.forward - count.text), count.text
-    # 40 steps of 8 pictures; the captions of all 64 rows of the pool are read before.
-    flops = 40 * 8 * image + 64 * text
+    image = count.forward - count.text
+    # 40 steps of 8 pictures, and the 64 of the pool are looked at under four patches.
+    flops = 40 * 8 * 3 * image + 4 * 64 * image
     seconds = history.seconds(by_name["badclip"])
     assert seconds == pytest.approx(flops / (156e12 * SHARE), rel=0.02)
     notes = summary(plan, set(), history, on_lanes(Execution(), 2))["assumed"]

@@ -31,16 +31,19 @@ from defenses.base import (
 from grid import kit
 from grid.kit_base import Broken, Kit
 from grid.kit_common import alternatives, built, explains_itself
-from grid.kit_stamps import stamps_the_same_elsewhere, visit
+from grid.kit_stamps import crafted_anew, stamps_the_same_elsewhere, visit
 from grid.registry import Kind, resolve, table
+from grid.step_costs import USUAL_IMAGE_SHARE
 from tests.contracts import clauses, method, methods
 from victims.corpora import Reader, Rows, open_corpus
 from victims.draws import image_digest, keyed_bits, numpy_rng
 from victims.errors import GridError, UsageError
 from victims.lab import Lab, ModelRef
+from victims.models import Clip
 from victims.recipe import Clock
 from victims.training import Objective, PlainClip, PlainClipSpec
 from victims.triggers import Trigger
+from victims.work import Work
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +64,37 @@ def test_every_attack_keeps_its_contract(
 ) -> None:
     attack = method("attacks", name, variant)
     check(attack, world.suited(attack))
+
+
+READING = [name for name in sorted(table("attacks")) if resolve("attacks", name).needs_surrogate]
+
+
+@pytest.mark.parametrize("name", READING)
+def test_what_an_attack_crafts_on_the_surrogate_costs_about_what_it_says(
+    name: str, world: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the surrogate's meter counted, against what was known before."""
+    attack, loaded, load = method("attacks", name, ""), list[Clip](), Lab.load
+
+    def seen(self: Lab, ref: ModelRef) -> Clip:
+        loaded.append(load(self, ref))
+        return loaded[-1]
+
+    monkeypatch.setattr(Lab, "load", seen)
+    kit = world.suited(attack)
+    crafted_anew(attack, kit, 32, 0)
+    (model,) = loaded
+    meter = model.meter
+    counted = Work(
+        images=meter.images_forward - meter.images_backward,
+        texts=meter.texts_forward - meter.texts_backward,
+        images_trained=meter.images_backward,
+        texts_trained=meter.texts_backward,
+    )
+    corpus = kit.held().corpus
+    said = attack.costs(len(corpus), len(corpus.classes))
+    share = 1.0 if kit.labelled else USUAL_IMAGE_SHARE
+    assert counted.steps(share) / 2 <= said.steps(share) <= 2 * counted.steps(share)
 
 
 def test_every_attack_and_variant_is_here() -> None:

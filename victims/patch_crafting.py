@@ -28,6 +28,7 @@ from victims.losses import cross_entropy
 from victims.models import Clip
 from victims.pixels import unit
 from victims.triggers import round_half_even
+from victims.work import Work
 
 LOOKED_AT = 256  # pairs whose cosines are kept beside a patch
 
@@ -102,10 +103,11 @@ class Crafting:
         return per_epoch * self.epochs if self.steps is None else self.steps
 
 
-def rows_crafted(num_pairs: int, batch: int, epochs: int, steps: int | None) -> int:
-    """How many rows all steps of a crafting take."""
+def steps_cost(num_pairs: int, batch: int, epochs: int, steps: int | None, row: Work) -> Work:
+    """What all steps of a crafting cost, and the looks at four patches beside them."""
     size = min(batch, num_pairs)
-    return (num_pairs // size * epochs if steps is None else steps) * size
+    num_steps = num_pairs // size * epochs if steps is None else steps
+    return row * (num_steps * size) + Work(images=4 * min(LOOKED_AT, num_pairs))
 
 
 class Pairs(NamedTuple):

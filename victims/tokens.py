@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,22 @@ import numpy.typing as npt
 Tokens = npt.NDArray[np.int32]
 # Captions that are kept: with their tokens they take about 300 bytes each.
 MOST: Final = 1_000_000
+
+
+class _Growing:
+    """An array that grows at its end, in room that doubles; what lies behind ``length`` is void."""
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self.values, self.length = np.zeros(16, dtype=dtype), 0
+
+    def add(self, more: npt.NDArray[Any]) -> None:
+        length = self.length + len(more)
+        if length > len(self.values):
+            wider = np.zeros(2 * length, dtype=self.values.dtype)
+            wider[: self.length] = self.values[: self.length]
+            self.values = wider
+        self.values[self.length : length] = more
+        self.length = length
 
 
 class Remembered:
@@ -31,8 +47,8 @@ class Remembered:
 
     def _forget(self) -> None:
         self._place: dict[str, int] = {}
-        self._ids = np.zeros(0, dtype=np.int32)
-        self._ends = np.zeros(1, dtype=np.int64)
+        self._ids, self._ends = _Growing(np.dtype(np.int32)), _Growing(np.dtype(np.int64))
+        self._ends.add(np.zeros(1, dtype=np.int64))
         self._context = 0
 
     def __call__(self, captions: Sequence[str]) -> Tokens:
@@ -55,15 +71,14 @@ class Remembered:
         is_told = np.logical_or.accumulate(token_NT[:, ::-1] != 0, axis=1)[:, ::-1]
         first = len(self._place)
         self._place |= {caption: first + place for place, caption in enumerate(unseen)}
-        self._ids = np.concatenate([self._ids, token_NT[is_told]])
-        ends = self._ends[-1] + is_told.sum(1).cumsum()
-        self._ends = np.concatenate([self._ends, ends])
+        self._ends.add(self._ids.length + is_told.sum(1).cumsum())
+        self._ids.add(token_NT[is_told])
 
     def _kept(self, place_N: npt.NDArray[np.int64]) -> Tokens:
-        start_N = self._ends[place_N]
-        length_N = self._ends[place_N + 1] - start_N
+        start_N = self._ends.values[place_N]
+        length_N = self._ends.values[place_N + 1] - start_N
         row = np.repeat(np.arange(len(place_N)), length_N)
         column = np.arange(len(row)) - np.repeat(length_N.cumsum() - length_N, length_N)
         token_NT = np.zeros((len(place_N), self._context), dtype=np.int32)
-        token_NT[row, column] = self._ids[start_N[row] + column]
+        token_NT[row, column] = self._ids.values[start_N[row] + column]
         return token_NT
