@@ -15,7 +15,7 @@ from analysis.matrix import UNDEFENDED, load_matrix
 from analysis.reader import Tables, read_tables
 from analysis.standing import BY_WORST, Standings
 from analysis.standing_render import needs_words
-from analysis.theme import Drawn, draw_all, house_style
+from analysis.theme import Drawn, draw_all, house_style, subtitle
 from grid.schema import Status
 
 if TYPE_CHECKING:
@@ -66,39 +66,56 @@ def figures_in(tables: Tables, asked: Asked) -> Mapping[str, Callable[[], Any]]:
     curves = exhibits.rocs(tables)
     if len(curves):
         found["detection"] = partial(figures.detection, curves, order)
-    return {name: partial(_styled, draw) for name, draw in found.items()}
+    seeds = cells["seed"].nunique()
+    shown = f"{tables.grid.name or tables.directory.name}, {asked.eval_set} set"
+    words = dict.fromkeys(found, f"{shown}, {seeds} victim seed{'' if seeds == 1 else 's'}")
+    words["detection"] = f"{shown}, one victim an attack"
+    return {name: partial(_styled, draw, words[name]) for name, draw in found.items()}
 
 
 def attack_figures(tables: Tables) -> Mapping[str, Mapping[str, Callable[[], Any]]]:
     """By attack, what was kept of one victim to be looked at: pictures, features, fits."""
     found: dict[str, dict[str, Callable[[], Any]]] = {}
+    grid, victims = tables.grid.name or tables.directory.name, exhibits.victims(tables)
+
+    def add(attack: str, kind: str, draw: Callable[[], Any]) -> None:
+        words = f"{grid}: {attack}, {victims[attack]}"
+        found.setdefault(attack, {})[kind] = partial(_styled, draw, words)
+
     shown = exhibits.pictures(tables)
     for name in dict.fromkeys(picture.attack for picture in shown):
         own = [picture._replace(attack="") for picture in shown if picture.attack == name]
-        found.setdefault(name, {})["gallery"] = partial(_styled, partial(figures.gallery, own))
-    for name, draw, frame in (
+        add(name, "gallery", partial(figures.gallery, own))
+    for kind, draw, frame in (
         ("feature_map", figures.feature_map, exhibits.features(tables)),
         ("training", figures.training, exhibits.fits(tables)),
     ):
         for attack, rows in frame.groupby("attack", sort=False):
-            found.setdefault(str(attack), {})[name] = partial(_styled, partial(draw, rows))
+            add(str(attack), kind, partial(draw, rows))
     return found
 
 
-def draw_board(directory: Path, folder: Path, asked: Asked) -> Drawn:
-    """Draw every figure into a folder, each as PNG and SVG."""
+def draw_board(
+    directory: Path, folder: Path, asked: Asked, say: Callable[[str], None] = lambda _: None
+) -> Drawn:
+    """Draw every figure into a folder, each as PNG and SVG; ``say`` hears what is going on."""
 
     def every(tables: Tables) -> dict[str, Callable[[], Any]]:
         by_attack = attack_figures(tables)
         of_attacks = {f"{n}-{a}": d for a, own in by_attack.items() for n, d in own.items()}
         return {**figures_in(tables, asked), **of_attacks}
 
-    return draw_all(read_tables(directory, every), folder)
+    drawn = read_tables(directory, every)
+    say(f"drawing {len(drawn)} figures ...")
+    return draw_all(drawn, folder)
 
 
-def _styled(draw: Callable[[], Any]) -> Any:
+def _styled(draw: Callable[[], Any], words: str) -> Any:
+    """A figure under what it shows."""
     with house_style():
-        return draw()
+        figure = draw()
+        subtitle(figure, words)
+        return figure
 
 
 def _told_apart(cells: pd.DataFrame) -> pd.DataFrame:
@@ -129,8 +146,9 @@ def _over_seeds(cells: pd.DataFrame) -> pd.DataFrame:
         sound = group[group["status"] == "ok"]
         status = "ok" if len(sound) else str(group["status"].iloc[0])
         about = {"attack": attack, "rate": rate, "defense": defense}
-        rows.append({**about, "asr": sound["asr"].mean(), "status": status})
-    return pd.DataFrame(rows, columns=["attack", "rate", "defense", "asr", "status"])
+        means = {name: sound[name].mean() for name in ("asr", "clean")}
+        rows.append({**about, **means, "status": status})
+    return pd.DataFrame(rows, columns=["attack", "rate", "defense", "asr", "clean", "status"])
 
 
 def _points(tiers: Standings) -> pd.DataFrame:

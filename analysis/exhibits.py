@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 
 from analysis.figures import Stamped
 from analysis.reader import Tables
+from analysis.words import amount
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import pandas as pd
 
+KINDS = ("pictures", "features", "rocs", "fits")
 SHOWN = """
 WITH sound AS (
     SELECT cell, attack, defense, count, rate_text, victim_seed, defense_seed, target, is_control,
@@ -46,7 +48,7 @@ def features(tables: Tables) -> pd.DataFrame:
     found = _frame(
         tables,
         "features",
-        "attack, defense, position, kind, x, y, projection",
+        "attack, defense, position, image, kind, x, y, projection",
         "position, image, kind",
     )
     named = found["defense"].where(found["defense"] != "none", "victim")
@@ -75,11 +77,30 @@ def fits(tables: Tables) -> pd.DataFrame:
 
 def pictures(tables: Tables) -> list[Stamped]:
     """Pictures before and after each attack's trigger."""
-    found = _frame(tables, "pictures", "attack, clean, triggered", "position, image")
+    found = _frame(tables, "pictures", "attack, label, clean, triggered", "position, image")
     return [
-        Stamped(str(row.attack), _pixels(row.clean), _pixels(row.triggered))
-        for row in found.itertuples()
+        Stamped(str(attack), _pixels(clean), _pixels(triggered), f"class {label}")
+        for attack, label, clean, triggered in zip(
+            *(found[name] for name in ("attack", "label", "clean", "triggered")), strict=True
+        )
     ]
+
+
+def victims(tables: Tables) -> dict[str, str]:
+    """By attack, of which victim exhibits are shown, in words."""
+    rows = tables.query(
+        f"WITH shown AS ({SHOWN}) SELECT DISTINCT outcomes.attack, rate, count, target,"  # noqa: S608
+        " victim_seed FROM outcomes JOIN shown USING (cell)"
+    ).rows
+    return {
+        str(attack): f"{amount(rate, count)}, target {target}, victim seed {seed}"
+        for attack, rate, count, target, seed in rows
+    }
+
+
+def is_any(tables: Tables) -> bool:
+    """Whether the run kept anything to be looked at."""
+    return any(tables.query(f"SELECT 1 FROM {kind} LIMIT 1").rows for kind in KINDS)  # noqa: S608
 
 
 def _frame(tables: Tables, kind: str, columns: str, order: str) -> pd.DataFrame:

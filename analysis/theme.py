@@ -4,14 +4,18 @@ apart, legends below the panels, and files as PNG and SVG."""
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from grid.schema import ResultsError
+
 COLUMN_INCHES = 3.5
 PAGE_INCHES = 7.0
 PNG_DPI = 300
+SVG_DPI = 200
 HANDLE_INCHES, LETTER_INCHES, LINE_INCHES = 0.5, 0.058, 0.155
 """Room in a legend: for a handle, per letter of the longest label, and per line."""
 MARKERS, DASHES = "osD^vP", ("-", "--", "-.", ":")
@@ -25,7 +29,7 @@ class Drawn(NamedTuple):
     left_out: list[str]
 
 
-class NothingToDraw(Exception):
+class NothingToDraw(ResultsError):
     """A figure would be empty; the message says why."""
 
 
@@ -82,8 +86,15 @@ def save(figure: Any, path: Path) -> list[Path]:
     """Both files of a figure, whose bytes depend on nothing but what is drawn."""
     files = [path.with_name(f"{path.name}.{kind}") for kind in ("png", "svg")]
     figure.savefig(files[0], dpi=PNG_DPI)
-    figure.savefig(files[1], metadata={"Date": None})
+    # Solved once: the second file has the layout of the first.
+    figure.set_layout_engine("none")
+    save_svg(figure, files[1])
     return files
+
+
+def save_svg(figure: Any, file: Any) -> None:
+    """A figure as SVG; many marks are pixels in it, as fine as a screen shows."""
+    figure.savefig(file, format="svg", metadata={"Date": None}, dpi=SVG_DPI)
 
 
 def file_name(name: str) -> str:
@@ -188,6 +199,14 @@ def _num_lines(labels: Sequence[str], columns: int) -> int:
     lines = [1 + label.count("\n") for label in labels]
     starts = [sum(sizes[:place]) for place in range(columns)]
     return max(sum(lines[a : a + n]) for a, n in zip(starts, sizes, strict=True))
+
+
+def subtitle(figure: Any, words: str) -> None:
+    """What a figure shows, small and above everything; the figure grows by it."""
+    width, height = figure.get_size_inches()
+    lines = "\n".join(textwrap.wrap(words, int((width - 0.1) / LETTER_INCHES)))
+    figure.set_size_inches(width, height + 0.03 + 0.12 * (lines.count("\n") + 1))
+    figure.suptitle(lines, x=0.01, ha="left", fontsize=7, color="0.35", linespacing=1.0)
 
 
 def whole_ticks(axis: Any, most: int = 5) -> None:

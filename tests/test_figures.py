@@ -532,12 +532,12 @@ def test_training_is_a_panel_per_number_and_a_line_per_stage() -> None:
     frame = epochs(3, 2)
     frame.loc[0, "value"] = math.inf
     figure = figures.training(frame)
-    assert [axis.get_title(loc="left") for axis in figure.axes] == ["number_0", "number_1"]
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["number 0", "number 1"]
     for axis in figure.axes:
         for line in axis.lines:
             stage = line.get_gid().removeprefix("stage ")
             mine = frame[(frame["stage"] == stage) & np.isfinite(frame["value"])]
-            mine = mine[mine["name"] == axis.get_title(loc="left")]
+            mine = mine[mine["name"] == axis.get_title(loc="left").replace(" ", "_")]
             np.testing.assert_allclose(line.get_xydata(), mine[["epoch", "value"]])
     many = figures.training(epochs(60, 1))
     assert len(many.axes[0].lines) == 60

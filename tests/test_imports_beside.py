@@ -152,22 +152,27 @@ def test_the_front_is_ours_alone(boards: tuple[Path, Path]) -> None:
     plain, both = (drawn(folder) for folder in boards)
     (front,), (same) = marks(plain, "front"), marks(both, "front")
     np.testing.assert_array_equal(front.get_xydata(), same[0].get_xydata())
-    crosses = [p for p in both.axes[0].lines if p.get_marker() == "x" and len(p.get_xdata())]
-    assert len(crosses) == len(BEST) // 2
-    assert {p.get_color() for p in crosses} == {"0.62"}
-    # More than twelve are not named one by one.
-    assert not [t for t in both.axes[0].texts if "(badnet)" in t.get_text()]
-    # Broken into lines behind the hyphen.
-    source = "best: Wu et al., CIFAR-10, PreAct- ResNet18, rate 1\N{NO-BREAK SPACE}%"
+    # Far from ours, they are arrows at the edge, and no axis is wider for them.
+    arrows = [p for p in both.axes[0].lines if p.get_marker() == ">" and len(p.get_xdata())]
+    assert len(arrows) == len(BEST) // 2
+    assert {p.get_color() for p in arrows} == {"0.62"}
+    edge = both.axes[0].get_xlim()[1]
+    assert {tuple(*p.get_xydata().tolist()) for p in arrows} == {(edge, 0.0)}
+    assert edge == plain.axes[0].get_xlim()[1] < 70
+    # Many are not named one by one; ours are.
+    assert not [word for word in words(both) if "(badnet)" in word]
+    assert {*OURS} <= {t.get_text() for t in both.axes[0].texts}
+    source = "best: Wu et al., CIFAR-10, PreAct-ResNet18, rate 1\N{NO-BREAK SPACE}%"
     assert f"{source} (18 points)" in words(both)
-    assert "grey: one attack each, ours are means" in words(both)
+    note = "grey: one attack each, ours are means; arrows: 18 far outside"
+    assert note in " ".join(words(both))
     assert not [word for word in words(plain) if "best" in word or "grey" in word]
 
 
 def test_only_what_is_counted_as_ours_is_drawn(boards: tuple[Path, Path], tmp_path: Path) -> None:
     folder = tmp_path / "in"
     shutil.copytree(boards[0], folder)
-    clean = {"metric": "clean_top1", "variant": "top-1", "value": "90"}
+    clean = {"metric": "clean_top1", "variant": "top-1", "value": "62.5"}
     take(
         folder,
         table(
@@ -182,8 +187,9 @@ def test_only_what_is_counted_as_ours_is_drawn(boards: tuple[Path, Path], tmp_pa
     )
     figure = drawn(folder)
     crosses = [p for p in figure.axes[0].lines if p.get_marker() == "x" and len(p.get_xdata())]
-    assert [tuple(map(float, *p.get_xydata().tolist())) for p in crosses] == [(90.0, 0.73)]
-    assert "anp (badnet)" in [t.get_text() for t in figure.axes[0].texts]
+    assert [tuple(map(float, *p.get_xydata().tolist())) for p in crosses] == [(62.5, 0.73)]
+    assert {*OURS, "1"} <= {t.get_text() for t in figure.axes[0].texts}, "others have numbers"
+    assert "1\N{NO-BREAK SPACE}\N{NO-BREAK SPACE}anp (badnet)" in words(figure)
     note = "grey: one attack each, ours are means; 7 of 9 imported numbers left out"
     assert note in " ".join(words(figure))
     with closing(Tables(folder)) as tables:
@@ -195,7 +201,7 @@ def test_only_what_is_counted_as_ours_is_drawn(boards: tuple[Path, Path], tmp_pa
 def test_every_source_has_a_mark_of_its_own(boards: tuple[Path, Path], tmp_path: Path) -> None:
     folder = tmp_path / "in"
     shutil.copytree(boards[0], folder)
-    for name, value in (("one", "80"), ("two", "70")):
+    for name, value in (("one", "61"), ("two", "59")):
         rows = [{}, {"metric": "clean_top1", "variant": "top-1", "value": value}]
         # No formula, nor markup.
         hostile = {"paper": "Wu $\\x$ <b>", "model": "m_1"}

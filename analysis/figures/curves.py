@@ -117,10 +117,28 @@ def _auroc_words(defense: str, values: Iterable[float]) -> str:
     return f"{defense}: AUROC {low if low == high else f'{low} to {high}'}"
 
 
+RECORDED = {
+    "clip": "contrastive loss",
+    "cross_entropy": "cross-entropy",
+    "distill": "distillation loss",
+    "eda": "contrastive loss, reworded captions",
+    "inmodal_image": "loss among pictures",
+    "inmodal_text": "loss among captions",
+    "lr": "learning rate",
+    "matched": "contrastive loss, matched captions",
+    "relearn": "relearning loss",
+    "scale": "logit scale",
+    "unlearn": "unlearning loss",
+}
+"""What recorded numbers are; others are called as they were recorded."""
+LEARNING_RATE = "lr"
+
+
 def training(frame: pd.DataFrame) -> Any:
     """What stages recorded while they trained: a panel per number, a line per stage.
 
-    Columns: stage, epoch, name, value.
+    Columns: stage, epoch, name, value. A number of which no stage has two epochs has no panel, nor
+    has a learning rate that is the same for all; else it comes last.
     """
     require(frame, "stage epoch name value", "recorded epochs")
     known = frame.assign(
@@ -129,14 +147,17 @@ def training(frame: pd.DataFrame) -> Any:
     ).dropna(subset=["epoch", "value"])
     if known.empty:
         raise NothingToDraw(f"none of {len(frame)} recorded epochs has a value")
-    names, stages = names_in(known["name"]), names_in(known["stage"])
+    names, stages = _drawn_names(known), names_in(known["stage"])
+    if not names:
+        raise NothingToDraw(f"none of {len(stages)} fits recorded a second epoch")
     looks, are_alike = ordered_looks(stages, ()), len(stages) > MOST_LINES
-    figure, panels = panel_grid(names, height=1.2 if len(names) > 1 else 1.8)
+    titles = [RECORDED.get(name, name.replace("_", " ")) for name in names]
+    figure, panels = panel_grid(titles, height=1.2 if len(names) > 1 else 1.8)
     for name, (axis,) in zip(names, panels, strict=True):
         of_name = known[known["name"] == name].sort_values("epoch", kind="stable")
         for stage in stages:
             line = of_name[of_name["stage"] == stage]
-            if line.empty:
+            if len(line) < 2:
                 continue
             look = looks[stage]
             style: dict[str, Any] = {
@@ -158,3 +179,18 @@ def training(frame: pd.DataFrame) -> Any:
             axis.set_xlabel("epoch")
     legend(figure, [axis for (axis,) in panels], is_packed=True)
     return figure
+
+
+def _drawn_names(known: pd.DataFrame) -> list[str]:
+    """What has a curve, the learning rate last, if it tells stages apart."""
+    curves = [
+        name
+        for name in names_in(known["name"])
+        if known[known["name"] == name].groupby("stage")["epoch"].nunique().max() > 1
+    ]
+    if LEARNING_RATE in curves:
+        curves.remove(LEARNING_RATE)
+        rates = known[known["name"] == LEARNING_RATE]
+        if len({tuple(own["value"]) for _, own in rates.groupby("stage")}) > 1 or not curves:
+            curves.append(LEARNING_RATE)
+    return curves

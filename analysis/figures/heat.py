@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ROW_LETTERS = 26
+LOSS_INCHES = 0.5
 MOST_COLUMNS = 24
 """A page has room for so many numbers of three digits beside long names."""
 
@@ -53,8 +54,9 @@ KINDS: dict[str, str] = {
 def heat_map(frame: pd.DataFrame) -> Any:
     """ASR in percent: a row per defense, a column per attack and rate, a page wide if need be.
 
-    Columns: attack, rate, defense, asr, status; one row per cell. A cell whose status is not ok is
-    hatched, and so is one that has no row or no ASR. Many columns are broken into several panels.
+    Columns: attack, rate, defense, asr, status and, for a last column of what each defense costs in
+    accuracy, clean; one row per cell. A cell whose status is not ok is hatched, and so is one that
+    has no row or no ASR. Many columns are broken into several panels.
     """
     require(frame, "attack rate defense asr status", "cells")
     cells = _cells(frame)
@@ -66,10 +68,11 @@ def heat_map(frame: pd.DataFrame) -> Any:
     ]
     if not any(kind is None for _, kind in cells.values()):
         raise NothingToDraw(f"none of {len(cells)} cells is ok and has an ASR")
+    losses = _losses(frame)
     blocks = _blocks(columns)
     names = [wrapped(name, ROW_LETTERS) for name in defenses]
     lines = [line for name in names for line in name.split("\n")]
-    beside = LETTER_INCHES * max(map(len, lines)) + 0.25
+    beside = LETTER_INCHES * max(map(len, lines)) + 0.25 + (LOSS_INCHES if losses else 0)
     widest = max(map(len, blocks))
     width = COLUMN_INCHES if beside + 0.3 * widest <= COLUMN_INCHES else PAGE_INCHES
     cell = (width - beside) / widest
@@ -77,6 +80,8 @@ def heat_map(frame: pd.DataFrame) -> Any:
     # Two neighbours share the room between their middles.
     row = max(0.17, *(0.03 + 0.105 * (a + b) / 2 for a, b in pairwise([1, *deep, 1])))
     heads = [_heads(block, cell) for block in blocks]
+    if losses:
+        heads = [head._replace(inches=max(head.inches, 0.35)) for head in heads]
     digits = max(len(_rate_words(rate)) for _, rate in columns)
     is_narrow = LETTER_INCHES * digits + 0.06 > cell
     below = (LETTER_INCHES * digits if is_narrow else 0.12) + 0.12
@@ -86,17 +91,43 @@ def heat_map(frame: pd.DataFrame) -> Any:
     for axis, block, head in zip(axes, blocks, heads, strict=True):
         _heat(axis, [[cells.get((*c, d), (math.nan, "missing")) for c in block] for d in defenses],
               cell)  # fmt: skip
-        axis.set_xlim(0, widest)
+        if losses:
+            _loss_column(axis, [losses.get(defense) for defense in defenses], widest, cell)
+        axis.set_xlim(0, widest + (LOSS_INCHES / cell if losses else 0))
         rates = [_rate_words(rate) for _, rate in block]
         axis.set_xticks(np.arange(len(block)) + 0.5, rates, rotation=90 if is_narrow else 0)
-        axis.set_yticks(np.arange(len(defenses)) + 0.5, names, rotation=0, linespacing=0.95)
+        axis.set_yticks(np.arange(len(defenses)) + 0.5, names, va="center", linespacing=0.95)
         axis.tick_params(length=0, pad=2, labelsize=SMALL)
         _attack_names(axis, head)
     corner = {"xycoords": "axes fraction", "textcoords": "offset points", "fontsize": SMALL}
-    axes[0].annotate("ASR, %", (0, 1), (-3, 3), ha="right", va="bottom", weight="bold", **corner)
+    axes[0].annotate("ASR, %", (0, 1), (-3, 3), ha="right", va="baseline", weight="bold", **corner)
     axes[-1].set_xlabel("poison rate, %")
     legend(figure, axes, is_packed=True)
     return figure
+
+
+def _losses(frame: pd.DataFrame) -> dict[str, float]:
+    """Points of clean accuracy that each defense loses, mean over the cells that are ok with it and
+    without any; empty where nothing is known."""
+    if "clean" not in frame.columns or "none" not in set(frame["defense"]):
+        return {}
+    known = frame[frame["status"] == Status.OK]
+    known = known.assign(clean=as_numbers(known["clean"]))
+    none = known[known["defense"] == "none"][["attack", "rate", "clean"]]
+    both = known.merge(none, on=["attack", "rate"], suffixes=("", "_none"))
+    found = (100 * (both["clean_none"] - both["clean"])).groupby(both["defense"]).mean().dropna()
+    return {str(name): float(loss) for name, loss in found.items()}
+
+
+def _loss_column(axis: Any, losses: Sequence[float | None], at: int, cell: float) -> None:
+    """Numbers right of the colours, which are not of their kind."""
+    style = {"fontsize": SMALL, "textcoords": "offset points", "annotation_clip": False}
+    x = at + 0.5 * LOSS_INCHES / cell
+    for row, loss in enumerate(losses):
+        words = "–" if loss is None else f"{loss:.1f}".replace("-0.0", "0.0")
+        axis.annotate(words, (x, row + 0.5), (0, 0), ha="center", va="center", **style)
+    axis.annotate("CA lost,\npoints", (x, 1.0), (0, 3), xycoords=axis.get_xaxis_transform(),
+                  ha="center", va="baseline", linespacing=1.0, **style)  # fmt: skip
 
 
 def _rate_words(rate: float | None) -> str:
@@ -181,12 +212,19 @@ def _attack_names(axis: Any, head: _Head) -> None:
             textcoords="offset points",
             rotation=90 if head.is_upright else 0,
             ha="center",
-            va="bottom",
+            va="bottom" if head.is_upright else "baseline",
             linespacing=1.0,
             fontsize=SMALL,
         )
         if start:
             axis.axvline(start, color="black", lw=0.8)
+
+
+def readable_on(ground: Sequence[float]) -> str:
+    """Black or white, whichever has more contrast (WCAG 2) on a colour."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in ground[:3]]
+    light = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "black" if (light + 0.05) / 0.05 >= 1.05 / (light + 0.05) else "white"
 
 
 def _heat(
@@ -199,21 +237,18 @@ def _heat(
     asr = 100 * np.array([[value for value, _ in row] for row in rows])
     is_hatched = np.array([[kind is not None for _, kind in row] for row in rows])
     digits = 1 if cell_inches >= 0.34 else 0
-    words = np.array([["" if math.isnan(v) else f"{v:.{digits}f}" for v in row] for row in asr])
-    sns.heatmap(
-        np.where(is_hatched, np.nan, asr),
-        ax=axis,
-        mask=is_hatched,
-        annot=words,
-        fmt="",
-        annot_kws={"fontsize": SMALL},
-        vmin=0,
-        vmax=100,
-        cmap="rocket_r",
-        cbar=False,
-        linewidths=0.5,
-        linecolor="white",
+    shown = np.ma.masked_where(is_hatched, asr)
+    mesh = axis.pcolormesh(
+        shown, vmin=0, vmax=100, cmap=sns.cm.rocket_r, linewidth=0.5, edgecolors="white"
     )
+    axis.set_ylim(len(rows), 0)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+    for (y, x), value in np.ndenumerate(asr):
+        if not is_hatched[y, x]:
+            color = readable_on(mesh.cmap(value / 100))
+            axis.text(x + 0.5, y + 0.5, f"{value:.{digits}f}", color=color, ha="center",
+                      va="center", fontsize=SMALL)  # fmt: skip
     axis.grid(visible=False)
     for y, row in enumerate(rows):
         for x, (_, kind) in enumerate(row):

@@ -17,13 +17,15 @@ MOST_NAMED = 8
 
 
 class Point(NamedTuple):
-    """A point with a name, in percent or in the units of its axis; too many names are not told."""
+    """A point with a name, in percent or in the units of its axis; too many names are not told.
+    Others' points have numbers, so that ours keep their names."""
 
     name: str
     x: float
     y: float
     style: Mapping[str, Any]
     is_told: bool = True
+    is_others: bool = False
 
 
 def draw_named(figure: Any, axis: Any, points: Sequence[Point], limits: Callable[[], None]) -> None:
@@ -32,18 +34,19 @@ def draw_named(figure: Any, axis: Any, points: Sequence[Point], limits: Callable
     ``limits`` sets the axis' limits: placing needs them, and marks would move them.
     """
     told = [point for point in points if point.is_told]
-    can_name = len(told) <= MOST_NAMED
-    numbers = {id(point): number for number, point in enumerate(told, 1)}
+    can_name = sum(not point.is_others for point in told) <= MOST_NAMED
+    numbered = [point for point in told if point.is_others or not can_name]
+    numbers = {id(point): number for number, point in enumerate(numbered, 1)}
     for point in points:
-        has_key = point.is_told and not can_name
-        label = f"{numbers[id(point)]}{FIXED * 2}{point.name}" if has_key else None
+        number = numbers.get(id(point))
+        label = None if number is None else f"{number}{FIXED * 2}{point.name}"
         axis.plot(
             [point.x], [point.y], ls="", label=label, gid=f"point {point.name}", **point.style
         )
     limits()
     legend(figure, [axis], is_packed=True)
     texts = [
-        "" if not p.is_told else wrapped(p.name, 18) if can_name else str(numbers[id(p)])
+        "" if not p.is_told else str(numbers[id(p)]) if id(p) in numbers else wrapped(p.name, 18)
         for p in points
     ]
     _place(figure, axis, points, texts)
@@ -77,7 +80,7 @@ def _place(figure: Any, axis: Any, points: Sequence[Point], texts: Sequence[str]
             va="center",
             fontsize=SMALL,
             linespacing=0.95,
-            color="0.4" if point.style.get("color") == GREY else "0.1",
+            color="0.4" if point.is_others else "0.1",
             zorder=8,
             gid=f"name {point.name}",
         )

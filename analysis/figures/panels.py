@@ -66,10 +66,10 @@ def line_style(look: Look) -> dict[str, Any]:
 
 
 def panel_grid(
-    names: Sequence[str], height: float | None = None, rows: int = 1
+    names: Sequence[str], height: float | None = None, rows: int = 1, *, is_bare: bool = False
 ) -> tuple[Any, list[list[Any]]]:
     """Small multiples: a list of ``rows`` panels, one below the other, for each name. Without a
-    height they are square."""
+    height they are square; bare ones have no ticks."""
     num = len(names)
     width = COLUMN_INCHES if num <= 4 else PAGE_INCHES
     most = min(num, 2 if num == 4 else 3 if num < 4 else 5 if height else 6)
@@ -79,8 +79,8 @@ def panel_grid(
     titles = [wrapped(name, letters) for name in names]
     deepest = max(title.count("\n") for title in titles)
     side = height or min(2.4, width / columns - 0.1)
-    around = 0.2 + 0.13 * deepest + (0 if height else 0.2)
-    figure = new_figure(width, 0.35 + bands * (around + rows * side))
+    around = 0.2 + 0.13 * deepest + (0.1 if is_bare else 0 if height else 0.2)
+    figure = new_figure(width, (0.1 if is_bare else 0.35) + bands * (around + rows * side))
     grid = figure.subplots(bands * rows, columns, squeeze=False)
     found = []
     for place in range(bands * columns):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import cycle
+from itertools import chain, cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 OTHERS = "x+1234"
 """A mark for each source of published numbers."""
-MOST_OTHERS = 12
+MOST_OTHERS = 6
 """More published points are drawn, and not named."""
+ROOM = 0.5, 5.0
+"""How far from ours they may lie to widen the axes: a share of the extent of ours, or points."""
 
 
 def trade_off(frame: pd.DataFrame, published: pd.DataFrame | None = None, note: str = "") -> Any:
@@ -28,8 +30,9 @@ def trade_off(frame: pd.DataFrame, published: pd.DataFrame | None = None, note: 
 
     Columns: defense, clean, asr, clean_low, clean_high, asr_low, asr_high, on_front (true, or a
     share of draws of at least one half). ``published`` has label, clean, asr, and source if there
-    are several; the legend names the sources, and ends with the ``note``. The front is a stair as
-    in a campaign's cloud: between two points only the larger ASR can be had.
+    are several; the legend names the sources, and ends with the ``note``. Axes are as large as ours
+    need: published points far outside are arrows at the edge. The front is a stair as in a
+    campaign's cloud: between two points only the larger ASR can be had.
     """
     require(frame, "defense clean asr clean_low clean_high asr_low asr_high on_front", "defenses")
     marks = point_marks()
@@ -48,9 +51,18 @@ def trade_off(frame: pd.DataFrame, published: pd.DataFrame | None = None, note: 
         kind = "front" if on_front[i] else "dominated"
         style = marks["undefended" if names[i] == UNDEFENDED else kind]
         points.append(Point(names[i], clean[i], asr[i], style))
+    xs = [*(p.x for p in points), *bounds["clean_low"][known], *bounds["clean_high"][known]]
+    ys = [*(p.y for p in points), *bounds["asr_low"][known], *bounds["asr_high"][known]]
     others = {} if published is None or published.empty else _others(published)
-    for of_source in others.values():
-        points += of_source
+    every = list(chain(*others.values()))
+    x_limits = percent_limits([*xs, *(p.x for p in every if _is_near(p.x, xs))], -4, 104)
+    y_limits = percent_limits([*ys, *(p.y for p in every if _is_near(p.y, ys))], -4, 104)
+    far = 0
+    for point in every:
+        points.append(_within(point, x_limits, y_limits))
+        far += points[-1] != point
+    if far:
+        note = "; ".join(filter(None, [note, f"arrows: {far} far outside"]))
     figure = new_figure(COLUMN_INCHES, 2.9)
     axis = figure.subplots()
     _intervals(axis, clean[known], asr[known], {n: b[known] for n, b in bounds.items()})
@@ -65,11 +77,9 @@ def trade_off(frame: pd.DataFrame, published: pd.DataFrame | None = None, note: 
         axis.plot([], [], ls="", label=f"{source}{count}", **of_source[0].style)
     if note:
         axis.plot([], [], ls="", label=note)
-    xs = [*(p.x for p in points), *bounds["clean_low"][known], *bounds["clean_high"][known]]
-    ys = [*(p.y for p in points), *bounds["asr_low"][known], *bounds["asr_high"][known]]
 
     def limits() -> None:
-        axis.set(xlim=percent_limits(xs, -4, 104), ylim=percent_limits(ys, -4, 104))
+        axis.set(xlim=x_limits, ylim=y_limits)
 
     axis.set(xlabel="clean accuracy, %", ylabel="ASR, %", title="better: right and down")
     draw_named(figure, axis, points, limits)
@@ -86,12 +96,33 @@ def _others(published: pd.DataFrame) -> dict[str, list[Point]]:
     found: dict[str, list[Point]] = {}
     for label, x, y, source in zip(published["label"], clean, asr, sources, strict=True):
         if math.isfinite(x + y):
-            found.setdefault(source, []).append(Point(str(label), x, y, style, are_told))
+            point = Point(str(label), x, y, style, are_told, is_others=True)
+            found.setdefault(source, []).append(point)
     marked = zip(found.items(), cycle(OTHERS), strict=False)
     return {
         source: [point._replace(style={**style, "marker": marker}) for point in points]
         for (source, points), marker in marked
     }
+
+
+def _is_near(value: float, ours: Sequence[float]) -> bool:
+    known = [number for number in ours if math.isfinite(number)]
+    low, high = min(known), max(known)
+    room = max(ROOM[0] * (high - low), ROOM[1])
+    return low - room <= value <= high + room
+
+
+def _within(point: Point, xs: tuple[float, float], ys: tuple[float, float]) -> Point:
+    """A point, or at the edge of the panel an arrow to where it lies."""
+    marker = ""
+    for value, (low, high), (back, forth) in ((point.x, xs, "<>"), (point.y, ys, "v^")):
+        if not low <= value <= high:
+            marker = marker or (back if value < low else forth)
+    if not marker:
+        return point
+    style = {**point.style, "marker": marker, "clip_on": False}
+    x, y = (float(np.clip(value, *span)) for value, span in ((point.x, xs), (point.y, ys)))
+    return point._replace(x=x, y=y, style=style)
 
 
 def _intervals(axis: Any, xs: Floats, ys: Floats, bounds: Mapping[str, Floats]) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from analysis.imports.reading import amount_words, name_words
+from analysis.imports.reading import name_words
 from analysis.page import Cell, Column, Prose, Section, Shown, Table
+from analysis.words import amount
 
 SAYS = (
     "Imported from files, and measured by others on other models, data and victims. Nothing here is"
@@ -50,7 +51,7 @@ def _row(record: Mapping[str, Any]) -> list[Cell]:
     return [
         name_words(record, "defense"),
         name_words(record, "attack"),
-        amount_words(record) or "not stated",
+        amount(record["rate"], record["count"]),
         WORDS.get(record["metric"], record["metric"]),
         record["variant"],
         Shown(f"{bound}{record['printed']}{unit}", record["value"], "muted"),
