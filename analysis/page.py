@@ -23,6 +23,11 @@ from analysis.text import printable
 
 UNKNOWN = "–"
 DEEPEST_HEADING = 6
+INTERVAL = re.compile(r"([+-]?[\d.]+) (\[[\d.+, -]+\])(.*)", re.DOTALL)
+BREAKS = re.compile(r"(?<=\w)[_@,](?=\w)")
+"""Where a long name may be broken."""
+HYPHENED = re.compile(r"\b\w+-\w+\b")
+MOST_UNBROKEN = 12
 MEDIA_TYPES = {"png": "image/png", "svg": "image/svg+xml"}
 
 
@@ -39,9 +44,10 @@ Cell: TypeAlias = str | float | Shown | None
 
 @dataclass(frozen=True, slots=True)
 class Prose:
-    """Plain text; blank lines part its paragraphs."""
+    """Plain text; blank lines part its paragraphs. What stands between backticks can be code."""
 
     text: str
+    has_code: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +80,8 @@ class Table:
     columns: Sequence[Column]
     rows: Sequence[Sequence[Cell]]
     filters: Sequence[str] = ()
+    heads: Sequence[str] = ()
+    """What heads each row, as rows with one head are kept together, also when they are sorted."""
 
     def __post_init__(self) -> None:
         names = [column.name for column in self.columns]
@@ -81,6 +89,11 @@ class Table:
             raise ValueError(f"table {self.name!r}: columns {names}; name one or more, each once.")
         if unknown := [name for name in self.filters if name not in names]:
             raise ValueError(f"table {self.name!r}: no column {unknown} to filter by, of {names}.")
+        if self.heads and len(self.heads) != len(self.rows):
+            raise ValueError(
+                f"table {self.name!r}: {len(self.heads)} heads for {len(self.rows)} rows; give each"
+                " row one, or none at all."
+            )
         for index, row in enumerate(self.rows):
             if len(row) != len(names):
                 raise ValueError(
@@ -107,7 +120,14 @@ class Facts:
     pairs: Sequence[tuple[str, str]]
 
 
-Block: TypeAlias = Prose | Notes | Table | Picture | Facts
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """Named paragraphs, each in one or several lines; what stands between backticks is code."""
+
+    pairs: Sequence[tuple[str, Sequence[str]]]
+
+
+Block: TypeAlias = Prose | Notes | Table | Picture | Facts | Told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +196,16 @@ def _text(text: str) -> str:
     return escape(printable(text), quote=True)
 
 
+def _marked(text: str) -> str:
+    """Text whose ``code`` and `code` are code."""
+    parts = re.split(r"``([^`]+)``|`([^`]+)`", text)
+    # Text, then what stood between two backticks, then between one: again and again.
+    return "".join(
+        "" if part is None else _text(part) if place % 3 == 0 else f"<code>{_text(part)}</code>"
+        for place, part in enumerate(parts)
+    )
+
+
 def _anchor(name: str) -> str:
     """A name as an id. Different names have different ids, none of which holds a colon."""
     return re.sub(r"[^A-Za-z0-9_.-]", lambda found: f"~{ord(found[0]):x}~", name)
@@ -238,15 +268,23 @@ def _block(block: Block) -> str:
     match block:
         case Prose():
             texts = re.split(r"\n\s*\n", block.text.strip())
-            return "".join(f"<p>{_text(text)}</p>\n" for text in texts if text)
+            marked = _marked if block.has_code else _text
+            return "".join(f"<p>{marked(text)}</p>\n" for text in texts if text)
         case Notes():
             return _notes(block)
         case Facts():
             return _list_of_facts(block.pairs, "facts")
+        case Told():
+            items = (
+                f"<div><dt>{_marked(name)}</dt>"
+                f"{''.join(f'<dd>{_marked(line)}</dd>' for line in lines)}</div>"
+                for name, lines in block.pairs
+            )
+            return f'<dl class="told">{"".join(items)}</dl>\n'
         case Picture():
             data = base64.b64encode(block.data).decode()
             source = f"data:{MEDIA_TYPES[block.kind]};base64,{data}"
-            kinds = "picture wide" if block.is_wide else "picture"
+            kinds = f"picture {block.kind}" + (" wide" if block.is_wide else "")
             return (
                 f'<figure class="{kinds}"><img src="{source}" alt="{_text(block.alt)}">'
                 f"<figcaption>{_text(block.caption)}</figcaption></figure>\n"
@@ -273,7 +311,7 @@ def _list_of_facts(pairs: Iterable[tuple[str, str]], kind: str) -> str:
 def _table(table: Table) -> str:
     name = f"table:{_anchor(table.name)}"
     headings = "".join(_heading(column) for column in table.columns)
-    rows = "\n".join(_row(table.columns, row) for row in table.rows)
+    rows = "\n".join(_rows(table))
     helps = [(column.heading, column.help) for column in table.columns if column.help]
     explained = (
         '<details class="columns"><summary>What the columns say</summary>'
@@ -311,10 +349,24 @@ def _controls(table: Table) -> str:
     )
 
 
+def _rows(table: Table) -> Iterator[str]:
+    """Rows, each group under its head if there are several."""
+    has_heads, last = len(set(table.heads)) > 1, None
+    for place, row in enumerate(table.rows):
+        if has_heads and table.heads[place] != last:
+            last = table.heads[place]
+            yield (
+                f'<tr class="group"><th scope="colgroup" colspan="{len(table.columns)}">'
+                f"<span>{_text(last)}</span></th></tr>"
+            )
+        yield _row(table.columns, row)
+
+
 def _heading(column: Column) -> str:
     kind = ' class="number"' if column.is_number else ""
     said = f' title="{_text(column.help)}"' if column.help else ""
-    button = f'<button type="button"{said}>{_text(column.heading)}</button>'
+    words = HYPHENED.sub(r'<span class="word">\g<0></span>', _text(column.heading))
+    button = f'<button type="button"{said}>{words}</button>'
     return f'<th scope="col"{kind}>{button}</th>'
 
 
@@ -326,7 +378,9 @@ def _row(columns: Sequence[Column], cells: Sequence[Cell]) -> str:
 def _cell(column: Column, cell: Cell, names_row: bool) -> str:
     """A cell, with its sort key beside it; one without a key sorts last, either way."""
     text, key, mark = _shown(cell)
-    classes = " ".join(filter(None, ["number" if column.is_number else "", mark]))
+    is_long = column.is_number and len(text) > MOST_UNBROKEN
+    kinds = ("number" if column.is_number else "", "long" if is_long else "", mark)
+    classes = " ".join(filter(None, kinds))
     kind = f' class="{classes}"' if classes else ""
     if isinstance(key, float | int):
         # As the script reads it: `Infinity`, and no names of number types.
@@ -335,7 +389,12 @@ def _cell(column: Column, cell: Cell, names_row: bool) -> str:
     else:
         sort = f' data-key="{_text(key)}"' if key and not column.is_number else ""
     tag, scope = ("th", ' scope="row"') if names_row else ("td", "")
-    return f"<{tag}{scope}{kind}{sort}>{_text(text)}</{tag}>"
+    said = BREAKS.sub(r"\g<0><wbr>", _text(text)) if names_row else _text(text)
+    if column.is_number and (found := INTERVAL.match(text)):
+        # It may stand below its number.
+        number, interval, rest = map(_text, found.groups())
+        said = f"{number} <small>{interval}</small>{rest}"
+    return f"<{tag}{scope}{kind}{sort}>{said}</{tag}>"
 
 
 def _shown(cell: Cell) -> Shown:

@@ -5,22 +5,22 @@ from __future__ import annotations
 
 import io
 import json
-import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from analysis.appendix import appendix, idea
 from analysis.board import Board, BoardRow
+from analysis.captions import OF_ATTACK, TITLES, caption
 from analysis.compare import Comparison, compare
 from analysis.compare_render import cells_table, comparison_line
 from analysis.drawing import attack_figures, figures_in
 from analysis.imports.section import others_section
 from analysis.inference import benjamini_hochberg, holm
 from analysis.leaderboard import Asked, Found, read
-from analysis.methods import method_of, told_by
 from analysis.page import (
     Block,
     Cell,
@@ -35,68 +35,53 @@ from analysis.page import (
     page,
 )
 from analysis.reader import Tables, read_tables
-from analysis.render import lines_table, rate_words, trouble
+from analysis.render import lines_table, trouble
+from analysis.report_tables import RATE, column, percent, table_of, with_rates
 from analysis.standing import BUDGET
 from analysis.standing_render import standing_table
-from analysis.text import Grid
-from analysis.theme import COLUMN_INCHES, NothingToDraw, house_style
+from analysis.theme import COLUMN_INCHES, NothingToDraw, house_style, save_svg
+from analysis.words import amount
 from grid.schema import STATUS_WORDS, ResultsError, Status, write_whole
 
-WORDS = {
-    "heat_map": "ASR of every defense on every attack, mean over sound victims; hatched is invalid,"
-    " missing or failed.",
-    "trade_off": "Clean accuracy against ASR over all strata, with intervals over victim seeds. The"
-    " line is the front: nothing is both more accurate and safer.",
-    "rank_plot": "The interval of ranks of each defense; who shares a letter is not told apart.",
-    "rate_curves": "ASR and clean accuracy against the poison rate; bands from the lowest to the"
-    " highest victim seed.",
-    "profile": "The share of victims on which a defense leaves at most so much ASR.",
-    "cost": "What a defense costs beside its victim's training, and the share of lift it removes.",
-    "detection": "How what a defense says of rows tells the poisoned ones, of one victim an attack;"
-    " cover rows are left out.",
-}
-OF_ATTACK = {
-    "gallery": "Pictures of the evaluation set before and after the trigger, and what it changed.",
-    "feature_map": "Image features of clean and triggered pictures in the model's own plane: of one"
-    " victim, and of what defenses made of it.",
-    "training": "What the last fit of each model recorded, of one victim and its defenses.",
-}
-TITLES = {
-    "heat_map": "ASR by attack and defense",
-    "trade_off": "Accuracy against safety",
-    "rank_plot": "Ranks",
-    "rate_curves": "Poison rates",
-    "profile": "Performance profile",
-    "cost": "Cost",
-    "detection": "Telling poisoned rows",
-}
 MOST_COMPARED = 30
-NUMBER = re.compile(r"(?P<less><?) ?(?P<number>[+-]?\d+(\.\d+)?(e[+-]?\d+)?)")
+WORDY = (
+    *("Status", "Found: AUROC / recall / prec. of bound %", "Tuned: trials / cost", "lr", "Seeds"),
+    *("Needs", "Fidelity", "Phase"),
+)
+"""Columns of the board that stand behind its numbers."""
 
 
-def write_report(directory: Path, path: Path, asked: Asked) -> Path:
-    """Write the page; also while a grid is still writing its results."""
-    text = read_tables(directory, lambda tables: report(tables, asked))
+def write_report(
+    directory: Path, path: Path, asked: Asked, say: Callable[[str], None] = lambda _: None
+) -> Path:
+    """Write the page; also while a grid is still writing its results. ``say`` hears what is going
+    on."""
+    text = read_tables(directory, lambda tables: report(tables, asked, say))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, text)
     return path
 
 
-def report(tables: Tables, asked: Asked) -> str:
+def report(tables: Tables, asked: Asked, say: Callable[[str], None] = lambda _: None) -> str:
     """The page of open results."""
     found = read(tables, asked)
     board = found.board
+    drawn, of_attacks = figures_in(tables, asked), attack_figures(tables)
+    say(f"drawing {len(drawn) + sum(map(len, of_attacks.values()))} figures ...")
     sections = [
         _what(tables, board),
         _validity(board),
         _standings(found),
         _board(board),
         *_comparisons(tables, found, asked),
-        _figures(tables, asked),
+        _figures(drawn, max((row.num_seeds for row in board.lines), default=0)),
         *others_section(found.imported),
-        _attacks(tables, board),
+        _attacks(tables, board, of_attacks),
         _limits(found),
-        _appendix(board),
+        appendix(
+            dict.fromkeys(row.attack for row in board.lines),
+            dict.fromkeys(row.defense for row in board.lines),
+        ),
     ]
     name = board.grid.name or tables.directory.name
     at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
@@ -152,19 +137,14 @@ def _versions(text: str) -> str:
 def _validity(board: Board) -> Section:
     """Undefended victims: does each attack work, and at what cost?"""
     columns = [
-        Column(name="attack", heading="Attack"),
-        Column(name="rate", heading="Rate"),
-        Column(name="clean", heading="CA %", is_number=True),
-        Column(name="asr", heading="ASR %", is_number=True),
-        Column(
-            name="base",
-            heading="ASR clean victim %",
-            is_number=True,
-            help="the same stamped pictures on a victim that was not poisoned",
-        ),
-        Column(name="lift", heading="Lift", is_number=True),
-        Column(name="status", heading="Gate"),
-        Column(name="detail", heading="Why"),
+        column("Attack"),
+        column(RATE),
+        column("CA %", is_number=True),
+        column("ASR %", is_number=True),
+        column("ASR clean victim %", is_number=True),
+        column("Lift", is_number=True),
+        column("Gate"),
+        column("Why"),
     ]
     rows: list[list[Cell]] = []
     for row in board.lines:
@@ -175,11 +155,11 @@ def _validity(board: Board) -> Section:
         rows.append(
             [
                 row.attack,
-                Shown(rate_words(row), row.rate or 0.0),
-                _percent(row.clean_top1),
-                _percent(row.asr_top1),
-                _percent(row.asr_clean_victim_top1),
-                _percent(row.lift_top1),
+                _rate(row),
+                percent(row.clean_top1),
+                percent(row.asr_top1),
+                percent(row.asr_clean_victim_top1),
+                percent(row.lift_top1),
                 Shown(words, words, "bad" if is_bad else ""),
                 row.detail or "",
             ]
@@ -205,52 +185,30 @@ def _standings(found: Found) -> Section:
             "Tiers, and no order by decimals: within a tier defenses stand by name. Compare what is"
             " given the same."
         ),
-        _table_of(grid, "tiers", first="Defense", heads="Group"),
+        table_of(grid, "tiers", first=("Defense",), last=("Given",)),
         Notes(lines=list(grid.notes)),
     ]
     return Section(name="tiers", title=title, blocks=blocks)
 
 
 def _board(board: Board) -> Section:
-    grid = lines_table(board)
-    table = _table_of(grid, "board", first="Defense", filters=("Attack", "Rate %", "Status"))
+    """Every line, under a head by what it is: controls and invalid victims stand apart."""
+    heads = [
+        *["defenses"] * len(board.rows),
+        *["controls, not compared"] * len(board.controls),
+        *["invalid victims, not counted"] * len(board.invalid),
+    ]
+    grid = replace(lines_table(board), heads=heads)
+    table = table_of(
+        with_rates(grid, [*board.rows, *board.controls, *board.invalid]),
+        "board",
+        first=("Defense", "Attack", RATE),
+        last=WORDY,
+        filters=("Attack", RATE, "Status"),
+    )
     warnings = [*trouble(board), *board.warnings]
     blocks: list[Block] = [table, *([Notes(lines=warnings, is_warning=True)] if warnings else [])]
     return Section(name="board", title="The board", blocks=blocks)
-
-
-def _table_of(
-    grid: Grid, name: str, first: str, heads: str = "", filters: Sequence[str] = ()
-) -> Table:
-    """A table of texts whose numbers sort as numbers, with what names a line in front."""
-    order = sorted(range(len(grid.headings)), key=lambda i: grid.headings[i] != first)
-    columns = [
-        Column(name=grid.headings[i], heading=grid.headings[i], is_number=grid.are_numbers[i])
-        for i in order
-    ]
-    rows: list[list[Cell]] = [
-        [_sorted(line[i], is_number=grid.are_numbers[i]) for i in order] for line in grid.lines
-    ]
-    if heads:
-        columns.append(Column(name=heads, heading=heads))
-        rows = [[*row, head] for row, head in zip(rows, grid.heads, strict=True)]
-    kept = [column for column in filters if column in grid.headings]
-    return Table(name=name, caption=grid.title, columns=columns, rows=rows, filters=kept)
-
-
-def _sorted(text: str, *, is_number: bool) -> Cell:
-    """A text with the number that it begins with; what is less than a number sorts before it."""
-    if not is_number:
-        return text
-    found = NUMBER.match(text)
-    if found is None:
-        return Shown(text, math.nan, "muted")
-    number = float(found["number"])
-    return Shown(text, math.nextafter(number, -math.inf) if found["less"] else number)
-
-
-def _percent(share: float | None) -> Cell:
-    return None if share is None else Shown(f"{100 * share:.1f}", share)
 
 
 def _comparisons(tables: Tables, found: Found, asked: Asked) -> Iterator[Section]:
@@ -316,7 +274,7 @@ def _comparisons(tables: Tables, found: Found, asked: Asked) -> Iterator[Section
         Section(
             name=f"against-{one.first}",
             title=f"{one.first} against {against}, victim by victim",
-            blocks=[_table_of(cells_table(one), f"cells-{one.first}", first="Attack")],
+            blocks=[table_of(cells_table(one), f"cells-{one.first}", first=("Attack",))],
         )
         for one in compared
     ]
@@ -324,14 +282,16 @@ def _comparisons(tables: Tables, found: Found, asked: Asked) -> Iterator[Section
     yield Section(name="comparisons", title=f"Against {against}", blocks=blocks, parts=parts)
 
 
-def _figures(tables: Tables, asked: Asked) -> Section:
+def _figures(drawn: Mapping[str, Callable[[], Any]], num_seeds: int) -> Section:
     blocks: list[Picture | Notes] = []
     missing = []
-    for name, draw in figures_in(tables, asked).items():
+    for name, draw in drawn.items():
         try:
-            blocks.append(_picture(TITLES[name], WORDS[name], draw()))
+            blocks.append(_picture(TITLES[name], caption(name, num_seeds), draw()))
         except NothingToDraw as error:
             missing.append(f"{TITLES[name]}: not drawn, {error}")
+    # Small ones first, so that they stand side by side.
+    blocks.sort(key=lambda block: isinstance(block, Picture) and block.is_wide)
     if missing:
         blocks.append(Notes(lines=missing))
     return Section(name="figures", title="Figures", blocks=blocks)
@@ -341,17 +301,19 @@ def _picture(name: str, words: str, figure: Any) -> Picture:
     """A figure as drawn; one of a page's width is shown so."""
     output = io.BytesIO()
     with house_style():
-        figure.savefig(output, format="svg", metadata={"Date": None})
+        save_svg(figure, output)
     is_wide = float(figure.get_size_inches()[0]) > COLUMN_INCHES + 0.5
     return Picture(
         alt=f"{name}: {words}", caption=words, data=output.getvalue(), kind="svg", is_wide=is_wide
     )
 
 
-def _attacks(tables: Tables, board: Board) -> Section:
+def _attacks(
+    tables: Tables, board: Board, shown: Mapping[str, Mapping[str, Callable[[], Any]]]
+) -> Section:
     """A part per attack, and the pictures where they were drawn."""
     blocks: list[Picture | Prose] = []
-    gallery, shown = tables.directory / "gallery.png", attack_figures(tables)
+    gallery = tables.directory / "gallery.png"
     if gallery.is_file():
         words = "Pairs before and after each attack, and what it changed."
         blocks.append(Picture(alt=words, caption=words, data=gallery.read_bytes(), kind="png"))
@@ -371,7 +333,7 @@ def _attacks(tables: Tables, board: Board) -> Section:
                 name=f"attack-{attack}",
                 title=attack,
                 blocks=[
-                    *_method(attack, "attacks"),
+                    *idea(attack, "attacks"),
                     *_pictures(attack, shown.get(attack, {})),
                     _attack_table(attack, rows),
                 ],
@@ -389,27 +351,41 @@ def _pictures(attack: str, shown: Mapping[str, Callable[[], Any]]) -> Iterator[P
 
 def _attack_table(attack: str, rows: Sequence[BoardRow]) -> Table:
     columns = [
-        Column(name="defense", heading="Defense"),
-        Column(name="rate", heading="Rate"),
-        Column(name="clean", heading="CA %", is_number=True),
-        Column(name="asr", heading="ASR %", is_number=True),
-        Column(name="r_acc", heading="R-Acc %", is_number=True),
-        Column(name="cost", heading="Cost", is_number=True),
-        Column(name="status", heading="Status"),
+        column("Defense"),
+        column(RATE),
+        column("CA %", is_number=True),
+        column("ASR %", is_number=True),
+        column("R-Acc %", is_number=True),
+        column("Cost", is_number=True),
+        column("Status"),
     ]
+    # In the order of the lines: controls are kept together, behind the defenses.
+    rows = sorted(rows, key=lambda row: row.is_control)
     lines: list[list[Cell]] = [
         [
             row.defense,
-            Shown(rate_words(row), row.rate or 0.0),
-            _percent(row.clean_top1),
-            _percent(row.asr_top1 if row.asr_top1 is not None else row.hit_top1),
-            _percent(row.r_acc),
-            None if row.relative_cost is None else round(row.relative_cost, 2),
+            _rate(row),
+            percent(row.clean_top1),
+            percent(row.asr_top1),
+            percent(row.r_acc),
+            None
+            if row.relative_cost is None
+            else Shown(f"{row.relative_cost:.2f}", row.relative_cost),
             STATUS_WORDS.get(row.status, row.status),
         ]
         for row in rows
     ]
-    return Table(name=f"lines-{attack}", caption=attack, columns=columns, rows=lines)
+    return Table(
+        name=f"lines-{attack}",
+        caption=attack,
+        columns=columns,
+        rows=lines,
+        heads=["controls, not compared" if row.is_control else "defenses" for row in rows],
+    )
+
+
+def _rate(row: BoardRow) -> Shown:
+    return Shown(amount(row.rate, row.count), row.count or row.rate or 0.0)
 
 
 def _limits(found: Found) -> Section:
@@ -421,30 +397,3 @@ def _limits(found: Found) -> Section:
     return Section(
         name="limits", title="What this can and cannot tell", blocks=[Notes(lines=lines)]
     )
-
-
-def _appendix(board: Board) -> Section:
-    """What the methods say of themselves."""
-    parts = []
-    for package, labels in (
-        ("attacks", dict.fromkeys(row.attack for row in board.lines)),
-        ("defenses", dict.fromkeys(row.defense for row in board.lines)),
-    ):
-        methods = dict.fromkeys(
-            method for label in labels if (method := method_of(label, package)) is not None
-        )
-        parts += [
-            Section(
-                name=f"{package}-{method}",
-                title=f"{method} ({package.removesuffix('s')})",
-                blocks=[Prose(told_by(package)[method])],
-            )
-            for method in methods
-        ]
-    return Section(name="methods", title="Methods", blocks=[], parts=parts)
-
-
-def _method(label: str, package: str) -> list[Prose]:
-    method = method_of(label, package)
-    told = told_by(package)[method] if method else ""
-    return [Prose(told.split("\n\n")[0])] if told else []

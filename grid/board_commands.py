@@ -19,6 +19,10 @@ FormOpt = Annotated[str, typer.Option("--format", help="table, md, csv, json, te
 EvalSetOpt = Annotated[str, typer.Option("--set", help="report, shifted, or a further set.")]
 
 
+def say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
 def results_folder(named: str) -> Path:
     """A results directory by its path, or by the name of what ran."""
     from grid.schema import results_directory
@@ -104,7 +108,7 @@ def report(
     asked = Asked(eval_set=eval_set, group=group, at_ca_loss=at_ca_loss)
     path = file_for("--out", out or where / "report.html")
     with writing("--out", path):
-        typer.echo(str(write_report(where, path, asked)))
+        typer.echo(str(write_report(where, path, asked, say)))
 
 
 def view(

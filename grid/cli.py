@@ -499,7 +499,7 @@ def leaderboard(
         from analysis.drawing import draw_board
 
         with writing("--figures", figures):
-            _say_drawn(draw_board(where, figures, asked))
+            _say_drawn(draw_board(where, figures, asked, say))
 
 
 def _campaign(where: Path, form: str, figures: Path | None) -> None:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from analysis.leaderboard import Asked
-from analysis.methods import method_of, told_by
+from analysis.methods import method_of, methods_of
 from analysis.page import Shown
-from analysis.report import _sorted, write_report
+from analysis.report import write_report
+from analysis.report_tables import sorted_cell
 from tests.boards import steady, write_board, write_pictures
 from tests.grids import call, environment
 
@@ -112,8 +113,8 @@ def test_methods_are_found_by_their_labels() -> None:
     assert method_of("cgd_classifier-strong", "defenses") == "cgd_classifier"
     assert method_of("badnet-big", "attacks") == "badnet"
     assert method_of("badnets", "attacks") is None
-    assert all(told_by("attacks").values())
-    assert told_by("defenses")["finetune"].startswith("Fine-tune (FT)")
+    assert all(method.told and method.idea for method in methods_of("attacks").values())
+    assert methods_of("defenses")["finetune"].told.startswith("Fine-tune (FT)")
 
 
 def test_what_is_said_of_many_comparisons_follows_holm(
@@ -152,16 +153,16 @@ def test_what_is_said_of_many_comparisons_follows_holm(
     ],
 )
 def test_numbers_sort_as_numbers(text: str, number: float) -> None:
-    assert _sorted(text, is_number=True) == Shown(text, number)
+    assert sorted_cell(text, is_number=True) == Shown(text, number)
 
 
 def test_small_p_sorts_first_and_nothing_last() -> None:
     texts = ("0.001", "<0.001", "0.002", "0.0009")
-    cells = [_sorted(text, is_number=True) for text in texts]
+    cells = [sorted_cell(text, is_number=True) for text in texts]
     assert all(isinstance(cell, Shown) for cell in cells)
     order = sorted((cell.sort, cell.text) for cell in cells if isinstance(cell, Shown))
     assert [text for _, text in order] == ["0.0009", "<0.001", "0.001", "0.002"]
-    unknown = _sorted("–", is_number=True)
+    unknown = sorted_cell("–", is_number=True)
     assert isinstance(unknown, Shown)
     assert unknown.sort != unknown.sort, "not a number"
 
@@ -177,10 +178,31 @@ def test_it_opens_in_peace_and_its_board_sorts_and_filters(view: Open, page: str
     count = shown.locator("section#board").get_by_text("of 72 rows")
     assert count.inner_text() == "72 of 72 rows"
     board.locator("thead th", has_text="ASR %").get_by_role("button").click()
-    first = board.locator("tbody tr:not([hidden]) th").first.inner_text()
-    assert first == "oracle_filter", "the smallest ASR comes first"
+    names = board.locator("tbody tr:not([hidden]) th")
+    sorted_names = names.all_inner_texts()
+    assert sorted_names[:2] == ["defenses", "roclip"], "the smallest ASR of a defense comes first"
+    assert sorted_names[-13:] == ["controls, not compared", *["oracle_filter"] * 12], (
+        "and stay apart"
+    )
     shown.locator("section#board select").first.select_option("sig")
     assert count.inner_text() == "12 of 72 rows"
+    shown.locator("section#board").get_by_role("searchbox").fill("roclip")
+    assert names.all_inner_texts() == ["defenses", "roclip", "roclip"], "no head heads nothing"
+
+
+def test_tables_fit_a_laptop_and_show_numbers_on_a_telephone(view: Open, page: str) -> None:
+    """What a table is read for was out of sight: the numbers, and what is only a control."""
+    shown = view(page, viewport={"width": 1200, "height": 900})
+    for name in ("tiers", "board"):
+        box = shown.locator(f"section#{name} .box")
+        right = box.evaluate("box => box.getBoundingClientRect().right")
+        for heading in ("Mean ASR %", "CA lost", "Lift", "R-Acc", "Cost", "Status"):
+            for cell in box.locator("thead th", has_text=heading).all():
+                assert cell.evaluate("cell => cell.getBoundingClientRect().right") <= right
+    narrow = view(page, viewport={"width": 400, "height": 800})
+    for name, heading in (("tiers", "Mean ASR %"), ("board", "Clean acc. %")):
+        cell = narrow.locator(f"section#{name} thead th", has_text=heading)
+        assert cell.evaluate("cell => cell.getBoundingClientRect().right") <= 400
 
 
 def test_every_figure_has_a_size_and_a_text(view: Open, page: str) -> None:

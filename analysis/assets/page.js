@@ -37,6 +37,27 @@
     body.append(fragment);
   }
 
+  const isGroup = (row) => row.classList.contains("group");
+  const isEntry = (row) => !isGroup(row);
+
+  /** Rows in groups, each with its head, if it has one, in front. */
+  function groupsOf(rows) {
+    const groups = [];
+    for (const row of rows) {
+      if (isGroup(row) || groups.length === 0) groups.push([]);
+      groups.at(-1).push(row);
+    }
+    return groups;
+  }
+
+  /** Sorted within their groups, whose heads stay where they are. */
+  function sortedInGroups(rows, column, sign) {
+    return groupsOf(rows).flatMap((group) => [
+      ...group.filter(isGroup),
+      ...sorted(group.filter(isEntry), column, sign),
+    ]);
+  }
+
   /** A heading's button goes through: ascending, descending, as the page came. */
   function makeSortable(table, original) {
     const body = table.tBodies[0];
@@ -50,7 +71,7 @@
         if (direction) heading.setAttribute("aria-sort", direction);
         const sign = direction === "descending" ? -1 : 1;
         const rows = [...body.rows];
-        putInOrder(body, direction ? sorted(rows, heading.cellIndex, sign) : original);
+        putInOrder(body, direction ? sortedInGroups(rows, heading.cellIndex, sign) : original);
       });
     }
   }
@@ -58,7 +79,7 @@
   // ---- Filtering -----------------------------------------------------------------------------
 
   /** A row stays if each word is somewhere in it and each chosen column says what was chosen. */
-  function makeFilterable(figure, rows) {
+  function makeFilterable(figure, table, rows) {
     const search = figure.querySelector("input[type=search]");
     const selects = [...figure.querySelectorAll("select")];
     const count = figure.querySelector(".count");
@@ -80,6 +101,9 @@
         if (row.hidden === stays) row.hidden = !stays;
         if (stays) kept += 1;
       });
+      for (const [first, ...own] of groupsOf(table.tBodies[0].rows)) {
+        if (isGroup(first)) first.hidden = own.every((row) => row.hidden);
+      }
       count.textContent = `${kept} of ${rows.length} rows`;
     }
 
@@ -99,12 +123,21 @@
     return /[",\r\n]/.test(safe) || isFormula ? `"${safe.replaceAll('"', '""')}"` : safe;
   }
 
+  /** Rows in view; where they stand in groups, a last column says in which. */
   function csvOf(table) {
-    const rows = [...table.tBodies[0].rows].filter((row) => !row.hidden);
-    const lines = [table.tHead.rows[0], ...rows].map((row) =>
-      [...row.cells].map((cell) => field(cell.textContent)).join(","),
-    );
-    return { text: `${lines.join("\r\n")}\r\n`, num: rows.length };
+    const lines = [];
+    const groups = groupsOf(table.tBodies[0].rows);
+    const hasGroups = groups.some(([first]) => isGroup(first));
+    const write = (row, group) => {
+      const texts = [...row.cells].map((cell) => cell.textContent);
+      lines.push([...texts, ...(hasGroups ? [group] : [])].map(field).join(","));
+    };
+    write(table.tHead.rows[0], "Group");
+    for (const group of groups) {
+      const name = isGroup(group[0]) ? group[0].textContent : "";
+      for (const row of group) if (isEntry(row) && !row.hidden) write(row, name);
+    }
+    return { text: `${lines.join("\r\n")}\r\n`, num: lines.length - 1 };
   }
 
   /** Where the clipboard is closed: the text, selected, for the reader to copy. */
@@ -152,7 +185,7 @@
     const table = figure.querySelector("table");
     const rows = [...table.tBodies[0].rows];
     makeSortable(table, rows);
-    makeFilterable(figure, rows);
+    makeFilterable(figure, table, rows.filter(isEntry));
     makeCopyable(figure, table);
     figure.querySelector(".controls").hidden = false;
   }
