@@ -23,7 +23,7 @@ from analysis.query import plain, run_sql
 from analysis.reader import read_tables
 from analysis.standing_render import standing_table
 from analysis.text import formed
-from analysis.theme import PNG_DPI, house_style
+from analysis.theme import PNG_DPI, NothingToDraw, house_style
 from grid.schema import ResultsError, results_directory
 from victims.errors import unknown
 
@@ -35,6 +35,7 @@ NO_EXHIBITS = (
     "This run kept nothing to look at. Write `evaluate: {exhibits: true}` into its grid file and"
     " run it again: models are found in the store, and are only measured anew."
 )
+NO_SCORES = "No defense of this board gives the rows of the suspect data a score."
 
 
 class Results:
@@ -181,11 +182,11 @@ class BoardView:
 
         by_attack = read_tables(self.directory, attack_figures)
         if not by_attack:
-            raise ResultsError(NO_EXHIBITS)
+            raise NothingToDraw(self._why_no_exhibits())
         if attack not in by_attack:
             raise unknown("attack with exhibits", attack, by_attack)
         if name not in by_attack[attack]:
-            raise ResultsError(f"{attack}: the run kept nothing of this kind.")
+            raise NothingToDraw(f"{attack}: the run kept nothing of this kind.")
         return Drawing(by_attack[attack][name]())
 
     def _drawn(self, name: str) -> Drawing:
@@ -193,10 +194,16 @@ class BoardView:
 
         figures = figures_of(self.directory, self.asked)
         if name == "detection" and name not in figures:
-            raise ResultsError(f"No defense gave rows a score, or: {NO_EXHIBITS}")
+            raise NothingToDraw(self._why_no_exhibits(NO_SCORES))
         if name not in figures:
-            raise ResultsError("No sound victim has numbers yet: there is nothing to draw.")
+            raise NothingToDraw("No sound victim has numbers yet: there is nothing to draw.")
         return Drawing(figures[name]())
+
+    def _why_no_exhibits(self, where_some_are: str = "No victim's exhibits are there yet.") -> str:
+        """A run that was not asked for any has none; else the reason is another."""
+        from analysis.exhibits import is_any
+
+        return where_some_are if read_tables(self.directory, is_any) else NO_EXHIBITS
 
 
 class Drawing:

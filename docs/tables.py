@@ -444,7 +444,15 @@ def resource_presets() -> str:
     return table(["preset", "stages", "each asks for"], lines)
 
 
+def board_words() -> str:
+    """What the words of boards mean, as the report tells it beside its tables."""
+    from analysis.words import WORDS
+
+    return table(["word", "what it is"], [[word.name, word.says] for word in WORDS])
+
+
 PARTS: dict[str, Callable[[], str]] = {
+    "board-words": board_words,
     "resource-presets": resource_presets,
     "attacks": attacks,
     "defenses": defenses,

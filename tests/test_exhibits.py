@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from analysis import Results
+from analysis import NothingToDraw, Results
+from analysis.drawing import attack_figures, figures_of
 from analysis.exhibits import features, fits, pictures, rocs
 from analysis.leaderboard import Asked
 from analysis.reader import Answer, Tables, read_tables
@@ -102,17 +105,17 @@ def test_they_are_drawn(shown: Path, tmp_path: Path) -> None:
     for drawing in (
         board.pictures("sig"),
         board.features("sig"),
-        board.training("sig"),
         board.detection(),
     ):
         assert drawing._repr_png_().startswith(b"\x89PNG")
+    with pytest.raises(NothingToDraw, match="none of 3 fits recorded a second epoch"):
+        board.training("sig")
     with pytest.raises(UsageError, match=r"no attack with exhibits called 'sg'.*'sig'"):
         board.pictures("sg")
     page = write_report(shown, tmp_path / "report.html", Asked()).read_text()
     for words in (
         "badnet: Pictures of",
         "sig: Image features",
-        "sig: What the last fit",
         "Telling",
     ):
         assert f'alt="{words}' in page
@@ -183,3 +186,46 @@ def test_sql_can_ask_about_pictures(shown: Path) -> None:
         return tables.sql("SELECT octet_length(clean) AS n FROM pictures LIMIT 1")
 
     assert read_tables(shown, ask).rows[0][0] > 100
+
+
+def test_the_example_of_the_documents_runs(
+    shown: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "boards.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "demo").symlink_to(shown)
+    monkeypatch.chdir(tmp_path)
+    code = code.replace("cleanclip", "local_outlier")
+    # Fits of one epoch have no curve, and attacks that took in none have no lift to remove.
+    for none in (', board.training("badnet")', ", board.cost()"):
+        assert none in code
+        code = code.replace(none, "")
+    exec(code, {})  # noqa: S102
+    assert "that takes two victim seeds" in capsys.readouterr().out
+
+
+def test_nothing_to_draw_has_one_cause(shown: Path, tmp_path: Path, finished: Finished) -> None:
+    """A run that kept exhibits, none of them scores, is not told to keep exhibits."""
+    with pytest.raises(NothingToDraw, match=r"evaluate: \{exhibits: true\}") as none:
+        Results(finished.out).board().detection()
+    shutil.copytree(shown, tmp_path / "without")
+    shutil.rmtree(tmp_path / "without" / "rocs")
+    with pytest.raises(NothingToDraw, match="No defense of this board") as no_scores:
+        Results(tmp_path / "without").board().detection()
+    with pytest.raises(NothingToDraw, match="two victim seeds"):
+        Results(shown).board().ranks()
+    assert "gives the rows" not in str(none.value)
+    assert "exhibits" not in str(no_scores.value)
+
+
+def test_figures_say_what_they_show(shown: Path) -> None:
+    by_attack = read_tables(shown, attack_figures)
+    name = "badnet, 10 % (6 rows), target circle"
+    for kind in ("gallery", "feature_map"):
+        said = by_attack["badnet"][kind]().get_suptitle()
+        assert name in said
+        assert said.endswith("victim seed 0")
+    board = figures_of(shown, Asked())
+    assert board["heat_map"]().get_suptitle().endswith("report set, 1 victim seed")
+    assert board["detection"]().get_suptitle().endswith("report set, one victim an attack")

@@ -19,6 +19,7 @@ from PIL import Image
 
 from analysis import figures
 from analysis.figures import NothingToDraw, Stamped, draw_all
+from analysis.figures.heat import readable_on
 from analysis.theme import COLUMN_INCHES, MARKERS, PAGE_INCHES, PNG_DPI, house_style, wrapped
 
 LONG = "a-repair@lr=1e-05,epochs=10,augment=strong,unimodal=on"
@@ -544,7 +545,64 @@ def test_training_is_a_panel_per_number_and_a_line_per_stage() -> None:
     assert legend_words(many) == ["each of 60 stages"]
 
 
+def test_what_has_no_curve_has_no_panel_and_a_common_learning_rate_neither() -> None:
+    frame = epochs(2, 1).assign(name="clip")
+    rates = frame.assign(name="lr", value=0.1 / frame["epoch"])
+    once = frame[frame["epoch"] == 3].assign(name="matched")
+    both = pd.concat([rates, frame, once])
+    titles = [axis.get_title(loc="left") for axis in figures.training(both).axes]
+    assert titles == ["contrastive loss"]
+    rates.loc[rates["stage"] == rates["stage"].iloc[0], "value"] *= 2
+    differ = figures.training(pd.concat([rates, frame]))
+    assert [a.get_title(loc="left") for a in differ.axes] == ["contrastive loss", "learning rate"]
+    with pytest.raises(NothingToDraw, match="none of 2 fits recorded a second epoch"):
+        figures.training(once)
+
+
+def test_a_heat_map_tells_what_a_defense_costs_and_its_numbers_can_be_read() -> None:
+    frame = by_cell(3, 2, 1).assign(status="ok", asr=np.linspace(0, 1, 6))
+    frame["clean"] = frame["defense"].map(dict(zip(DEFENSES, (0.6, 0.58, 0.61), strict=False)))
+    (axis,) = figures.heat_map(frame).axes
+    notes = [t.get_text() for t in axis.texts if isinstance(t, mpl.text.Annotation)]
+    assert {"0.0", "2.0", "-1.0"} < set(notes)
+    assert any("CA lost" in note for note in notes)
+    numbers = [text for text in axis.texts if text.get_text() == "20.0"]
+    assert [text.get_color() for text in numbers] == ["black"], "on light orange"
+    light = [axis.collections[0].cmap(share) for share in np.linspace(0, 1, 50)]
+    assert {readable_on(ground) for ground in light} == {"black", "white"}
+    assert readable_on(light[0]) == "black"
+    assert readable_on(light[-1]) == "white"
+
+
+def test_others_far_from_ours_are_arrows_and_many_have_no_names() -> None:
+    few = PUBLISHED.assign(clean=[0.57, 0.95], asr=[0.4, 0.4])
+    figure, alone = figures.trade_off(summary(4), few), figures.trade_off(summary(4))
+    assert named(figure, "point RoCLIP (paper)").get_marker() == ">"
+    assert named(figure, "point CleanCLIP (paper)").get_marker() == "x"
+    assert figure.axes[0].get_xlim() == alone.axes[0].get_xlim()
+    texts = {t.get_text() for t in figure.axes[0].texts}
+    assert {"1", "2", "none", "finetune"} <= texts
+    keys = {word.replace(" ", "") for word in legend_words(figure)}
+    assert {"1CleanCLIP(paper)", "2RoCLIP(paper)"} <= keys
+    assert "arrows: 1 far outside" in legend_words(figure)
+    many = figures.trade_off(summary(4), pd.concat([PUBLISHED] * 4))
+    assert "published (8 points)" in legend_words(many)
+    assert not [word for word in legend_words(many) if "(paper)" in word]
+
+
 # --- pictures and features
+
+
+def test_planes_of_features_are_turned_to_the_victims() -> None:
+    """Axes of a projection have no direction of their own: panels lay turned against each other."""
+    frame = features(2).assign(image=lambda f: f["number"])
+    victim = frame["model"] == "victim"
+    turn = np.array([[0.0, 1.0], [1.0, 0.0]])  # mirrored, too
+    frame.loc[~victim, ["x", "y"]] = frame[victim][["x", "y"]].to_numpy() @ turn + 5
+    figure = figures.feature_map(frame)
+    for kind in ("clean", "triggered", "target"):
+        mine, other = (named(figure, f"{kind} {m}").get_offsets() for m in ("finetune", "victim"))
+        np.testing.assert_allclose(mine - mine.mean(0), other - other.mean(0), atol=1e-9)
 
 
 def test_a_gallery_states_how_much_it_amplifies() -> None:
@@ -560,6 +618,10 @@ def test_a_gallery_states_how_much_it_amplifies() -> None:
         want = 12 * (picture.triggered.astype(int) - picture.clean)
         np.testing.assert_array_equal(difference.images[0].get_array(), want)
     assert not axes[2][2].images[0].get_array().any()
+    alike = figures.gallery([shown[0]._replace(words="class 7"), shown[1]])
+    titles = [axis.get_title() for axis in alike.axes]
+    assert titles == ["clean", "triggered", "difference × 12", "", "", ""]
+    assert alike.axes[0].get_xlabel() == "class 7"
     bright = shown[0].clean.copy()
     bright[:] = np.where(np.arange(432).reshape(12, 12, 3) % 10, shown[0].clean + 5, bright + 10)
     bright[0, 0, 0] = shown[0].clean[0, 0, 0] + 50

@@ -27,6 +27,7 @@ from analysis.page import (
     Section,
     Shown,
     Table,
+    Told,
     page,
 )
 
@@ -337,6 +338,36 @@ def test_filters_by_text_and_by_choice_and_counts(view: Open) -> None:
     figure.get_by_label("Attack").select_option("badnet")
     assert sorted(names(shown)) == ["anp", "none"]
     assert shown.locator("figure.table").nth(1).locator("tr[hidden]").count() == 0
+
+
+GROUPED = replace(BOARD, heads=["defenses"] * 4 + ["controls"] * 2)
+
+
+def test_rows_stay_under_their_heads_when_sorted_and_filtered(view: Open) -> None:
+    shown = view(page("t", [section(GROUPED)]), init=CLIPBOARD % "window.copied = text")
+    assert names(shown) == ["defenses", *NAMES[:4], "controls", *NAMES[4:]]
+    head(shown, "Score").get_by_role("button").click(click_count=2)
+    controls = ["controls", "safeclip", "none"]
+    assert names(shown) == ["defenses", "cleanclip", "anp", "finetune", "roclip", *controls]
+    shown.get_by_role("searchbox").fill("safeclip")
+    assert names(shown) == ["controls", "safeclip"]
+    assert shown.get_by_role("status").inner_text() == "1 of 6 rows"
+    shown.get_by_role("button", name="Copy as CSV").click()
+    shown.get_by_role("button", name="Copied 1 rows").wait_for()
+    lines = shown.evaluate("window.copied").split("\r\n")
+    assert lines == ["Defense,Attack,Score,Status,Group", "safeclip,wanet,9,done,controls", ""]
+
+
+def test_one_head_for_all_is_none_and_a_missing_one_is_refused() -> None:
+    assert 'class="group"' not in page("t", [section(replace(BOARD, heads=["defenses"] * 6))])
+    with pytest.raises(ValueError, match="2 heads for 6 rows"):
+        replace(BOARD, heads=["a", "b"])
+
+
+def test_intervals_may_go_below_and_code_is_code() -> None:
+    html = page("t", [section(BOARD, Told(pairs=[("Where", ["L -> ``f`` of `g_<b>`"])]))])
+    assert "10.0 <small>[8, 12]</small></td>" in html
+    assert "<dd>L -&gt; <code>f</code> of <code>g_&lt;b&gt;</code></dd>" in html
 
 
 CLIPBOARD = (

@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from analysis.appendix import BLOCKS, appendix, in_blocks
+from analysis.captions import TITLES, caption
 from analysis.leaderboard import Asked
 from analysis.methods import method_of, methods_of
-from analysis.page import Shown
+from analysis.page import Shown, Told
+from analysis.render import COLUMNS
 from analysis.report import write_report
 from analysis.report_tables import sorted_cell
+from analysis.standing_render import HEADINGS
+from analysis.words import BY_HEADING, amount
 from tests.boards import steady, write_board, write_pictures
 from tests.grids import call, environment
 
@@ -115,6 +120,43 @@ def test_methods_are_found_by_their_labels() -> None:
     assert method_of("badnets", "attacks") is None
     assert all(method.told and method.idea for method in methods_of("attacks").values())
     assert methods_of("defenses")["finetune"].told.startswith("Fine-tune (FT)")
+
+
+def test_methods_are_told_block_by_block_and_those_of_one_file_each_in_its_own_words() -> None:
+    head, named = in_blocks(
+        "A: b.\n\nIdea: c\n    d.\nSymbols: P = ``p`` (1; 2); Q = q.\nWhere: x -> `f`.\nCost: none."
+    )
+    assert head == "A: b."
+    symbols = ("Symbols", ["P = ``p`` (1; 2)", "Q = q."])
+    assert named == [("Idea", ["c d."]), symbols, ("Where", ["x -> `f`."]), ("Cost", ["none."])]
+    told = appendix(["badnet"], ["none", "oracle_filter", "finetune"])
+    assert [part.title for part in told.parts] == [
+        *("badnet (attack)", "none, oracle_filter (defenses)", "finetune (defense)")
+    ]
+    (own,) = [block for block in told.parts[1].blocks if isinstance(block, Told)][:1]
+    assert dict(own.pairs)["none"] == ["The undefended victim."]
+    for package in ("attacks", "defenses"):
+        for method in methods_of(package).values():
+            assert [name for name, _ in in_blocks(method.told)[1]] == list(BLOCKS), method.name
+
+
+def test_every_column_of_boards_is_explained() -> None:
+    headings = {*HEADINGS, *(column.heading for column in COLUMNS)}
+    assert headings - {"Defense"} - set(BY_HEADING) == set()
+
+
+def test_captions_promise_no_more_than_there_is() -> None:
+    for name in TITLES:
+        assert "seeds" not in caption(name, 1)
+    assert "victim seeds" in caption("trade_off", 3)
+
+
+def test_rates_have_one_form(page: str) -> None:
+    assert amount(0.0003, 15) == "0.03 % (15 rows)"
+    assert (amount(None, 1), amount(0.0, 0)) == ("1 row", "0 %")
+    for cell in (">1 %<", ">1 % (41 rows)<"):
+        assert cell in page
+    assert ">rate 1 %" not in page
 
 
 def test_what_is_said_of_many_comparisons_follows_holm(
