@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis import exhibits, figures
 from analysis.imports.points import beside
-from analysis.leaderboard import Asked, read
+from analysis.leaderboard import Asked, Found, read
 from analysis.matrix import UNDEFENDED, load_matrix
 from analysis.reader import Tables, read_tables
 from analysis.standing import BY_WORST, Standings
@@ -40,13 +40,15 @@ def figures_of(directory: Path, asked: Asked) -> Mapping[str, Callable[[], Any]]
     return read_tables(directory, lambda tables: figures_in(tables, asked))
 
 
-def figures_in(tables: Tables, asked: Asked) -> Mapping[str, Callable[[], Any]]:
-    """The same of open results: their numbers are read now."""
+def figures_in(
+    tables: Tables, asked: Asked, answered: Found | None = None
+) -> Mapping[str, Callable[[], Any]]:
+    """The same of open results: their numbers are read now, unless the board's were."""
     import pandas as pd
 
     answer = tables.query(CELLS, asked.eval_set)
     cells = _told_apart(pd.DataFrame(answer.rows, columns=answer.columns))
-    answered = read(tables, asked)
+    answered = answered or read(tables, asked)
     tiers, imported = answered.tiers, answered.imported
     own = cells[~cells["is_control"].astype(bool)]
     order = list(dict.fromkeys(own["defense"]))

@@ -66,7 +66,7 @@ def report(tables: Tables, asked: Asked, say: Callable[[str], None] = lambda _: 
     """The page of open results."""
     found = read(tables, asked)
     board = found.board
-    drawn, of_attacks = figures_in(tables, asked), attack_figures(tables)
+    drawn, of_attacks = figures_in(tables, asked, found), attack_figures(tables)
     say(f"drawing {len(drawn) + sum(map(len, of_attacks.values()))} figures ...")
     sections = [
         _what(tables, board),
