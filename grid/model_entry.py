@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from grid.decode import decode
 from grid.nodes import Raw, Where
-from grid.weights_file import read_beside, weights_file
+from grid.weights_file import notes_of, read_beside, weights_file
 from victims.architectures import (
     OPENAI_MEAN,
     OPENAI_STD,
@@ -80,15 +80,18 @@ def read_model(raw: Raw | None, size: int) -> Model:
     if tag is not None:
         return _tagged(spec, tag, given, own, wanted, raw)
     path = weights_file(given.pretrained, given.arch, at)
-    beside = read_beside(path)
+    beside = read_beside(path, spec)
+    notes = notes_of(path, beside, activation=wanted is None, colours=given.mean is None)
     if wanted is None:
         wanted = beside.quick_gelu
     colours = given.mean, given.std
     if given.mean is None:
         agreed = None if given.arch in EMBEDDED else agreed_colours(given.arch)
         colours = beside.colours or agreed or (None, None)
+        if colours == (None, None):
+            notes += _colour_doubts(given.arch)
     activation = own if wanted is None else wanted
-    notes = _doubts(given.arch, activation) if wanted is None else []
+    notes += _doubts(given.arch, activation) if wanted is None else []
     weights = Weights(sha256=remembered_sha256(path), path=str(path), notes=tuple(notes))
     return Model(_finished(spec, activation, own, colours), weights)
 
@@ -189,4 +192,19 @@ def _doubts(arch: str, activation: bool) -> list[str]:
         f" {', '.join(other[:3])}{', ...' if len(other) > 3 else ''} were trained with"
         f" {named[not activation]}. If these were too, write quick_gelu:"
         f" {str(not activation).lower()}."
+    ]
+
+
+def _colour_doubts(arch: str) -> list[str]:
+    """What to look at where a file does not say how pixels are normalised and tags disagree."""
+    if arch in EMBEDDED:
+        return []
+    tags = [tag for name in tag_names(arch) if (tag := tag_of(arch, name))]
+    other = [tag.name for tag in tags if (tag.mean, tag.std) != (OPENAI_MEAN, OPENAI_STD)]
+    if not other:
+        return []
+    return [
+        f"model: the file's weights get pixels by OpenAI's mean and std, and {', '.join(other[:3])}"
+        f"{', ...' if len(other) > 3 else ''} of {arch} expect others. If these do, too, write"
+        " `mean` and `std`."
     ]

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple
 
 from grid.nodes import Raw
 from grid.own_paths import own_path
-from victims.architectures import Colour, tag_names
+from victims.architectures import Colour, config_of, tag_names
 from victims.errors import near
-from victims.models import EMBEDDED
+from victims.models import EMBEDDED, ModelSpec, model_config
 from victims.pretrained import KINDS
+
+CONFIG: Final = "open_clip_config.json"
+# Fields of a tower that make its tensors what they are, and the size that it was trained at.
+_SHAPE: Final = (
+    *("layers", "width", "heads", "head_width", "patch_size", "image_size", "timm_model_name"),
+    *("context_length", "vocab_size"),
+)
 
 
 def weights_file(text: str, arch: str, at: Raw) -> Path:
@@ -41,21 +49,77 @@ def weights_file(text: str, arch: str, at: Raw) -> Path:
 
 
 class Beside(NamedTuple):
-    """What open_clip's own file beside a checkpoint says of it, if there is one."""
+    """What open_clip's own file beside a checkpoint says of it, if there is one; ``doubt`` says why
+    it is not believed."""
 
     quick_gelu: bool | None = None
     colours: tuple[Colour, Colour] | None = None
+    doubt: str = ""
 
 
-def read_beside(path: Path) -> Beside:
-    """`open_clip_config.json`, as published and exported checkpoints have it."""
+def read_beside(path: Path, spec: ModelSpec) -> Beside:
+    """`open_clip_config.json`, as published and exported checkpoints have it; one of another
+    architecture is another checkpoint's, and nothing is taken from it."""
     try:
-        found = json.loads((path.parent / "open_clip_config.json").read_text(encoding="utf-8"))
+        found = json.loads((path.parent / CONFIG).read_text(encoding="utf-8"))
         pictures = found.get("preprocess_cfg", {})
         mean, std = (tuple(map(float, pictures.get(name, ()))) for name in ("mean", "std"))
-        quick_gelu = bool(found["model_cfg"].get("quick_gelu", False))
+        model = found["model_cfg"]
+        quick_gelu = bool(model.get("quick_gelu", False))
+        strange = _strange(model, spec)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return Beside()
+    if strange:
+        return Beside(
+            doubt=f"model: {CONFIG} beside {path.name} is not heeded: it is not of {spec.arch}"
+            f" ({strange}). If it is the file's, `arch` is another; else write quick_gelu, mean and"
+            " std as the weights want them."
+        )
     if len(mean) != 3 or len(std) != 3:
         return Beside(quick_gelu)
     return Beside(quick_gelu, ((mean[0], mean[1], mean[2]), (std[0], std[1], std[2])))
+
+
+def _strange(said: Mapping[str, Any], spec: ModelSpec) -> str:
+    """Where a configuration differs in shape from the architecture's, if it does."""
+    own = model_config(spec)
+    if "embed_dim" not in said:
+        return "it does not say embed_dim"
+    pairs = [("embed_dim", said["embed_dim"], own["embed_dim"])]
+    for tower in ("vision_cfg", "text_cfg"):
+        theirs, ours = said.get(tower, {}), own.get(tower, {})
+        pairs += [
+            (f"{tower}.{name}", theirs[name], ours[name])
+            for name in _SHAPE
+            if name in theirs and name in ours
+        ]
+    sizes = {spec.size} if spec.arch in EMBEDDED else {spec.size, own_size(spec.arch)}
+    for name, there, here in pairs:
+        is_size = name.endswith("image_size")
+        if there not in sizes if is_size else _plain(there) != _plain(here):
+            return f"{name} is {there} there and {here} here"
+    return ""
+
+
+def own_size(arch: str) -> int:
+    """The pictures that an architecture is described for."""
+    return int(config_of(arch)["vision_cfg"].get("image_size", 224))
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, list | tuple) else value
+
+
+def notes_of(path: Path, beside: Beside, *, activation: bool, colours: bool) -> list[str]:
+    """What was taken from the file beside the weights, or why nothing was."""
+    if beside.doubt:
+        return [beside.doubt]
+    taken = []
+    if activation and beside.quick_gelu is not None:
+        taken.append("QuickGELU" if beside.quick_gelu else "GELU")
+    if colours and beside.colours is not None:
+        mean, std = beside.colours
+        taken.append(f"mean {list(mean)} and std {list(std)}")
+    if not taken:
+        return []
+    return [f"model: {CONFIG} beside {path.name} says {', '.join(taken)}: taken from it"]

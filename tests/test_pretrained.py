@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -38,7 +39,7 @@ from grid.tuning.spec import Sees
 from grid.tuning.tuned import write_held_out
 from tests.campaigns import GRID, campaign, write_campaign_file
 from tests.grids import RECIPE, TINY, call, outcomes, run_serial, tiny_grid
-from tests.networks import ARCH, VIT, network, register
+from tests.networks import ARCH, CONFIG, VIT, network, register
 from victims import heads
 from victims.architectures import architectures, cached, refusal, tag_names, tag_of
 from victims.errors import GridError, UsageError
@@ -381,9 +382,11 @@ def test_of_a_file_the_author_says_what_nobody_else_can_know(hub: Path, tmp_path
     found = read_model(entry(arch=ARCH, pretrained=str(path)), 16)
     assert found.spec == ModelSpec(arch=ARCH, size=16)
     assert found.weights is not None
-    (doubt,) = found.weights.notes
+    colours_doubt, doubt = found.weights.notes
+    assert "halves of Tiny-Test-16 expect others" in colours_doubt
     assert "openai were trained with QuickGELU" in doubt
-    sure = read_model(entry(arch=ARCH, pretrained=str(path), quick_gelu=True), 16)
+    said = {"mean": [0.5] * 3, "std": [0.25] * 3}
+    sure = read_model(entry(arch=ARCH, pretrained=str(path), quick_gelu=True, **said), 16)
     assert sure.weights is not None
     assert (sure.spec.quick_gelu, sure.weights.notes) == (True, ())
     other = entry(arch=f"{ARCH}-quickgelu", pretrained=str(path), quick_gelu=False)
@@ -397,7 +400,7 @@ def test_what_lies_beside_a_checkpoint_is_its_author_s_word(hub: Path, tmp_path:
     path = tmp_path / "open_clip_model.safetensors"
     save_file({n: t.contiguous() for n, t in network(True).state_dict().items()}, path)
     beside, colours = tmp_path / "open_clip_config.json", {"mean": [0.5] * 3, "std": [0.25] * 3}
-    config = {"model_cfg": {"quick_gelu": True}, "preprocess_cfg": colours}
+    config = {"model_cfg": {**CONFIG, "quick_gelu": True}, "preprocess_cfg": colours}
     beside.write_text(json.dumps(config))
     found = read_model(entry(arch=ARCH, pretrained=str(path)), 16)
     assert (found.spec.quick_gelu, found.spec.mean, found.spec.std) == (
@@ -405,12 +408,56 @@ def test_what_lies_beside_a_checkpoint_is_its_author_s_word(hub: Path, tmp_path:
         (0.25, 0.25, 0.25),
     )
     assert found.weights is not None
-    assert found.weights.notes == ()
+    (note,) = found.weights.notes
+    assert "beside open_clip_model.safetensors says QuickGELU, mean [0.5, 0.5, 0.5]" in note
     told = read_model(entry(arch=ARCH, pretrained=str(path), quick_gelu=False), 16)
     assert told.spec.quick_gelu is None, "what the grid file says comes first"
+    assert told.weights is not None
+    assert "QuickGELU" not in told.weights.notes[0], "what is not taken is not said to be"
     for text in ("no JSON", "[]", "{}", '{"model_cfg": 3}'):
         beside.write_text(text)
         assert read_model(entry(arch=ARCH, pretrained=str(path)), 16).spec.quick_gelu is None
+
+
+def test_what_speaks_of_another_model_is_not_believed(hub: Path, tmp_path: Path) -> None:
+    """A folder of several checkpoints has one such file, and one of them gave all its colours."""
+    path, beside = tmp_path / "mine.safetensors", tmp_path / "open_clip_config.json"
+    save_file({n: t.contiguous() for n, t in network(False).state_dict().items()}, path)
+    vision = CONFIG["vision_cfg"]
+    others: list[tuple[dict[str, Any], str]] = [
+        ({"embed_dim": 512}, "embed_dim is 512 there and 32 here"),
+        ({"vision_cfg": {**vision, "layers": [3, 4, 6, 3]}}, r"layers is \[3, 4, 6, 3\] there"),
+        ({"vision_cfg": {**vision, "width": 768}}, "vision_cfg.width is 768 there and 32 here"),
+        ({"vision_cfg": {**vision, "image_size": 224}}, "image_size is 224 there and 16 here"),
+        ({"text_cfg": {**CONFIG["text_cfg"], "layers": 12}}, "text_cfg.layers is 12 there"),
+    ]
+    colours = {"mean": [0.5] * 3, "std": [0.25] * 3}
+    for changes, says in others:
+        model = {**CONFIG, "quick_gelu": True, **changes}
+        beside.write_text(json.dumps({"model_cfg": model, "preprocess_cfg": colours}))
+        found = read_model(entry(arch=ARCH, pretrained=str(path)), 16)
+        assert (found.spec.quick_gelu, found.spec.mean) == (None, None)
+        assert found.weights is not None
+        assert re.search(f"is not heeded: .*{says}", found.weights.notes[0]), says
+
+
+def test_colours_that_tags_disagree_about_are_said(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "mine.safetensors"
+    save_file({n: t.contiguous() for n, t in network(False).state_dict().items()}, path)
+
+    def notes(**given: Any) -> list[str]:
+        found = read_model(entry(arch=ARCH, pretrained=str(path), **given), 16)
+        assert found.weights is not None
+        return [note for note in found.weights.notes if "mean" in note]
+
+    assert read_model(entry(arch=ARCH, pretrained=str(path)), 16).spec.mean is None
+    (note,) = notes()
+    assert f"OpenAI's mean and std, and halves of {ARCH} expect others" in note
+    assert notes(mean=[0.5] * 3, std=[0.5] * 3) == []
+    monkeypatch.delitem(registry._PRETRAINED[ARCH], "halves")
+    assert notes() == [], "its tags agree"
 
 
 BAD_ENTRIES: list[tuple[dict[str, Any], str]] = [
