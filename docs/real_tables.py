@@ -118,7 +118,7 @@ def made_files(folder: Path) -> None:
             place.mkdir(parents=True)
             for number in range(count):
                 (place / f"{number}.JPEG").touch()
-    from victims.imagenet_files import imagenet_names
+    from victims.imagenet_names import imagenet_names
 
     (folder / "imagenet" / "classnames.txt").write_text("\n".join(imagenet_names()) + "\n")
     os.environ |= {"CC3M": str(folder / "pairs"), "IMAGENET": str(folder / "imagenet")}
