@@ -33,7 +33,7 @@ WORDS = (
     Word(
         "ASR",
         "attack success rate: the share of triggered pictures of other classes that get the target",
-        ("ASR %", "Mean ASR %"),
+        ("ASR %",),
     ),
     Word(
         "ASR of the clean victim",
@@ -112,11 +112,12 @@ WORDS = (
     ),
     Word(
         "Mean ASR, CA lost",
-        "means over strata of means over victim seeds. The interval is the t interval over seeds: a"
-        " seed is the same in every stratum (it sets where training starts, and in which order), so"
+        "ASR, and the points of clean accuracy that the undefended victim has more: means over"
+        " strata (a stratum is an attack at a rate) of means over victim seeds. The interval is the t"
+        " interval over seeds: a seed is the same in every stratum (it sets where training starts, and in which order), so"
         " what it does to several strata is added before it is squared. Strata are the board's own"
         " and no sample",
-        ("CA lost, points",),
+        ("Mean ASR %", "CA lost, points"),
     ),
     Word(
         "Tier",
