@@ -81,11 +81,18 @@ def info_words(found: dict[str, Any]) -> str:
         f" ({found['request']['form']}, fingerprint {found['fingerprint'][:16]})",
         f"looked at        {found['seen']:,} rows; skipped: {skipped or 'none'}",
         f"among the pairs  {notes or 'nothing converted'}",
+        f"pictures         {_pictures(found)}",
         f"words a caption  {told}{of}",
         f"shared captions  {found['shared_captions']:.1%} of the pairs have one that others have",
         f"frequent words   {frequent}{of}",
     ]
     return "\n".join([*lines, *(f"{s['row']:>10}  {s['caption']}" for s in found["samples"])])
+
+
+def _pictures(found: dict[str, Any]) -> str:
+    if "pictures" not in found:
+        return "which pairs show one picture is not said: ingest again to keep them in one split"
+    return f"{found['pictures']:,}, up to {found['most_captions']:,} pairs of one"
 
 
 def contact_sheet(root: Path, samples: int, picture: Path) -> None:

@@ -621,6 +621,7 @@ def test_the_commands_tell_what_there_is(
     sheet = tmp_path / "sheet.png"
     info = call(capsys, "corpus", "info", out, "--samples", 5, "--picture", sheet)
     assert again["digest"] in info.out
+    assert "pictures         20, up to 1 pairs of one" in info.out
     assert sum(pair.caption in info.out for pair in pairs) >= 5
     with Image.open(sheet) as image:
         assert image.size[0] > image.size[1]
