@@ -109,11 +109,11 @@ def retrieved(image_ND: Floats, text_ND: Floats, captions: Sequence[str]) -> Flo
         block = slice(start, start + rows)
         similar_RN = image_ND[block] @ text_ND.T
         right_RN = name_N[block, None] == name_N[None, :]
-        right_similar_RN = np.where(right_RN, similar_RN, -np.inf)
-        similar_RN[right_RN] = -np.inf
-        by_image_N[block] = right_similar_RN.max(1) > similar_RN.max(1)
-        np.maximum(best_N, right_similar_RN.max(0), out=best_N)
-        np.maximum(wrong_N, similar_RN.max(0), out=wrong_N)
+        best_RN = np.where(right_RN, similar_RN, -np.inf)
+        wrong_RN = np.where(right_RN, -np.inf, similar_RN)
+        by_image_N[block] = best_RN.max(1) > wrong_RN.max(1)
+        np.maximum(best_N, best_RN.max(0), out=best_N)
+        np.maximum(wrong_N, wrong_RN.max(0), out=wrong_N)
     return np.asarray(np.mean([by_image_N, best_N > wrong_N], axis=0))
 
 
