@@ -71,7 +71,7 @@ def assumptions(stages: Iterable[Stage], known: Iterable[str], device: str) -> S
         else:
             hours[model] = hours.get(model, 0.0) + rate * stage.work / 3600
     found = [
-        f"about {spent:.2g} GPU-hours of {model} are assumed, not measured:"
+        f"about {_shown(spent)} GPU-hours of {model} are assumed, not measured:"
         f" {counts()[model].step / 1e9:.0f} GFLOP per sample of a plain step, at"
         f" {SHARE:.0%} of the peak of one {device}"
         for model, spent in hours.items()
@@ -88,3 +88,7 @@ def assumptions(stages: Iterable[Stage], known: Iterable[str], device: str) -> S
             for name in unknown
         ]
     )
+
+
+def _shown(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}"

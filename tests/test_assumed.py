@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,9 @@ def test_a_plan_says_what_is_assumed_until_it_was_measured(tmp_path: Path) -> No
     assert "GPU-hours of RN50@224 are assumed, not measured: 55 GFLOP" in words
     assert "at 35% of the peak of one A100" in words
     victim = plan.cells[0].victim
+    long = [replace(victim, num_rows=rows) for rows in (3_000_000, 300_000_000)]
+    told = [assumptions([fit], [], "A100")[0].split(" GPU-hours")[0] for fit in long]
+    assert told == ["about 0.42", "about 42"]
     history.record(victim, 12.8)
     assert history.seconds(victim) == pytest.approx(12.8)
     assert rated_as(victim) == "plain_clip/RN50@224/bf16"
