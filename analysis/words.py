@@ -113,10 +113,10 @@ WORDS = (
     Word(
         "Mean ASR, CA lost",
         "ASR, and the points of clean accuracy that the undefended victim has more: means over"
-        " strata (a stratum is an attack at a rate) of means over victim seeds. The interval is the t"
-        " interval over seeds: a seed is the same in every stratum (it sets where training starts, and in which order), so"
-        " what it does to several strata is added before it is squared. Strata are the board's own"
-        " and no sample",
+        " strata (a stratum is an attack at a rate) of means over victim seeds. The interval is the"
+        " t interval over seeds: a seed is the same in every stratum (it sets where training"
+        " starts, and in which order), so what it does to several strata is added before it is"
+        " squared. Strata are the board's own and no sample",
         ("Mean ASR %", "CA lost, points"),
     ),
     Word(
