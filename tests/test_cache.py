@@ -66,7 +66,7 @@ def test_the_store_is_listed_by_kind(run: Finished, capsys: pytest.CaptureFixtur
     assert found["bytes"] == on_disk
     # Reading manifests, as this does, is no use of what they describe.
     assert found["kinds"]["tensor"]["newest_use"] == pytest.approx(time.time() - 3 * DAY, abs=60)
-    assert "used 72.0 h ago" in call(capsys, "cache", "ls", "--store", run.store).out
+    assert "used 3.0 days ago" in call(capsys, "cache", "ls", "--store", run.store).out
     missing = call(capsys, "cache", "ls", "--store", run.store / "nowhere")
     assert (missing.code, "no store is there" in missing.err) == (2, True)
     assert not (run.store / "nowhere").exists()
