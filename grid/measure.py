@@ -49,7 +49,7 @@ from victims.evaluation_sets import EvaluationSet
 from victims.exhibits import Exhibits
 from victims.heads import WORTH_KEEPING, kept_head
 from victims.ingested import IngestedPairs
-from victims.keys import Key, content_key, digest
+from victims.keys import Key, content_key
 from victims.lab import ModelRef
 from victims.labelled_files import LabelledFiles
 from victims.measuring import (
@@ -91,9 +91,9 @@ def num_prompts(spec: CorpusSpec) -> int:
     return len(spec.classes) * len(spec.templates)
 
 
-def prompts_of(spec: CorpusSpec) -> str:
-    """A name of the zero-shot classifier of a set; that of equal prompts is made once."""
-    return digest([list(spec.classes), list(spec.templates)])
+def prompts_of(spec: CorpusSpec) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What the zero-shot classifier of a set is made of; that of equal prompts is made once."""
+    return tuple(spec.classes), tuple(spec.templates)
 
 
 @dataclass(frozen=True)

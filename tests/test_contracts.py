@@ -623,7 +623,7 @@ def test_check_method_prints_a_line_per_clause() -> None:
     assert failed == []
     assert lines[0] == f"{__name__}:Gentle: defense {__name__}:Gentle"
     assert lines[-1].startswith("13 checks, 0 failed, ")
-    assert [line.split(maxsplit=1)[0] for line in lines[1:-1]] == ["ok"] * 12
+    assert [line.split(maxsplit=1)[0] for line in lines[1:-1]] == ["ok"] * 13
     assert float(lines[-1].split()[-2]) < 60
 
 
