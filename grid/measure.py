@@ -91,7 +91,11 @@ def num_prompts(spec: CorpusSpec) -> int:
     return len(spec.classes) * len(spec.templates)
 
 
-def prompts_of(spec: CorpusSpec) -> tuple[tuple[str, ...], tuple[str, ...]]:
+Prompts = tuple[tuple[str, ...], tuple[str, ...]]
+"""The names of classes, and the templates that they are put into."""
+
+
+def prompts_of(spec: CorpusSpec) -> Prompts:
     """What the zero-shot classifier of a set is made of; that of equal prompts is made once."""
     return tuple(spec.classes), tuple(spec.templates)
 
@@ -128,7 +132,7 @@ class MeasureStage:
     retrieval_sets: tuple[CorpusStage, ...] = ()
     others: tuple[OtherStages, ...] = ()
     # Classifiers of prompts that another stage of the plan makes of the same text tower.
-    read_before: frozenset[str] = frozenset()
+    read_before: frozenset[Prompts] = frozenset()
 
     @property
     def kind(self) -> str:
@@ -201,7 +205,7 @@ class MeasureStage:
         return max(0.01, thousands(found, self.defended.victim.model))
 
     @property
-    def prompts(self) -> Mapping[str, int]:
+    def prompts(self) -> Mapping[Prompts, int]:
         """How many prompts it has to read, by what they are; none that another stage reads."""
         if not isinstance(self.defended.victim.model, ModelSpec):
             return {}
