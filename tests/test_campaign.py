@@ -306,6 +306,7 @@ FADING = [3e-3, 2e-3, 1e-4, 1e-5, 1e-6, 1e-7]
 DIVERGING = [{"finetune": {"space": {"recipe.lr": [1e-4, 2e-4, 3e-4, 50.0, 60.0, 70.0]}}}]
 
 
+@pytest.mark.exhaustive
 def test_bad_trials_are_ended_early_and_leave_nothing_behind(
     in_process: Any, tmp_path: Path
 ) -> None:

@@ -419,6 +419,7 @@ def _stopped_while_joining(asked: Any, out: Path, said: list[str]) -> list[int]:
     return kept
 
 
+@pytest.mark.exhaustive
 def test_two_workers_make_what_one_makes(tmp_path: Path) -> None:
     shards = write_shards(tmp_path / "in", world_pairs(40), 5)
     one = ingested(request(shards), tmp_path / "one").folder

@@ -43,6 +43,7 @@ def numbers(store: Store, stage: MeasureStage) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_victim_of_the_demo_is_attacked_and_still_sees(tmp_path: Path) -> None:
     """On the tuning split, and beside the public model: the same stamps, no backdoor."""
     grid, store = load_grid("demo"), Store(tmp_path)
