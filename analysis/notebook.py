@@ -130,6 +130,10 @@ class BoardView:
         )
         return found[matrix.is_sound_SR[s, r]].reset_index(drop=True)
 
+    def sql(self, query: str) -> pd.DataFrame:
+        """The answer to one SELECT over the views of its results."""
+        return Results(self.directory).sql(query)
+
     def compare(self, first: str, second: str) -> ComparisonView:
         """Two defenses on the victims that both have."""
         return ComparisonView(compare_in(self.directory, first, second, self.asked.eval_set))

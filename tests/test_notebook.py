@@ -52,6 +52,8 @@ def test_sql_is_a_frame(board: Path) -> None:
     found = Results(board).sql("SELECT attack, count(*) AS n FROM cells GROUP BY 1 ORDER BY 1")
     assert found["attack"].to_list() == sorted(ATTACKS)
     assert set(found["n"]) == {36}
+    asked = "SELECT attack, count(*) AS n FROM cells GROUP BY 1 ORDER BY 1"
+    assert Results(board).board().sql(asked).equals(found)
     with pytest.raises(ResultsError, match="refused"):
         Results(board).sql("SELECT * FROM read_csv('/etc/passwd')")
 
