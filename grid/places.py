@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import NamedTuple
 
-from grid.registry import TEXT_FILE, Source, grid_source, presets
+from grid.registry import SOURCE_FILE, TEXT_FILE, Source, grid_source, presets
 from grid.schema import home as home
 from victims.errors import UsageError, near
 
@@ -29,8 +30,23 @@ def meant(word: str, out: Path | None, store: str | None) -> Meant:
     """What a word on the command line means: of a results directory that one itself, whatever
     its grid is called."""
     source = grid_source(word)
+    if out is None and source.source == f"preset {word}":
+        _require_its_own(home() / word, word)
     where, uri = places(source.name, out or results_meant(word), store)
     return Meant(source, where, uri)
+
+
+def _require_its_own(folder: Path, preset: str) -> None:
+    """Refuse a preset whose results would go where another file's are."""
+    try:
+        made = str(json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))["path"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if made != f"preset {preset}":
+        raise UsageError(
+            f"{preset} is a preset, and {folder} holds the run of {made}: name that file or that"
+            " folder, or give the preset's results a place with --out"
+        )
 
 
 def results_meant(word: str) -> Path | None:

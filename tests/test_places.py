@@ -9,9 +9,10 @@ import pytest
 
 from grid.chains import read_chains, write_parts
 from grid.places import meant
-from grid.registry import grid_source
+from grid.registry import SOURCE_FILE, grid_source
 from tests.finished import Finished
 from tests.grids import call
+from victims.errors import UsageError
 
 CELL = "badnet/0.1/finetune/s0"
 
@@ -71,3 +72,18 @@ def test_an_export_names_the_runs_own_store_that_is_gone(
     told = call(capsys, "export", CELL, "--in", copy.out, "--out", tmp_path / "model")
     assert told.code == 2
     assert f"its run kept its models in '{copy.store}', and no store is there" in told.err
+
+
+def test_a_preset_is_not_mixed_with_another_files_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file called as a preset is left its results beside those of no other grid."""
+    monkeypatch.setenv("GRID_HOME", str(tmp_path))
+    folder = tmp_path / "smoke"
+    folder.mkdir()
+    (folder / SOURCE_FILE).write_text(json.dumps({"path": "preset smoke"}))
+    assert meant("smoke", None, None).out == folder
+    (folder / SOURCE_FILE).write_text(json.dumps({"path": "/mine/smoke.yaml"}))
+    with pytest.raises(UsageError, match=r"holds the run of /mine/smoke\.yaml.*--out"):
+        meant("smoke", None, None)
+    assert meant("smoke", tmp_path / "other", None).out == tmp_path / "other"
