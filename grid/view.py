@@ -72,6 +72,8 @@ class Viewed:
         self.directory = directory
         self._lock, self._drawing = threading.Lock(), threading.Lock()
         self._without: dict[Path, str] = {}
+        # After a first collision with a busy writer: what is held no merge can take away.
+        self._in_memory = False
         self._tables: Tables | None = None
         self._opened = 0.0
         self._choices: dict[str, dict[str, list[str]]] = {}
@@ -174,12 +176,13 @@ class Viewed:
                 except FilesChanged as changed:
                     self._without |= changed.damaged
                     self._forget()
+                    self._in_memory = True
         raise Busy("files keep changing; try again")
 
     def _open(self) -> Tables:
         if self._tables is None or time.monotonic() - self._opened > KEPT_SECONDS:
             self._forget()
-            tables = Tables(self.directory, without=self._without)
+            tables = Tables(self.directory, without=self._without, in_memory=self._in_memory)
             self._tables, self._opened = tables, time.monotonic()
         return self._tables
 
