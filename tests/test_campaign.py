@@ -424,9 +424,8 @@ def test_what_is_known_counts_though_the_time_is_up(in_process: Any, tmp_path: P
 # --- a driver that dies
 
 
-@pytest.mark.parametrize(
-    "sent", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.exhaustive)]
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_driver_s_campaign_goes_on(sent: int, ran: Ran, tmp_path: Path) -> None:
     one = {"objectives": {"tuned": CHANGES["objectives"]["tuned"]}}
     write_campaign_file(tmp_path, **{**CHANGES, **one})
