@@ -156,6 +156,31 @@ def eurosat(root: Path) -> None:
     write(root / "eurosat" / "2750", files)
 
 
+def stanford_cars(root: Path) -> None:
+    named = np.array(["AM General Hummer SUV 2000", "smart fortwo Convertible 2012"], dtype=object)
+    said = {"cars_train": {1: 1, 2: 2, 3: 1}, "cars_test": {4: 2, 5: 1}}
+    pictures = {
+        f"{part}/{row:05d}.jpg": encoded(row) for part, rows in said.items() for row in rows
+    }
+    folder = write(root / "stanford_cars", {**pictures, "devkit/README.txt": "cars"})
+    savemat(folder / "devkit" / "cars_meta.mat", {"class_names": named[None]})
+    kinds = [("bbox_x1", object), ("class", object), ("fname", object)]
+    tables = ("devkit/cars_train_annos.mat", "cars_test_annos_withlabels.mat")
+    for table, rows in zip(tables, said.values(), strict=True):
+        lines = [(30.0, float(of), f"{row:05d}.jpg") for row, of in rows.items()]
+        savemat(folder / table, {"annotations": np.array([lines], dtype=kinds)})
+
+
+def rendered_sst2(root: Path) -> None:
+    parts = {"train": (1, 2), "valid": (3, 4), "test": (5, 6)}
+    files = {
+        f"{part}/{of}/{row}.png": encoded(row)
+        for part, rows in parts.items()
+        for of, row in zip(("negative", "positive"), rows, strict=True)
+    }
+    write(root / "rendered-sst2", files)
+
+
 def sun397(root: Path) -> None:
     train = ["/a/abbey/sun_a1.jpg", "/b/balcony/interior/sun_b2.jpg"]
     test = ["/a/abbey/sun_a3.jpg", "/b/balcony/interior/sun_b4.jpg"]

@@ -17,7 +17,7 @@ from victims.errors import GridError, UsageError
 from victims.evaluation_sets import EvaluationSet, evaluation_splits
 from victims.label_readers import DATASETS
 from victims.labelled_files import labelled_splits
-from victims.mat_files import read_mat, read_structures
+from victims.mat_files import read_mat, read_structures, read_texts
 from victims.prompts import default_templates, prompt_templates
 from victims.zero_shot_sets import ZERO_SHOT_SETS
 
@@ -29,6 +29,12 @@ EXPECTED: dict[str, tuple[tuple[str, ...], list[int], list[int]]] = {
     "oxford_pets": (("Abyssinian", "American Bulldog"), [1, 2], [3, 4]),
     "dtd": (("banded", "polka-dotted"), [1, 2, 3], [4, 5]),
     "fgvc_aircraft": (("DC-3", "F-16A/B"), [1, 2], [3, 4]),
+    "stanford_cars": (
+        ("AM General Hummer SUV 2000", "smart fortwo Convertible 2012"),
+        [1, 2, 3],
+        [4, 5],
+    ),
+    "rendered_sst2": (("negative", "positive"), [1, 2, 3, 4], [5, 6]),
     "sun397": (("abbey", "balcony interior"), [1, 2], [3, 4]),
     "svhn": (
         ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
@@ -93,6 +99,10 @@ def test_labels_are_those_of_the_lists(tmp_path: Path) -> None:
     numbers = str(made("svhn", tmp_path))
     report = evaluation_splits("svhn", numbers, SIZE, tuning=0)["report"]
     assert sorted(rows_of(report)) == sorted([(chw(4), "zero"), (chw(5), "three")])
+    cars = str(made("stanford_cars", tmp_path))
+    report = evaluation_splits("stanford_cars", cars, SIZE, tuning=0)["report"]
+    hummer, smart = EXPECTED["stanford_cars"][0]
+    assert sorted(rows_of(report)) == sorted([(chw(5), hummer), (chw(4), smart)])
     birds = str(made("stl10", tmp_path))
     report = evaluation_splits("stl10", birds, 96, tuning=0)["report"]
     small = {
@@ -183,6 +193,28 @@ def test_lists_that_do_not_fit_say_so(
         DATASETS[dataset](tmp_path)
 
 
+def test_cars_without_their_tables_say_so(tmp_path: Path) -> None:
+    made("stanford_cars", tmp_path)
+    folder = tmp_path / "stanford_cars"
+    table = folder / "cars_test_annos_withlabels.mat"
+    table.rename(folder / "devkit" / table.name)
+    assert len(DATASETS["stanford_cars"](tmp_path).test().labels) == 2
+    meta = folder / "devkit" / "cars_meta.mat"
+    named = meta.read_bytes()
+    savemat(meta, {"class_names": np.eye(2)})
+    with pytest.raises(GridError, match="no array of texts called class_names"):
+        DATASETS["stanford_cars"](tmp_path)
+    meta.write_bytes(named)
+    (folder / "devkit" / table.name).unlink()
+    with pytest.raises(GridError, match=r"looked for cars_test_annos_withlabels\.mat"):
+        DATASETS["stanford_cars"](tmp_path)
+    for line, said in ((("../a.jpg", 1.0), "no file's name"), ((2.0, 1.0), "names no picture")):
+        rows = np.array([[line]], dtype=[("fname", object), ("class", object)])
+        savemat(table, {"annotations": rows})
+        with pytest.raises(GridError, match=f"annotation 1.*{said}"):
+            DATASETS["stanford_cars"](tmp_path)
+
+
 def test_names_that_read_alike_are_refused(tmp_path: Path) -> None:
     made("food101", tmp_path)
     folder, said = tmp_path / "food-101", {}
@@ -242,6 +274,18 @@ def test_structures_hold_their_numbers_and_text(tmp_path: Path, compressed: bool
     assert not any("cell" in row for row in found)
     with pytest.raises(GridError, match="no array of structures called other"):
         read_structures(tmp_path / "a.mat", "other")
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_cells_hold_their_texts(tmp_path: Path, compressed: bool) -> None:
+    texts = np.array([["a b", "caf\xe9", "M"]], dtype=object)
+    mixed = np.array([["a", 1.0]], dtype=object)
+    arrays = {"mixed": mixed, "texts": texts, "eye": np.eye(2)}
+    savemat(tmp_path / "a.mat", arrays, do_compression=compressed)
+    assert read_texts(tmp_path / "a.mat", "texts") == ["a b", "caf\xe9", "M"]
+    for name in ("mixed", "eye", "none"):
+        with pytest.raises(GridError, match=f"no array of texts called {name}"):
+            read_texts(tmp_path / "a.mat", name)
 
 
 def test_no_damage_gets_past_the_reader_as_another_error(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Numbers and text in .mat files of version 5, which is all that labels of pictures need.
 
-Cells and objects are passed over: nothing is built from a file but arrays of numbers and strings.
+Objects are passed over: nothing is built from a file but arrays of numbers and strings.
 The format is that of MathWorks, "MAT-File Format", level 5.
 """
 
@@ -20,7 +20,8 @@ from victims.errors import GridError
 
 _HEADER: Final = 128
 _MATRIX: Final = 14
-_STRUCTURE: Final = 2  # and other classes of arrays
+_CELLS: Final = 1  # and other classes of arrays
+_STRUCTURE: Final = 2
 _TEXT: Final = 4
 _WIDE: Final = (4, 17)  # text as 16-bit words
 _COMPRESSED: Final = 15
@@ -51,6 +52,17 @@ def read_structures(path: Path, name: str) -> list[dict[str, Numbers | str]]:
             if _name(parts) == name and _kind(parts) == _STRUCTURE:
                 return _fields(parts)
     raise GridError(f"{path}: holds no array of structures called {name}")
+
+
+def read_texts(path: Path, name: str) -> list[str]:
+    """The texts of an array of cells, each of which holds one."""
+    with _damaged(path):
+        for parts in _matrices(_body(path)):
+            if _name(parts) == name and _kind(parts) == _CELLS:
+                cells = [list(_elements(body)) for kind, body in parts[3:] if kind == _MATRIX]
+                if all(len(inner) > 3 and _kind(inner) == _TEXT for inner in cells):
+                    return [_text(*inner[3]) for inner in cells]
+    raise GridError(f"{path}: holds no array of texts called {name}")
 
 
 @contextlib.contextmanager

@@ -79,6 +79,18 @@ def cut(is_test: Callable[[int, int], bool], *, tested: bool) -> Listing:
     return read
 
 
+def sorted_into(*parts: str) -> Listing:
+    """Pictures of some parts, each a folder with one of every class."""
+
+    def read(folder: Path) -> Iterator[Row]:
+        for part in parts:
+            for of in entries(folder / part):
+                if of.is_dir():
+                    yield from ((f"{part}/{of.name}/{p.name}", of.name) for p in pictures_in(of))
+
+    return read
+
+
 def _shuffled(name: str) -> str:
     return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()
 

@@ -17,6 +17,11 @@ _LISTS: Final[Mapping[str, tuple[str, ...]]] = {
     "photo": ("a photo of a {}.",),
     "photo2": ("a photo of a {}.", "a photo of the {}."),
     "aircraft": ("a photo of a {}, a type of aircraft.", "a photo of the {}, a type of aircraft."),
+    "car": (
+        *(f"a photo of {word} {{}}." for word in ("a", "the", "my")),
+        "i love my {}!",
+        *(f"a photo of my {kind} {{}}." for kind in ("dirty", "clean", "new", "old")),
+    ),
     "cifar": tuple(
         f"a {kind}photo of {word} {{}}."
         for word in ("a", "the")
@@ -30,6 +35,7 @@ _LISTS: Final[Mapping[str, tuple[str, ...]]] = {
     "food": ("a photo of {}, a type of food.",),
     "land": tuple(f"a centered satellite photo of {word}{{}}." for word in ("", "a ", "the ")),
     "pet": ("a photo of a {}, a type of pet.",),
+    "review": ("a {} review of a movie.",),
     "sign": tuple(
         f'a {view} photo of a "{{}}" traffic sign.'
         for view in ("zoomed in", "centered", "close up")
@@ -48,6 +54,7 @@ _OF_SETS: Final[Mapping[str, str]] = {
     **{"imagenet": IMAGENET80, "cifar10": "cifar", "cifar100": "cifar", "gtsrb": "sign"},
     **{"food101": "food", "oxford_pets": "pet", "flowers102": "flower", "dtd": "texture"},
     **{"fgvc_aircraft": "aircraft", "eurosat": "land", "sun397": "photo2", "stl10": "photo2"},
+    **{"stanford_cars": "car", "rendered_sst2": "review"},
 }
 _PLAIN: Final = "photo"
 

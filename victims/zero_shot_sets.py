@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from victims.errors import GridError
-from victims.mat_files import read_mat
+from victims.mat_files import read_mat, read_structures, read_texts
 from victims.picture_files import (
     Found,
     absent,
@@ -33,6 +33,7 @@ from victims.picture_lists import (
     last_fifth,
     listed,
     picture_then_class,
+    sorted_into,
 )
 
 
@@ -62,7 +63,7 @@ class _Set:
     test: Listing
     words: Mapping[str, str] | None = None
     spoken: Callable[[str], str] = _spoken
-    names: Callable[[], tuple[str, ...]] | None = None
+    names: Callable[[Path], tuple[str, ...]] | None = None
 
 
 def read_set(dataset: str, root: Path) -> Found:
@@ -98,7 +99,7 @@ def read_set(dataset: str, root: Path) -> Found:
 
 def _named(about: _Set, kinds: list[str], folder: Path) -> list[str]:
     if about.names is not None:
-        names = about.names()
+        names = about.names(folder)
         if kinds != [str(number) for number in range(1, len(names) + 1)]:
             raise GridError(
                 f"{folder}: {len(kinds)} classes have pictures in both parts, and there are"
@@ -146,7 +147,7 @@ def _flowers(*splits: str) -> Listing:
     return read
 
 
-def _flower_names() -> tuple[str, ...]:
+def _flower_names(folder: Path) -> tuple[str, ...]:
     from torchvision.datasets import Flowers102  # slow to import
 
     try:
@@ -155,6 +156,29 @@ def _flower_names() -> tuple[str, ...]:
         raise GridError(
             "flowers102: this torchvision does not name its classes: update it"
         ) from error
+
+
+def _cars(pictures: str, *tables: str) -> Listing:
+    """Pictures of a part by the first of its tables that is there, with their classes' numbers."""
+
+    def read(folder: Path) -> Iterator[Row]:
+        table = next((folder / name for name in tables if (folder / name).is_file()), None)
+        if table is None:
+            advice = "It says which car each picture shows: put it there."
+            raise absent("stanford_cars", tables[0], folder, advice)
+        for place, row in enumerate(read_structures(table, "annotations"), 1):
+            name, of = row.get("fname"), row.get("class")
+            if not isinstance(name, str) or isinstance(of, str | None) or of.size != 1:
+                raise GridError(f"{table}: annotation {place} names no picture and class")
+            if PurePosixPath(name).name != name:
+                raise GridError(f"{table}: annotation {place}: {name!r} is no file's name")
+            yield f"{pictures}/{name}", str(int(of.item()))
+
+    return read
+
+
+def _car_names(folder: Path) -> tuple[str, ...]:
+    return tuple(read_texts(folder / "devkit" / "cars_meta.mat", "class_names"))
 
 
 # As CLIP's authors call them (Radford et al., 2021; data/prompts.md of their code).
@@ -229,6 +253,23 @@ _SETS: Final[Mapping[str, _Set]] = {
         train=listed("annotations/trainval.txt", row=breed, below="images/", ending=".jpg"),
         test=listed("annotations/test.txt", row=breed, below="images/", ending=".jpg"),
         spoken=_title,
+    ),
+    "rendered_sst2": _Set(
+        homes=("rendered-sst2", ""),
+        needs="test/positive",
+        train=sorted_into("train", "valid"),
+        test=sorted_into("test"),
+    ),
+    "stanford_cars": _Set(
+        homes=("stanford_cars", "stanford-cars", ""),
+        needs="devkit/cars_meta.mat",
+        train=_cars("cars_train", "devkit/cars_train_annos.mat"),
+        test=_cars(
+            "cars_test",
+            "cars_test_annos_withlabels.mat",
+            "devkit/cars_test_annos_withlabels.mat",
+        ),
+        names=_car_names,
     ),
     "sun397": _Set(
         homes=("SUN397", ""),
