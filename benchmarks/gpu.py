@@ -34,6 +34,7 @@ from benchmarks.gpu_steps import PLAIN, Shape, Stand, counts_of, suits
 from benchmarks.objectives import plans
 from grid.step_costs import COUNTS, peak_of
 from victims.activations import activation_bytes
+from victims.compiled import COMPILED_KEEPS
 from victims.models import fresh
 from victims.recipe import Precision
 
@@ -58,6 +59,7 @@ def shapes(given: argparse.Namespace) -> Iterator[Shape]:
                 precision=Precision(given.precision),
                 micro_batch=given.micro_batch,
                 checkpoint_activations=given.checkpoint_activations,
+                compile=given.compile,
             )
 
 
@@ -67,6 +69,7 @@ def cells_of(stand: Stand, title: str, shape: Shape) -> list[Cell]:
         **{"arch": shape.arch, "size": shape.size, "batch": shape.batch, "plan": title},
         **{"precision": str(shape.precision), "micro_batch": shape.micro_batch},
         "checkpoint_activations": shape.checkpoint_activations,
+        "compile": shape.recipe.compile,
     }
     try:
         found = stand.measured(title, shape)
@@ -161,6 +164,7 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--micro-batch", type=int, metavar="N")
     parser.add_argument("--checkpoint-activations", action="store_true")
+    parser.add_argument("--compile", action="store_true", help="image towers of CLIPs, that is")
     parser.add_argument("--scratch", type=Path, help="where pictures lie meanwhile: gigabytes")
     parser.add_argument("--record", type=Path, nargs="?", const=RECORD, help=f"default {RECORD}")
     given = parser.parse_args(arguments)
@@ -171,6 +175,8 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"no plan called {unknown[0]!r}; there are {', '.join(sorted(known))}")
     if unknown := [name for name in given.archs if name not in dict(ARCHS)]:
         parser.error(f"no shape for {unknown[0]!r}; there are {', '.join(dict(ARCHS))}")
+    if given.compile and given.checkpoint_activations:
+        parser.error(f"--compile: {COMPILED_KEEPS}")
     if given.precision is None:
         given.precision = "bf16" if given.device.startswith("cuda") else "fp32"
     return given

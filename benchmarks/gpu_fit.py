@@ -42,7 +42,9 @@ class Measured(Fit):
     def _train_step(self, module: nn.Module, index: int) -> None:
         cuda = self.device.type == "cuda"
         if index == WARM_UP - 1:
-            with FlopCounterMode(display=False) as counter:
+            # Kernels that were compiled are not counted: the layers are, one by one.
+            eager = torch.compiler.set_stance("force_eager")
+            with eager, FlopCounterMode(display=False) as counter:
                 super()._train_step(module, index)
             self.flops = counter.get_total_flops()
             if cuda:

@@ -52,6 +52,7 @@ class Shape:
     precision: Precision = Precision.BF16
     micro_batch: int | None = None
     checkpoint_activations: bool = False
+    compile: bool = False
 
     @property
     def labelled(self) -> bool:
@@ -72,6 +73,7 @@ class Shape:
             lr=1e-6,
             precision=self.precision,
             micro_batch=self.micro_batch,
+            compile=self.compile and not self.labelled,
         )
 
 

@@ -46,6 +46,7 @@ from grid.spec import (
 )
 from victims.architectures import keeps_activations
 from victims.classifiers import CLASSIFIERS, ClassifierSpec
+from victims.compiled import COMPILED_KEEPS
 from victims.errors import UsageError, unknown
 from victims.label_readers import DATASETS
 from victims.labelled_files import labelled_splits
@@ -117,6 +118,10 @@ def grid_of(raw: Raw, source: Source) -> Grid:
         raise at_recipes["reference"].error(
             "the public model is `pretrained`, and nothing is fitted in its place: leave it out"
         )
+    for stage in ("reference", "victim", "repair"):
+        recipe = getattr(recipes, stage)
+        if recipe is not None and recipe.compile and file.execution.checkpoint_activations:
+            raise at_recipes[stage].error(f"compile: {COMPILED_KEEPS}")
     if file.execution.checkpoint_activations and isinstance(spec, ModelSpec):
         why = keeps_activations(spec.arch) if spec.arch not in EMBEDDED else None
         if why is not None:

@@ -206,8 +206,8 @@ def test_a_grid_file_is_told_of_a_network_whose_pictures_are_not_computed_again(
 
 
 def test_no_kernel_is_chosen_by_what_came_before() -> None:
-    """Compiled graphs depend on earlier shapes and cuDNN's trials on the clock: a fit that was
-    resumed could end elsewhere. A mention in a docstring is none in the code."""
+    """Graphs for a range of shapes depend on earlier shapes and cuDNN's trials on the clock: a fit
+    that was resumed could end elsewhere. A mention in a docstring is none in the code."""
     chosen = {"torch.compile", "torch.backends.cudnn.benchmark"}
     found = [
         (name, ast.unparse(node))
@@ -215,7 +215,8 @@ def test_no_kernel_is_chosen_by_what_came_before() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and ast.unparse(node) in chosen
     ]
-    assert found == []
+    # Graphs of one shape, which a recipe asks for: tests/test_compiled.py.
+    assert found == [("victims/compiled.py", "torch.compile")]
     assert len(FILES) > 100
 
 

@@ -91,7 +91,8 @@ class Recipe:
 
     ``micro_batch``: a batch passes through the towers in parts of about so many rows, which bounds
     the memory of its activations; the loss is still one over the whole batch. Batch norms see the
-    parts, which is why it is keyed.
+    parts, which is why it is keyed. ``compile``: the image tower of a CLIP runs as compiled graphs,
+    which round differently.
     """
 
     name: ClassVar[str] = "recipe"
@@ -112,6 +113,7 @@ class Recipe:
     optimizer_state: OptimizerState = OptimizerState.FRESH
     seed: int = 0
     micro_batch: int | None = field(default=None, metadata=LATER)
+    compile: bool = field(default=False, metadata=LATER)
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "micro_batch"):
@@ -169,6 +171,8 @@ class ClassifierRecipe(Recipe):
         Recipe.__post_init__(self)
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must lie in [0, 1), got {self.momentum}")
+        if self.compile:
+            raise ValueError("compile is for the image tower of a CLIP: leave it out")
 
 
 SAVES_APART: Final = 20

@@ -30,6 +30,7 @@ from victims.checkpoints import (
     set_moments,
     write_state,
 )
+from victims.compiled import COMPILED_KEEPS, compiled_tower
 from victims.corpora import Rows, View
 from victims.distributed import barrier, parallel, rank, share_batch_norm, world_size
 from victims.draws import Draws, derive, numpy_rng, torch_rng
@@ -257,6 +258,8 @@ class Fit:
                 " norm would see other rows than on one. Give a multiple of the number of workers"
                 " that divides batch_size."
             )
+        if recipe.compile and runtime.checkpoint_activations:
+            raise GridError(f"compile: {COMPILED_KEEPS}")
         num_rows = objective.rows_per_epoch(len(view))
         self.steps_per_epoch = num_rows // recipe.batch_size
         if self.steps_per_epoch < 1:
@@ -286,9 +289,11 @@ class Fit:
         before = (passes.parts, passes.rows)
         passes.parts, passes.rows = recipe.parts, recipe.micro_batch or recipe.batch_size
         try:
-            with contextlib.ExitStack() as saving:
+            with contextlib.ExitStack() as around:
                 if self.runtime.checkpoint_activations:
-                    saving.enter_context(recomputing_blocks(self.model, self.model.spec.arch))
+                    around.enter_context(recomputing_blocks(self.model, self.model.spec.arch))
+                if recipe.compile:
+                    around.enter_context(compiled_tower(self.model))
                 return self._run()
         finally:
             passes.parts, passes.rows = before
