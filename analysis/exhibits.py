@@ -77,11 +77,12 @@ def fits(tables: Tables) -> pd.DataFrame:
 
 def pictures(tables: Tables) -> list[Stamped]:
     """Pictures before and after each attack's trigger."""
-    found = _frame(tables, "pictures", "attack, label, clean, triggered", "position, image")
+    named = "coalesce(class_name, 'class ' || label) AS said"
+    found = _frame(tables, "pictures", f"attack, {named}, clean, triggered", "position, image")
     return [
-        Stamped(str(attack), _pixels(clean), _pixels(triggered), f"class {label}")
-        for attack, label, clean, triggered in zip(
-            *(found[name] for name in ("attack", "label", "clean", "triggered")), strict=True
+        Stamped(str(attack), _pixels(clean), _pixels(triggered), str(said))
+        for attack, said, clean, triggered in zip(
+            *(found[name] for name in ("attack", "said", "clean", "triggered")), strict=True
         )
     ]
 

@@ -353,6 +353,7 @@ FEATURE = _OF_CELL + _columns("""
 PICTURE = _OF_CELL + _columns("""
     image           int64!    row of the evaluation set
     label           int32!    true class
+    class_name      string    its name
     clean           binary!   PNG
     triggered       binary!   PNG, with the trigger
 """)

@@ -123,6 +123,12 @@ def write_exhibits(folder: Path, cells: Mapping[str, str]) -> Path:
         curve = [{**own, "epoch": e, "name": "clip", "value": 3.0 / e} for e in (1, 2, 3)]
         write_table(folder, "fits", curve)
         if defense == "none":
-            shown = {"image": 0, "label": 1, "clean": png(plain), "triggered": png(stamped)}
+            shown = {
+                "image": 0,
+                "label": 1,
+                "class_name": "cube",
+                "clean": png(plain),
+                "triggered": png(stamped),
+            }
             write_table(folder, "pictures", [{**own, **shown}])
     return folder

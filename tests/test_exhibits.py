@@ -27,6 +27,7 @@ from tests.grids import OPEN_GATE, environment, run_serial, tiny_grid
 from victims.errors import UsageError
 from victims.exhibits import Exhibits, Projection, chosen_rows, png, project, roc
 from victims.measuring import separation
+from victims.world import CLASSES
 
 ATTACKS = [
     {"badnet": {"patch": 6, "cell": 2, "levels": 2, "place": "corner"}},
@@ -76,6 +77,7 @@ def test_of_every_attack_one_victim_is_shown(shown: Path) -> None:
     assert "target" in set(kinds)
     stamped = read_tables(shown, pictures)
     assert [picture.attack for picture in stamped] == ["badnet", "badnet", "sig", "sig"]
+    assert all(picture.words in CLASSES for picture in stamped)
     for picture in stamped:
         assert picture.clean.shape == picture.triggered.shape == (32, 32, 3)
         assert (picture.clean != picture.triggered).any()

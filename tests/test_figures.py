@@ -617,10 +617,10 @@ def test_a_gallery_states_how_much_it_amplifies() -> None:
         want = 12 * (picture.triggered.astype(int) - picture.clean)
         np.testing.assert_array_equal(difference.images[0].get_array(), want)
     assert not axes[2][2].images[0].get_array().any()
-    alike = figures.gallery([shown[0]._replace(words="class 7"), shown[1]])
+    alike = figures.gallery([shown[0]._replace(words="a class of a long name"), shown[1]])
     titles = [axis.get_title() for axis in alike.axes]
     assert titles == ["clean", "triggered", "difference × 12", "", "", ""]
-    assert alike.axes[0].get_xlabel() == "class 7"
+    assert alike.axes[0].get_xlabel() == "a class of a long…"
     bright = shown[0].clean.copy()
     bright[:] = np.where(np.arange(432).reshape(12, 12, 3) % 10, shown[0].clean + 5, bright + 10)
     bright[0, 0, 0] = shown[0].clean[0, 0, 0] + 50

@@ -39,7 +39,7 @@ class Exhibits:
     drawn, clean and triggered, and ``pictures`` of them that are shown."""
 
     name: ClassVar[str] = "exhibits"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     projection: Projection = Projection.PCA
     rows: int = 200
@@ -170,6 +170,7 @@ class BeforeAfter:
 
     image: int
     label: int
+    class_name: str
     clean: bytes
     triggered: bytes
 
@@ -182,5 +183,7 @@ def pictures(corpus: Corpus, trigger: Stamper, target: int, count: int) -> list[
     for row in rows.tolist():
         image_CHW = np.array(corpus.images_NCHW[row])
         stamped_CHW = trigger.stamp(torch.from_numpy(image_CHW)[None])[0].numpy()
-        found.append(BeforeAfter(row, int(labels[row]), png(image_CHW), png(stamped_CHW)))
+        label = int(labels[row])
+        before_after = (png(image_CHW), png(stamped_CHW))
+        found.append(BeforeAfter(row, label, corpus.classes[label], *before_after))
     return found

@@ -64,6 +64,7 @@ def gallery(pictures: Sequence[Stamped]) -> Any:
     return figure
 
 
+LETTERS = 18
 TITLE: dict[str, Any] = {"fontsize": SMALL, "loc": "center", "pad": 2}
 
 
@@ -88,7 +89,10 @@ def _picture_row(axes: Sequence[Any], picture: Stamped, factor: int) -> None:
         for spine in axis.spines.values():
             spine.set_visible(False)
     axes[0].set_ylabel(wrapped(picture.attack, 16), fontsize=SMALL)
-    axes[0].set_xlabel(picture.words, fontsize=SMALL, labelpad=2)
+    words = picture.words
+    if len(words) > LETTERS:  # one line: the next picture is right below
+        words = words[: LETTERS - 1].rstrip() + "…"
+    axes[0].set_xlabel(words, fontsize=SMALL, labelpad=2)
 
 
 VICTIM = "victim"
