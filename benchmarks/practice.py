@@ -22,8 +22,9 @@ from typing import ClassVar
 
 from benchmarks.common import Figure, Figures, child, grid
 from benchmarks.overhead import FINE
-from grid.cluster import Executor, RayExecutor, SerialExecutor
+from grid.cluster.executor import RayExecutor
 from grid.execution import Execution
+from grid.executors import Executor, SerialExecutor
 from grid.gridfile import load_grid
 from grid.plan import CellPlan, Plan, finished, make_plan
 from grid.stages import Bench, Stage

@@ -317,7 +317,7 @@ def _cluster(given: str | None) -> str:
 
 def _offered(grid: Grid, plan: Mapping[str, Any], address: str) -> dict[str, Any]:
     """What a running cluster has for the stages of a plan, and how long it takes at best."""
-    from grid.cluster import offer
+    from grid.cluster.offer import offer
     from grid.room import Room, busiest
 
     work = {kind: e["seconds"] for kind, e in plan["kinds"].items() if e["to_run"]}

@@ -123,7 +123,7 @@ def _answers(run: Run, tally: _Tally, missing: Sequence[Job]) -> Generator[Part]
             yield (job, run.request, run.work)
 
     if run.how.address:
-        from grid.cluster import joined
+        from grid.cluster.joining import joined
         from grid.machines import map_on_cluster
 
         with joined(run.how.address):

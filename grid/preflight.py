@@ -32,7 +32,7 @@ from victims.retrieval_sets import RetrievalSet
 from victims.store import Store
 
 if TYPE_CHECKING:
-    from grid.cluster import Executor
+    from grid.executors import Executor
     from grid.plan import Plan
 
 # What the job's log says when all is well; who submits waits for it.

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from grid import exhibits
 from grid.chains import write_chains
-from grid.cluster import Executor
+from grid.executors import Executor
 from grid.filters import CellFilter, require_match
 from grid.lock import only_driver
 from grid.measure import MeasureStage

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from grid.assumed import assumed_device
-from grid.cluster import Executor, start_executor
 from grid.execution import Execution
+from grid.executors import Executor, start_executor
 from grid.journal import Journal
 from grid.logbook import Logbook
 from grid.plan import History, parents

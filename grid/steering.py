@@ -19,7 +19,7 @@ from victims.places import is_uri
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from grid.cluster import Executor
+    from grid.executors import Executor
     from grid.run import Driver
     from victims.keys import Key
 

@@ -16,7 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from grid.cluster import RayExecutor, _attach
+from grid.cluster.executor import RayExecutor
+from grid.cluster.joining import attach
 from grid.execution import Execution
 from grid.stages import Stage
 from grid.work import Outcome
@@ -53,12 +54,13 @@ def joined(cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """
     monkeypatch.setenv("RAY_ADDRESS", cluster)
 
-    def attach(ray: Any, options: dict[str, Any]) -> None:
+    def attach_once(ray: Any, options: dict[str, Any]) -> None:
         if not ray.is_initialized():
-            _attach(ray, options)
+            attach(ray, options)
 
     monkeypatch.setattr("ray.shutdown", lambda: None)
-    monkeypatch.setattr("grid.cluster._attach", attach)
+    for joiner in ("executor", "joining", "offer"):
+        monkeypatch.setattr(f"grid.cluster.{joiner}.attach", attach_once)
 
 
 @pytest.fixture

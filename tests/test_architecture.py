@@ -34,7 +34,9 @@ ALSO = {
 # Stages on a cluster; the machines of the cluster that was joined; and the Jobs API, which is
 # reached from outside by a client that must neither start nor join a cluster.
 MAY_IMPORT_RAY = {
-    *("grid/cluster.py", "grid/machines.py", "grid/jobs.py", "grid/tuning/search.py"),
+    *("grid/cluster/joining.py", "grid/cluster/notes.py", "grid/cluster/warm.py"),
+    *("grid/cluster/group.py", "grid/cluster/guard.py"),
+    *("grid/machines.py", "grid/jobs.py", "grid/tuning/search.py"),
 }
 # Answered at once, so nothing heavy may be imported before there is work to do.
 LIGHT = (

@@ -273,7 +273,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     import ray as untyped
 
-    from grid.cluster import RayExecutor
+    from grid.cluster.executor import RayExecutor
 
     ray: Any = untyped
 

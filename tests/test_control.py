@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from grid.cluster import SerialExecutor
 from grid.control import Control, Request, Verb
 from grid.execution import Execution
+from grid.executors import SerialExecutor
 from grid.plan import make_plan
 from grid.quick import outcomes_in
 from grid.run import Driver

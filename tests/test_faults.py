@@ -13,7 +13,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from grid.cluster import _in_worker_group, _leave_a_lost_device
+from grid.cluster.group import in_worker_group
+from grid.cluster.warm import _leave_a_lost_device
 from grid.execution import Resources
 from grid.gridfile import load_grid
 from grid.logbook import DIED
@@ -107,14 +108,14 @@ def test_a_group_that_waits_for_its_turn_uses_up_no_attempt(
     monkeypatch.setattr(ray.train.torch, "TorchTrainer", _NoRoom)
     wants = Resources(workers=2)
     stage = Note("a", str(tmp_path))
-    ended = _in_worker_group("test/0", stage, str(tmp_path), Runtime(), "", wants)
+    ended = in_worker_group("test/0", stage, str(tmp_path), Runtime(), "", wants)
     assert (ended.key, ended.ended) == (stage.key, Ended.BUSY)
 
 
 def test_a_process_that_lost_its_gpu_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a warm process every later stage would meet the error of the first."""
     left: list[int] = []
-    monkeypatch.setattr("grid.cluster.os._exit", left.append)
+    monkeypatch.setattr("grid.cluster.warm.os._exit", left.append)
     monkeypatch.setattr("torch.cuda.synchronize", lambda device: None)
     _leave_a_lost_device("cuda:0")
     assert left == []

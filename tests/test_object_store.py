@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from grid.cache import pin_key
-from grid.cluster import Executor, start_executor
 from grid.collect import DAY, collect
 from grid.execution import Execution
+from grid.executors import Executor, start_executor
 from grid.run import run_grid
 from grid.work import Ended, execute, is_machines
 from tests.buckets import BUCKET, Asked, Bucket, serve_bucket

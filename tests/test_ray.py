@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from grid.cluster import _judged, _rank, _RankEnded, start_executor
+from grid.cluster.group import _judged, _rank, _RankEnded
 from grid.execution import Execution, Resources
+from grid.executors import start_executor
 from grid.filters import parse_filter
 from grid.machines import autoscales, machines
 from grid.plan import make_plan, parents
@@ -72,7 +73,7 @@ def test_stages_run_on_nodes_that_hold_them_in_warm_workers(start: Start, tmp_pa
 def test_waiting_for_stages_of_our_own_is_no_reason_to_give_up(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("grid.cluster.START_SECONDS", 0.0)
+    monkeypatch.setattr("grid.cluster.waiting.START_SECONDS", 0.0)
     executor = start(resources={"gate": Resources(gpus=2)})
     first = Note("first", str(tmp_path), seconds=4, kind="gate")
     second = Note("second", str(tmp_path), kind="gate")
@@ -110,7 +111,7 @@ def test_a_stage_past_its_limit_is_stopped_and_a_waiting_one_is_not(
 def test_a_stage_that_has_a_place_and_does_not_begin_is_tried_again(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("grid.cluster.BEGIN_SECONDS", 5.0)
+    monkeypatch.setattr("grid.cluster.calls.BEGIN_SECONDS", 5.0)
     executor = start()
     executor.submit(Note("stuck", str(tmp_path), seconds=60))
     (call_,) = executor._pending.values()

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from grid.cluster import Executor
+from grid.executors import Executor
 from grid.interrupts import Interrupt, heeded
 from grid.lock import only_driver
 from grid.places import BEGAN_FILE, CAMPAIGN_FILE

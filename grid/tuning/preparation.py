@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from grid.cluster import Executor
+from grid.executors import Executor
 from grid.plan import longest_chain
 from grid.progress import Progress
 from grid.scheduler import Scheduler

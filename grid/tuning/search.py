@@ -22,7 +22,7 @@ from ray.tune.schedulers import (
 from ray.tune.search import BasicVariantGenerator, Searcher
 
 from defenses.base import Between, OneOf
-from grid.cluster import assigned_device
+from grid.cluster.warm import assigned_device
 from grid.execution import Resources
 from grid.interrupts import Interrupt
 from grid.tuning.file import is_whole, values_of
