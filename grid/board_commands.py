@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from grid.new_files import file_for, writing
+from grid.options import say
 from victims.errors import UsageError
 
 ResultsOpt = Annotated[
@@ -17,10 +18,6 @@ ResultsOpt = Annotated[
 ]
 FormOpt = Annotated[str, typer.Option("--format", help="table, md, csv, json, tex or html.")]
 EvalSetOpt = Annotated[str, typer.Option("--set", help="report, shifted, or a further set.")]
-
-
-def say(line: str) -> None:
-    typer.echo(line, err=True)
 
 
 def results_folder(named: str) -> Path:

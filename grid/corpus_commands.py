@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from grid.options import JsonOpt, say
 from victims.errors import GridError, UsageError
 
 if TYPE_CHECKING:
     from victims.ingest.items import Form
 
-JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 FolderArg = Annotated[Path, typer.Argument(help="A folder that `grid ingest` wrote.")]
 
 
@@ -31,10 +31,6 @@ class SourceForm(StrEnum):
 class Captions(StrEnum):
     ALL = "all"
     FIRST = "first"
-
-
-def say(line: str) -> None:
-    typer.echo(line, err=True)
 
 
 def ingest(

@@ -8,18 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from grid.options import GridArg, OnlyOpt, StoreOpt, say
 from grid.places import home
 
 if TYPE_CHECKING:
     from grid.jobs import Jobs
 
-GridArg = Annotated[str, typer.Argument(help="A preset's name or a YAML file.")]
-StoreOpt = Annotated[
-    str | None, typer.Option("--store", help="Artefact store, a path or URI; default runs/store.")
-]
-OnlyOpt = Annotated[
-    str | None, typer.Option("--only", help="Cells to take, e.g. 'defense=none rate<0.02'.")
-]
 AddressOpt = Annotated[
     str | None,
     typer.Option("--address", help="The head's dashboard; default http://127.0.0.1:8265."),
@@ -31,10 +25,6 @@ JobArg = Annotated[
     str, typer.Argument(help="A handle file, its folder, or the grid's name or file.")
 ]
 INTERRUPTED = 130
-
-
-def say(line: str) -> None:
-    typer.echo(line, err=True)
 
 
 def submit(

@@ -1,50 +1,34 @@
-"""Commands for who looks after runs and their store: thin, each imports what it needs."""
+"""Commands for who looks after runs and their results: thin, each imports what it needs."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from grid.places import GRID_FILE, folders_with_needs, home, meant, places, run_folder
-from victims.errors import UsageError
+from grid.board_commands import results_folder
+from grid.options import JsonOpt, OutOpt, StoreOpt, print_found, say
+from grid.places import GRID_FILE, meant, run_folder
 
 if TYPE_CHECKING:
     from grid.control import Control, Request
+
 
 RunArg = Annotated[
     str | None,
     typer.Argument(help="A grid's name, its file, or a results directory; default: the newest."),
 ]
 OneRun = Annotated[str, typer.Argument(help="A grid's name, its file, or a results directory.")]
-OutOpt = Annotated[Path | None, typer.Option("--out", help="Results directory; default runs/NAME.")]
-OutsOpt = Annotated[
-    list[Path] | None,
-    typer.Option("--out", help="Further results directories that use the store; repeatable."),
-]
-StoreOpt = Annotated[
-    str | None, typer.Option("--store", help="Artefact store, a path or URI; default runs/store.")
-]
 OnlyCells = Annotated[
     str, typer.Option("--only", help="The cells, e.g. 'defense=none rate<0.01'.", show_default="")
 ]
-JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 WaitOpt = Annotated[
     float, typer.Option("--wait", help="Seconds to wait for the run to say what it did.")
 ]
-
-
-def say(line: str) -> None:
-    typer.echo(line, err=True)
-
-
-def _print(found: Any, as_json: bool, words: Callable[[Any], str]) -> None:
-    typer.echo(json.dumps(found, indent=1, sort_keys=True) if as_json else words(found))
 
 
 def status(
@@ -74,13 +58,13 @@ def status(
 
     found = look()
     if not watch:
-        _print(found, as_json, words)
+        print_found(found, as_json, words)
     elif as_json or not sys.stdout.isatty():
-        _print(found, as_json, words)
+        print_found(found, as_json, words)
         while _goes_on(found):
             time.sleep(every)
             found = look()
-            _print(found, as_json, words)
+            print_found(found, as_json, words)
     else:
         from rich.live import Live
         from rich.text import Text
@@ -183,116 +167,32 @@ def verify(
     level(start)
     _, where, uri = meant(grid, out, store)
     found = verify_cell(grid, row, where, uri, start=start, tolerance=tolerance, say=say)
-    _print(found, as_json, verification_words)
+    print_found(found, as_json, verification_words)
     if not found["equal"]:
         raise typer.Exit(4)
 
 
-cache = typer.Typer(
-    name="cache",
-    help="Look after the store of artefacts.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
-
-
-def _folders(outs: list[Path] | None) -> list[Path]:
-    """The results directories that are known: those at home and those given."""
-    found = [*folders_with_needs(home()), *(outs or [])]
-    return list(dict.fromkeys(path.resolve() for path in found))
-
-
-def _store(uri: str | None) -> Any:
-    from victims.store import Store
-
-    where = places("", None, uri)[1]
-    if "://" not in where and not (Path(where) / "store.json").is_file():
-        raise UsageError(f"--store {where}: no store is there; --store names another")
-    return Store(where)
-
-
-@cache.command("ls")
-def list_store(store: StoreOpt = None, as_json: JsonOpt = False) -> None:
-    """What the store holds, by kind: number, bytes, newest use."""
-    from grid.cache import contents, contents_words
-
-    _print(contents(_store(store)), as_json, contents_words)
-
-
-@cache.command()
-def why(
-    key: Annotated[str, typer.Argument(help="An artefact's key, or its beginning.")],
-    out: OutsOpt = None,
-    store: StoreOpt = None,
+def compact(
+    directory: Annotated[str, typer.Argument(help="A results directory, or a grid's name.")] = (
+        "demo"
+    ),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen.")] = False,
     as_json: JsonOpt = False,
 ) -> None:
-    """Which cells of which runs need an artefact, and whether it is pinned."""
-    from grid.cache import reasons, reasons_words
+    """Put the many small files of a results directory into few, also beside a run."""
+    from dataclasses import asdict
 
-    _print(reasons(_store(store), key, _folders(out)), as_json, reasons_words)
+    from grid.compact import compact as put_together
+    from grid.compact import words
 
-
-KeyOrNothing = Annotated[str | None, typer.Argument(help="An artefact's key.")]
-PinGrid = Annotated[str | None, typer.Option("--grid", help="All that this run's cells rest on.")]
-
-
-@cache.command()
-def pin(
-    key: KeyOrNothing = None, grid: PinGrid = None, out: OutOpt = None, store: StoreOpt = None
-) -> None:
-    """Keep an artefact, or all that a run rests on, from ever being collected."""
-    from grid.cache import pin_key, pin_run
-
-    _one_of(key, grid)
-    if key is not None:
-        typer.echo(pin_key(_store(store), key))
+    found = put_together(results_folder(directory), dry_run=dry_run)
+    if as_json:
+        typer.echo(json.dumps([asdict(one) for one in found], indent=1))
     else:
-        typer.echo(pin_run(_store(store), run_folder(grid, out)))
-
-
-@cache.command()
-def unpin(
-    key: KeyOrNothing = None,
-    grid: Annotated[str | None, typer.Option("--grid", help="The name of a pinned run.")] = None,
-    store: StoreOpt = None,
-) -> None:
-    """Take back a pin."""
-    from grid.cache import unpin as take_back
-
-    _one_of(key, grid)
-    typer.echo(take_back(_store(store), key, grid))
-
-
-def _one_of(key: str | None, grid: str | None) -> None:
-    if (key is None) == (grid is None):
-        raise UsageError("give a KEY, or --grid GRID for all that a run rests on; one of the two")
-
-
-@cache.command()
-def gc(
-    delete: Annotated[bool, typer.Option("--delete", help="Do it; else it is only told.")] = False,
-    older_than: Annotated[
-        float | None, typer.Option("--older-than", help="Only what was not used for so many days.")
-    ] = None,
-    max_bytes: Annotated[
-        int | None,
-        typer.Option("--max-bytes", help="Only as much, least recently used first, as it takes."),
-    ] = None,
-    out: OutsOpt = None,
-    store: StoreOpt = None,
-    as_json: JsonOpt = False,
-) -> None:
-    """Collect what no known run needs and nobody pinned. Tells what it would do; --delete acts."""
-    from grid.collect import collect, collection_words
-
-    found = collect(
-        _store(store), _folders(out), delete=delete, older_than=older_than, max_bytes=max_bytes
-    )
-    _print(found, as_json, collection_words)
+        typer.echo("\n".join(words(found, dry_run)))
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
     for command in (status, pause, resume, cancel, requeue, verify):
         app.command()(command)
-    app.add_typer(cache, name="cache")
