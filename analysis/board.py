@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from analysis.reader import GridInfo, Tables, read_tables
 from analysis.stats import defense_effectiveness, normalised_asr, seeds_label
-from grid.schema import Status, is_complete, no_such
+from grid.schema.errors import no_such
+from grid.schema.status import Status, is_complete
 
 NEEDS = ("clean_data", "suspect_data", "victim", "reference", "start", "truth")
 DERIVED = ("nasr_top1", "der")

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from analysis.campaigns import SEES_WORDS, CampaignBoard, SearchResult, Trial
 from analysis.render import UNKNOWN, percent
-from grid.schema import no_such
+from grid.schema.errors import no_such
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 from analysis.reader import Tables, read_tables
 from analysis.stats import Point, hypervolume, pareto_front
-from grid.schema import SCHEMA_VERSION, ResultsError, SchemaError
+from grid.schema.columns import SCHEMA_VERSION
+from grid.schema.errors import ResultsError, SchemaError
 
 REFERENCE_LOSS = 0.05
 """Clean accuracy below the undefended victim's at which a hypervolume begins."""

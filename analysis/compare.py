@@ -28,7 +28,7 @@ from analysis.inference import (
 )
 from analysis.matrix import Matrix, Stratum, kinds_of, load_matrix
 from analysis.reader import Tables, read_tables
-from grid.schema import AskedError, ResultsError
+from grid.schema.errors import AskedError, ResultsError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from analysis.reader import Tables, read_tables
 from analysis.standing import BY_WORST, Standings
 from analysis.standing_render import needs_words
 from analysis.theme import Drawn, draw_all, house_style, subtitle
-from grid.schema import Status
+from grid.schema.status import Status
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,17 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from grid.schema import (
-    KEYS,
-    KIND_KEY,
-    REPLACES_KEY,
-    SCHEMA_VERSION,
-    SCHEMAS,
-    VERSION_KEY,
-    Column,
-    ResultsError,
-    SchemaError,
-)
+from grid.schema.arrow import KEYS, KIND_KEY, REPLACES_KEY, VERSION_KEY
+from grid.schema.columns import SCHEMA_VERSION, SCHEMAS, Column
+from grid.schema.errors import ResultsError, SchemaError
 
 Query = Callable[..., list[tuple[Any, ...]]]
 """Runs SQL of ours, with values for its question marks."""

@@ -19,7 +19,7 @@ from analysis.spread import load_spread
 from analysis.standing import Standings, standings
 from analysis.standing_render import standing_table
 from analysis.text import FORMS, fitted, formed
-from grid.schema import AskedError, ResultsError, no_such
+from grid.schema.errors import AskedError, ResultsError, no_such
 
 SPARE = ("Pointwise %", "Front", "Cost", "Given", "Beats finetune", "Rank")
 """Columns of the tiers that a narrow terminal goes without, those first."""

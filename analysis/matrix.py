@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from analysis.inference import Floats
 from analysis.reader import Tables
-from grid.schema import Status, no_such
+from grid.schema.errors import no_such
+from grid.schema.status import Status
 
 UNDEFENDED = "none"
 # Of so much of the matrix a defense must have numbers to be given a rank.

@@ -24,7 +24,7 @@ from analysis.reader import read_tables
 from analysis.standing_render import standing_table
 from analysis.text import formed
 from analysis.theme import PNG_DPI, NothingToDraw, house_style
-from grid.schema import results_directory
+from grid.schema.directory import results_directory
 from victims.errors import unknown
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from importlib import resources
 from typing import Any
 
-from grid.schema import SchemaError
+from grid.schema.errors import SchemaError
 
 RELATIONS = ("=", "<", "<=", ">", ">=")
 VARIANTS = {

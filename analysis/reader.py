@@ -28,15 +28,8 @@ from analysis.files import (
 from analysis.permitted import Permitted
 from analysis.stats import t_quantile
 from analysis.text import printable
-from grid.schema import (
-    CELL,
-    SCHEMA_VERSION,
-    SCHEMAS,
-    AskedError,
-    Column,
-    ResultsError,
-    SchemaError,
-)
+from grid.schema.columns import CELL, SCHEMA_VERSION, SCHEMAS, Column
+from grid.schema.errors import AskedError, ResultsError, SchemaError
 
 if TYPE_CHECKING:
     import duckdb

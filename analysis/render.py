@@ -15,8 +15,9 @@ from analysis.board import Board, BoardRow
 from analysis.published import WORDS, Published
 from analysis.published import lines as printed
 from analysis.text import UNPRINTABLE, Grid, printable
-from grid.schema import STATUS_WORDS, AskedError, Status, no_such
-from grid.schema import completeness_words as words_of
+from grid.schema.errors import AskedError, no_such
+from grid.schema.status import STATUS_WORDS, Status
+from grid.schema.status import completeness_words as words_of
 
 NEED_WORDS = {"clean_data": "clean", "suspect_data": "suspect", "reference": "ref"}
 UNKNOWN = "–"

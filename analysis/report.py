@@ -41,7 +41,9 @@ from analysis.standing import BUDGET
 from analysis.standing_render import standing_table
 from analysis.theme import COLUMN_INCHES, NothingToDraw, house_style, save_svg
 from analysis.words import amount
-from grid.schema import STATUS_WORDS, ResultsError, Status, write_whole
+from grid.schema.errors import ResultsError
+from grid.schema.status import STATUS_WORDS, Status
+from grid.schema.whole import write_whole
 
 MOST_COMPARED = 30
 WORDY = (

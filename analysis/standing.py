@@ -31,7 +31,7 @@ from analysis.matrix import FULL, UNDEFENDED, Matrix
 from analysis.resample import DRAWS, Bootstrap, Span
 from analysis.spread import Spread
 from analysis.stats import wilson
-from grid.schema import AskedError
+from grid.schema.errors import AskedError
 
 BUDGET = "finetune"
 """The control of equal data and budget that every repair must beat."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from grid.schema import no_such
+from grid.schema.errors import no_such
 
 # What no document may hold (controls, halves of surrogate pairs, what is no character; a terminal
 # obeys some), and what would show a name as another: marks that turn the direction of letters.

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from grid.schema import ResultsError
+from grid.schema.errors import ResultsError
 
 COLUMN_INCHES = 3.5
 PAGE_INCHES = 7.0

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import Figure, Figures, Seconds, child, grid, timed
-from grid.schema import CELL, write_columns, write_grid
+from grid.schema.columns import CELL
+from grid.schema.writing import write_columns, write_grid
 
 SETS = ("report", "shifted")
 RANKS = (1, 3, 5, 10)

@@ -18,7 +18,8 @@ from typing import Any
 from benchmarks.board import METRICS, SETS, made_cells, write_results
 from benchmarks.common import Figure, Figures, child, grid, timed
 from benchmarks.scale import COMMAND
-from grid.schema import KINDS, write_table
+from grid.schema.columns import KINDS
+from grid.schema.writing import write_table
 
 IMAGES = 64
 CELLS_PER_FLUSH = 4

@@ -22,7 +22,7 @@ EvalSetOpt = Annotated[str, typer.Option("--set", help="report, shifted, or a fu
 
 def results_folder(named: str) -> Path:
     """A results directory by its path, or by the name of what ran."""
-    from grid.schema import results_directory
+    from grid.schema.directory import results_directory
 
     return results_directory(named)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from grid.chains import Chains, ListedCell, read_chains
 from grid.quick import outcomes_in
-from grid.schema import Status
+from grid.schema.status import Status
 from grid.status_words import duration
 from victims.errors import UsageError, counted, near
 from victims.keys import PATTERN

@@ -16,7 +16,7 @@ def check(
 ) -> None:
     """Is the grid complete? Exit 3 and a list of what is missing, failed or unreadable, and why."""
     from grid.quick import completeness, exit_code
-    from grid.schema import completeness_words
+    from grid.schema.status import completeness_words
 
     source, where, uri = meant(grid, out, store)
     found = {**completeness(source, where, uri), "results": str(where)}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grid.schema import write_whole
+from grid.schema.whole import write_whole
 from victims.errors import GridError
 from victims.places import is_uri
 

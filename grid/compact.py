@@ -23,18 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from grid.schema import (
-    KIND_KEY,
-    KINDS,
-    REPLACES_KEY,
-    SCHEMA_VERSION,
-    VERSION_KEY,
-    ResultsError,
-    arrow_schema,
-    fresh_path,
-    mistyped,
-    renamed_when_done,
-)
+from grid.schema.arrow import KIND_KEY, REPLACES_KEY, VERSION_KEY, arrow_schema, mistyped
+from grid.schema.columns import KINDS, SCHEMA_VERSION
+from grid.schema.errors import ResultsError
+from grid.schema.whole import fresh_path, renamed_when_done
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from grid.schema import write_whole
+from grid.schema.whole import write_whole
 from victims.errors import GridError, UsageError
 
 FOLDER = "control"

@@ -18,7 +18,7 @@ from grid.gridfile import load_grid
 from grid.plan import CellPlan, History, Plan, chain, describe_cell, finished, make_plan
 from grid.quick import files_in
 from grid.results import judge, planned_cells
-from grid.schema import Status
+from grid.schema.status import Status
 from grid.spec import Cell, Grid
 from grid.stages import Stage
 from victims.errors import UsageError, counted, near

@@ -16,7 +16,7 @@ from typing import Any
 from grid.chains import ListedCell
 from grid.explain import newest_rows
 from grid.model_card import card_of, readme
-from grid.schema import MEASURED, NO_VICTIM
+from grid.schema.status import MEASURED, NO_VICTIM
 from grid.sought import sought
 from victims.classifiers import ClassifierSpec
 from victims.errors import GridError, UsageError

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from attacks.base import STAMPING, Role, poison
 from grid.plan import Builder, parents
-from grid.schema import write_whole
+from grid.schema.whole import write_whole
 from grid.spec import Cell, Grid
 from grid.stages import Stage, TriggerStage, load_trigger
 from grid.work import Ended, execute

@@ -29,7 +29,7 @@ class Handle:
 
     def write(self, folder: Path) -> Path:
         """Replace the folder's handle."""
-        from grid.schema import write_whole
+        from grid.schema.whole import write_whole
 
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / FILE

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grid.room import Room, busiest
-from grid.schema import write_whole
+from grid.schema.whole import write_whole
 
 if TYPE_CHECKING:
     from grid.logbook import Logbook

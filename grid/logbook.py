@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from grid.quick import UNWRITTEN, files_in
-from grid.schema import KINDS, write_table, write_whole
+from grid.schema.columns import KINDS
+from grid.schema.whole import write_whole
+from grid.schema.writing import write_table
 from grid.work import Ended
 from victims.keys import Key
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from grid.registry import SOURCE_FILE, TEXT_FILE, Source, grid_source, presets
-from grid.schema import home as home
+from grid.schema.directory import home as home
 from victims.errors import UsageError, near
 
 GRID_FILE, CAMPAIGN_FILE, BEGAN_FILE = "grid.json", "campaign.yaml", "began.txt"

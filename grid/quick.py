@@ -19,17 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from grid.nodes import Raw, parse
 from grid.registry import Source, code_digest
-from grid.schema import (
-    KIND_KEY,
-    KINDS,
-    NO_VICTIM,
-    SCHEMA_VERSION,
-    VERSION_KEY,
-    WITHOUT_OUTCOME,
-    Status,
-    is_complete,
-    mistyped,
-)
+from grid.schema.arrow import KIND_KEY, VERSION_KEY, mistyped
+from grid.schema.columns import KINDS, SCHEMA_VERSION
+from grid.schema.status import NO_VICTIM, WITHOUT_OUTCOME, Status, is_complete
 from victims.errors import UsageError
 from victims.places import shown
 

@@ -15,7 +15,7 @@ from typing import Any
 from attacks.base import Aim
 from grid.measure import MeasureStage
 from grid.plan import CellPlan, GateCheck, Plan, describe_cell
-from grid.schema import Status
+from grid.schema.status import Status
 from grid.spec import Cell, DefenseEntry, Gate, Planted
 from grid.stages import ModelStage, PoisonStage
 from victims.keys import canonical, content_key

@@ -37,7 +37,9 @@ from grid.registry import SOURCE_FILE, TEXT_FILE
 from grid.results import RowMaker, Verdict, judge, planned_cells
 from grid.room import busiest
 from grid.scheduler import MAX_ATTEMPTS, Scheduler, clear_errors
-from grid.schema import Status, write_columns, write_grid, write_whole
+from grid.schema.status import Status
+from grid.schema.whole import write_whole
+from grid.schema.writing import write_columns, write_grid
 from grid.spec import Grid
 from grid.stages import Stage
 from grid.start_gate import StartVerdict, judge_start

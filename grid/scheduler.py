@@ -23,7 +23,7 @@ from grid.logbook import Logbook
 from grid.plan import History, parents
 from grid.progress import Progress
 from grid.results import commit, versions
-from grid.schema import write_rows, write_table
+from grid.schema.writing import write_rows, write_table
 from grid.stages import PoisonStage, Stage
 from grid.work import Ended, Outcome
 from victims.errors import GridError, counted

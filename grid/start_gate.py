@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 
 from grid.measure import PROMPT, num_prompts
-from grid.schema import NO_VICTIM
+from grid.schema.status import NO_VICTIM
 from grid.stages import Bench, CorpusStage, GuideStage, thousands
 from victims.corpora import Reader, open_corpus
 from victims.heads import kept_head

@@ -19,7 +19,7 @@ from grid.control import Control
 from grid.journal import read_progress
 from grid.lock import is_held
 from grid.quick import SETTLED, files_in, outcomes_in
-from grid.schema import Status
+from grid.schema.status import Status
 
 SHOWN_CELLS = 3
 

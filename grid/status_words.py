@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from grid.schema import STATUS_WORDS
+from grid.schema.status import STATUS_WORDS
 from victims.errors import counted
 
 

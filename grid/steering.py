@@ -12,7 +12,7 @@ from grid.control import Control, Request, Verb
 from grid.filters import parse_filter
 from grid.plan import CellPlan, chain
 from grid.quick import SETTLED
-from grid.schema import Status
+from grid.schema.status import Status
 from victims.errors import GridError
 from victims.places import is_uri
 

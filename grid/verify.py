@@ -21,7 +21,7 @@ from grid.explain import find_cell, newest_rows, records_of
 from grid.gridfile import load_grid
 from grid.plan import CellPlan, Plan, make_plan
 from grid.results import RowMaker, versions
-from grid.schema import MEASURED
+from grid.schema.status import MEASURED
 from grid.stages import PoisonStage, Stage
 from grid.work import Ended, choose_device, execute
 from victims.errors import GridError, UsageError, unknown

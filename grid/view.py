@@ -22,7 +22,7 @@ from analysis.reader import Tables, read_tables
 from analysis.report import report
 from grid.campaign_status import campaign_status, campaign_status_words
 from grid.places import CAMPAIGN_FILE, GRID_FILE
-from grid.schema import STATUS_WORDS, Status
+from grid.schema.status import STATUS_WORDS, Status
 from grid.status import status_of
 from grid.status_words import status_words
 from victims.errors import GridError

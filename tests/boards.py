@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from grid.schema import write_grid, write_rows, write_table
+from grid.schema.writing import write_grid, write_rows, write_table
 from tests.rows import EPOCH, cell_columns, cell_rows
 
 N = 1000

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from grid.schema import CELL, Status
+from grid.schema.columns import CELL
+from grid.schema.status import Status
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 MEASURED = (Status.OK, Status.INERT, Status.INVALID_VICTIM)

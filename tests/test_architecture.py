@@ -13,7 +13,7 @@ import pytest
 
 from attacks import ATTACKS
 from defenses import DEFENSES
-from grid.schema import write_grid, write_rows
+from grid.schema.writing import write_grid, write_rows
 from tests.rows import cell_columns, cell_rows
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +40,7 @@ MAY_IMPORT_RAY = {
 }
 # Answered at once, so nothing heavy may be imported before there is work to do.
 LIGHT = (
-    *("grid/cli.py", "grid/quick.py", "grid/schema.py", "grid/registry.py", "grid/places.py"),
+    *("grid/cli.py", "grid/quick.py", "grid/registry.py", "grid/places.py"),
     *("grid/operations.py", "grid/control.py", "grid/chains.py", "grid/journal.py"),
     *("grid/board_commands.py", "grid/campaign_status.py", "grid/execution.py", "grid/room.py"),
     *("grid/import_commands.py", "grid/model_commands.py", "grid/run_commands.py"),
@@ -107,7 +107,9 @@ def test_ray_stays_where_it_belongs() -> None:
     assert users, "the search for imports finds nothing"
 
 
-@pytest.mark.parametrize("name", [n for n in FILES if n.startswith("analysis/") or n in LIGHT])
+@pytest.mark.parametrize(
+    "name", [n for n in FILES if n.startswith(("analysis/", "grid/schema/")) or n in LIGHT]
+)
 def test_nothing_heavy_where_answers_are_quick(name: str) -> None:
     whole = name.startswith("analysis/")
     tree = FILES[name] if whole else module_level(FILES[name])
@@ -195,7 +197,8 @@ LOADED = "print('HEAVY', sorted({'torch', 'ray'} & set(sys.modules)))"
 
 
 def test_importing_the_light_modules_imports_nothing_heavy() -> None:
-    modules = "grid.cli, grid.quick, grid.schema, grid.registry, analysis.board, analysis.render"
+    modules = "grid.cli, grid.quick, grid.schema.writing, grid.registry, analysis.board"
+    modules += ", analysis.render"
     assert run(f"import sys, {modules}, attacks, defenses, victims\n{LOADED}") == "HEAVY []\n"
 
 

@@ -17,7 +17,8 @@ from analysis.leaderboard import Asked, load, text
 from analysis.query import run_sql
 from analysis.report import write_report
 from grid.quick import outcomes_in, unreadable_in
-from grid.schema import ResultsError, merge_row_files, write_rows
+from grid.schema.errors import ResultsError
+from grid.schema.writing import merge_row_files, write_rows
 from grid.view import Viewed
 from tests.boards import steady, write_board
 from tests.rows import cell_rows

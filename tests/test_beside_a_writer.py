@@ -20,9 +20,9 @@ from analysis import Results
 from analysis.leaderboard import Asked, load
 from analysis.query import run_sql
 from analysis.report import write_report
-from grid import schema
 from grid.compact import compact
-from grid.schema import write_grid, write_rows
+from grid.schema import writing
+from grid.schema.writing import write_grid, write_rows
 from grid.view import serve
 from tests.boards import write_pictures
 from tests.rows import cell_columns, cell_rows
@@ -47,7 +47,7 @@ def write_one(results: Path, cell: dict[str, Any]) -> None:
 
 def keep_writing(results: Path, stop: Event, told: Any) -> None:
     """Cells one by one, their files merged every 24, and all put into few now and then."""
-    schema.MAX_ROW_FILES = 24
+    writing.MAX_ROW_FILES = 24
     done = 9
     for cell in cells()[9:]:
         if stop.is_set():

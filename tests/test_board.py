@@ -21,8 +21,10 @@ from analysis.board import Board, BoardRow, load_board, unfinished
 from analysis.reader import Tables
 from analysis.render import render
 from analysis.stats import defense_effectiveness, normalised_asr, over_seeds
-from grid import schema
-from grid.schema import ResultsError, SchemaError, Status, write_grid, write_rows, write_table
+from grid.schema.columns import CELL, KINDS, ROW
+from grid.schema.errors import ResultsError, SchemaError
+from grid.schema.status import Status
+from grid.schema.writing import merge_row_files, write_columns, write_grid, write_rows, write_table
 from tests.rows import cell_columns, cell_rows, exhibit_rows, trial_row
 
 
@@ -30,7 +32,7 @@ def board_of(results: Path, *cells: list[dict[str, Any]], planned: int | None = 
     """Write cells, each in its own file, plan exactly these, and load the board."""
     for rows in cells:
         write_rows(results, rows)
-    names = [column.name for column in schema.CELL]
+    names = [column.name for column in CELL]
     plan = [{name: rows[0][name] for name in names} for rows in cells]
     write_grid(results, "demo", "0123456789abcdef", plan[:planned])
     return load_board(results)
@@ -147,13 +149,13 @@ def test_every_kind_is_written_with_its_schema_version(tmp_path: Path) -> None:
     shared = {"cell": "c", "eval_set": "report", "label": 3, "clean_prediction": 3}
     ranks = {"clean_true_rank": 0, "triggered_target_rank": 0, "clean_target_rank": 7}
     columns = {**shared, **ranks, "image": range(100), "triggered_prediction": [4] * 100}
-    schema.write_columns(tmp_path, "samples", columns, 100)
+    write_columns(tmp_path, "samples", columns, 100)
     write_table(tmp_path, "trials", [trial_row()])
     for kind, exhibits in exhibit_rows("c").items():
         write_table(tmp_path, kind, exhibits)
     write_rows(tmp_path, cell_rows())
     results = Tables(tmp_path)
-    for kind, columns_of_kind in schema.KINDS.items():
+    for kind, columns_of_kind in KINDS.items():
         answer = results.query(f"FROM {kind}")
         assert answer.columns == [column.name for column in columns_of_kind]
         assert answer.rows
@@ -240,7 +242,7 @@ def test_every_outcome_has_its_line(tmp_path: Path) -> None:
         "demo",
         "0123456789abcdef",
         [
-            *({c.name: rows[c.name] for c in schema.CELL} for rows in _cells_on_disk(tmp_path)),
+            *({c.name: rows[c.name] for c in CELL} for rows in _cells_on_disk(tmp_path)),
             cell_columns(defense="roclip"),
         ],
     )
@@ -488,10 +490,10 @@ def test_results_of_before_cells_had_labels_are_read(tmp_path: Path) -> None:
     want = [(0, None), (1, "badnet/0.01/none/s1")]
     assert only(load_board(tmp_path).rows).num_seeds == 2
     assert Tables(tmp_path).query(label).rows == want
-    schema.merge_row_files(tmp_path)
+    merge_row_files(tmp_path)
     assert len(list((tmp_path / "rows").iterdir())) == 1
     assert Tables(tmp_path).query(label).rows == want
-    assert Tables(tmp_path).query("FROM rows").columns == [c.name for c in schema.ROW]
+    assert Tables(tmp_path).query("FROM rows").columns == [c.name for c in ROW]
 
 
 def test_a_method_that_failed_is_an_outcome(tmp_path: Path) -> None:
@@ -553,7 +555,7 @@ def test_what_has_not_run_is_one_line(tmp_path: Path) -> None:
     ran = cell_rows(defense="finetune")
     waits = [cell_columns("blended", defense=name) for name in ("none", "finetune", "cleanclip")]
     write_rows(tmp_path, ran)
-    names = [column.name for column in schema.CELL]
+    names = [column.name for column in CELL]
     first = {name: ran[0][name] for name in names}
     write_grid(tmp_path, "demo", "0", [first, cell_columns(defense="none"), *waits])
     lines = render(load_board(tmp_path)).splitlines()
@@ -651,7 +653,8 @@ def test_broken_and_foreign_files_are_named_and_skipped(tmp_path: Path) -> None:
 
 
 def test_a_newer_schema_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schema, "SCHEMA_VERSION", 2)
+    for module in ("arrow", "writing"):
+        monkeypatch.setattr(f"grid.schema.{module}.SCHEMA_VERSION", 2)
     write_rows(tmp_path, cell_rows())
     with pytest.raises(SchemaError, match=r"results schema 2; this backdoor-grid reads up to 1"):
         load_board(tmp_path)
@@ -676,7 +679,7 @@ def test_reading_while_others_write_and_merge(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two processes write, and merge small files; every board in between is a sound one."""
-    monkeypatch.setattr(schema, "MAX_ROW_FILES", 24)
+    monkeypatch.setattr("grid.schema.writing.MAX_ROW_FILES", 24)
     write_rows(tmp_path, cell_rows(seed=0))
     context = multiprocessing.get_context("fork")
     writers = [

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from analysis.leaderboard import Asked, load, text
-from grid.schema import ResultsError
+from grid.schema.errors import ResultsError
 from tests.boards import steady, write_board
 from tests.grids import call
 

@@ -24,7 +24,8 @@ from analysis.importance import encode, forest_importance, importance
 from analysis.reader import Tables
 from analysis.stats import Point, hypervolume, pareto_front
 from grid.cli import main
-from grid.schema import ResultsError, SchemaError, write_table
+from grid.schema.errors import ResultsError, SchemaError
+from grid.schema.writing import write_table
 from tests.rows import EPOCH, trial_row
 from tests.trials import VICTIM_CA, campaign_file, search_records, write_campaign
 

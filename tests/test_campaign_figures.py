@@ -19,7 +19,7 @@ from analysis.campaign_figures import NothingToDraw, draw_campaign, house_style
 from analysis.campaigns import CampaignBoard, SearchResult, load_campaign
 from analysis.importance import importance
 from grid.cli import main
-from grid.schema import write_table
+from grid.schema.writing import write_table
 from tests.rows import trial_row
 from tests.trials import NUM_EPOCHS, VICTIM_CA, write_campaign
 

@@ -13,7 +13,7 @@ from grid import cli
 from grid.plan import make_plan
 from grid.registry import grid_source
 from grid.run import RunReport
-from grid.schema import write_rows
+from grid.schema.writing import write_rows
 from grid.spec import Grid
 from tests.grids import (
     RECIPE,

@@ -22,7 +22,10 @@ from analysis.reader import Tables
 from grid import compact as module
 from grid.compact import compact
 from grid.quick import outcomes_in
-from grid.schema import KINDS, REPLACES_KEY, ResultsError, write_grid, write_rows, write_table
+from grid.schema.arrow import REPLACES_KEY
+from grid.schema.columns import KINDS
+from grid.schema.errors import ResultsError
+from grid.schema.writing import write_grid, write_rows, write_table
 from tests.grids import call, records
 from tests.rows import EPOCH, cell_columns, cell_rows, exhibit_rows, trial_row
 
@@ -115,7 +118,8 @@ def test_what_is_young_foreign_torn_or_newer_is_left_alone(
     folder = results / "stages"
     whole = next(folder.glob("*.parquet")).read_bytes()
     with monkeypatch.context() as patched:
-        patched.setattr("grid.schema.SCHEMA_VERSION", 99)
+        for module in ("arrow", "writing"):
+            patched.setattr(f"grid.schema.{module}.SCHEMA_VERSION", 99)
         write_table(results, "stages", [stage(99)])
     (folder / "cut.parquet").write_bytes(whole[: len(whole) // 2])
     (folder / ".x.parquet.1-scratch").write_bytes(whole[:9])

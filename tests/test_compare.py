@@ -11,7 +11,8 @@ import pytest
 
 from analysis.compare import compare_in
 from analysis.compare_render import comparison_text, summary
-from grid.schema import ResultsError, write_grid, write_rows
+from grid.schema.errors import ResultsError
+from grid.schema.writing import write_grid, write_rows
 from tests.boards import N, steady, write_board, write_pictures
 from tests.grids import call
 from tests.rows import EPOCH, cell_columns, cell_rows

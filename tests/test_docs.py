@@ -18,7 +18,7 @@ from benchmarks.common import Figure
 from docs import scale_tables, tables
 from docs.tables import ROOT
 from grid.gridfile import load_grid
-from grid.schema import write_grid, write_rows, write_table
+from grid.schema.writing import write_grid, write_rows, write_table
 from tests.rows import EPOCH, cell_columns, cell_rows
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -10,7 +10,7 @@ import pytest
 
 from analysis.drawing import figures_of
 from analysis.leaderboard import Asked
-from grid.schema import write_grid, write_rows
+from grid.schema.writing import write_grid, write_rows
 from tests.boards import steady, write_board
 from tests.rows import cell_columns, cell_rows
 

@@ -21,7 +21,7 @@ from analysis.exhibits import features, fits, pictures, rocs
 from analysis.leaderboard import Asked
 from analysis.reader import Answer, Tables, read_tables
 from analysis.report import write_report
-from grid.schema import ResultsError
+from grid.schema.errors import ResultsError
 from tests.finished import Finished
 from tests.grids import OPEN_GATE, environment, run_serial, tiny_grid
 from victims.errors import UsageError

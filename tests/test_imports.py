@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from grid.schema import IMPORTED, SchemaError
+from grid.schema.columns import IMPORTED
+from grid.schema.errors import SchemaError
 from tests.grids import call, environment
 from tests.imports import numbers, only, table, take
 

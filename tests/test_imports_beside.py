@@ -21,7 +21,7 @@ from analysis.imports.points import beside
 from analysis.leaderboard import Asked, load, text
 from analysis.reader import Tables
 from analysis.report import write_report
-from grid.schema import ResultsError
+from grid.schema.errors import ResultsError
 from tests.boards import steady, write_board
 from tests.grids import call
 from tests.imports import numbers, table, take

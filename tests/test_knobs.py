@@ -13,7 +13,7 @@ from analysis.knobs import Setting, least
 from analysis.leaderboard import Asked, load, text
 from analysis.spread import spread
 from analysis.standing import Standing
-from grid.schema import write_grid, write_rows
+from grid.schema.writing import write_grid, write_rows
 from tests.boards import steady, write_board
 from tests.grids import run_serial, tiny_grid
 from tests.rows import cell_columns, cell_rows

@@ -10,7 +10,7 @@ import pytest
 
 from grid.logbook import DIED, Logbook
 from grid.quick import UNWRITTEN
-from grid.schema import write_table
+from grid.schema.writing import write_table
 from tests.finished import Finished
 from tests.grids import records, run_serial
 from victims.keys import Key, content_key

@@ -11,7 +11,7 @@ import pytest
 
 from analysis import Results
 from analysis.inference import Mean
-from grid.schema import ResultsError
+from grid.schema.errors import ResultsError
 from tests.boards import N, steady, write_board, write_exhibits
 
 TOUR = Path(__file__).parent.parent / "analysis" / "leaderboard.ipynb"

@@ -11,7 +11,7 @@ from analysis.published import lines, published, read
 from analysis.render import render
 from attacks import ATTACKS
 from defenses import DEFENSES
-from grid.schema import ResultsError, SchemaError
+from grid.schema.errors import ResultsError, SchemaError
 from tests.rows import cell_rows
 from tests.test_board import board_of
 

@@ -17,7 +17,8 @@ from analysis.permitted import TABLE_FUNCTIONS, Permitted
 from analysis.query import answer_text, run_sql
 from analysis.reader import QUERIED, Answer, Tables
 from analysis.text import FORMS
-from grid.schema import AskedError, ResultsError, write_grid, write_rows
+from grid.schema.errors import AskedError, ResultsError
+from grid.schema.writing import write_grid, write_rows
 from tests.boards import steady, write_board
 from tests.grids import call, environment
 from tests.rows import cell_columns, cell_rows

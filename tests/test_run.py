@@ -26,7 +26,8 @@ from grid.gridfile import load_grid
 from grid.lock import only_driver
 from grid.plan import make_plan
 from grid.run import Driver, RunReport, run_grid
-from grid.schema import SCHEMA_VERSION, VERSION_KEY
+from grid.schema.arrow import VERSION_KEY
+from grid.schema.columns import SCHEMA_VERSION
 from grid.spec import Grid
 from grid.stages import PoisonStage
 from tests.grids import (

@@ -21,7 +21,8 @@ from analysis.resample import Bootstrap
 from analysis.standing import Standing, Standings, standings
 from analysis.standing_render import standing_table
 from analysis.text import FORMS, formed
-from grid.schema import ResultsError, write_grid, write_rows
+from grid.schema.errors import ResultsError
+from grid.schema.writing import write_grid, write_rows
 from tests.boards import N, steady, write_board, write_pictures
 from tests.grids import call
 from tests.rows import cell_columns, cell_rows

@@ -23,7 +23,7 @@ from grid.plan import History, Plan, chain, make_plan
 from grid.quick import outcomes_in
 from grid.room import on_lanes
 from grid.run import Driver
-from grid.schema import write_rows
+from grid.schema.writing import write_rows
 from grid.status import status_of
 from grid.status_words import status_words
 from tests.finished import Finished

@@ -34,7 +34,7 @@ from attacks.sig import Sig
 from grid import results
 from grid.gridfile import load_grid
 from grid.registry import grid_source, presets
-from grid.schema import Status
+from grid.schema.status import Status
 from grid.spec import Gate
 from tests.conftest import corpus_spec
 from victims.corpora import Reader, corpus_key, open_corpus

@@ -9,7 +9,7 @@ import pytest
 
 from analysis import Results
 from grid.nodes import parse
-from grid.schema import AskedError
+from grid.schema.errors import AskedError
 from tests.boards import steady, write_board
 from tests.grids import call
 from victims.errors import counted

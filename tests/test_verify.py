@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from grid.schema import write_rows
+from grid.schema.writing import write_rows
 from grid.verify import verify_cell
 from tests.finished import Finished
 from tests.grids import call, records

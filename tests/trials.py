@@ -10,7 +10,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from grid.schema import SCHEMA_VERSION, write_table
+from grid.schema.columns import SCHEMA_VERSION
+from grid.schema.writing import write_table
 from tests.rows import EPOCH, trial_row
 
 ATTACKS = {"badnet": 1.0, "blended": 1.25}

@@ -20,7 +20,7 @@ from analysis.theme import (
     new_figure,
     wrapped,
 )
-from grid.schema import Status
+from grid.schema.status import Status
 
 if TYPE_CHECKING:
     import pandas as pd

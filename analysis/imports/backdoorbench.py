@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from analysis.imports.figure import Raw, from_mapping
-from grid.schema import SchemaError
+from grid.schema.errors import SchemaError
 from victims.errors import near
 
 ABOUT = (

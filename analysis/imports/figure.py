@@ -10,7 +10,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from analysis.published import GEOMETRIES, RELATIONS, VARIANTS
-from grid.schema import SchemaError
+from grid.schema.errors import SchemaError
 from victims.errors import near
 
 ARXIV = re.compile(r"(?:arxiv:?\s*)?(\d{4}\.\d{4,5}(?:v\d+)?|[a-z-]+(?:\.[A-Z]{2})?/\d{7})", re.I)

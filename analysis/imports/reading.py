@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.published import Published, published
 from analysis.reader import Tables, read_tables
-from grid.schema import IMPORTED
+from grid.schema.columns import IMPORTED
 
 if TYPE_CHECKING:
     import pandas as pd

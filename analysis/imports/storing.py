@@ -15,7 +15,8 @@ from analysis.imports.figure import Known, checked
 from analysis.imports.reading import records_of
 from analysis.imports.table import is_table, read_table
 from analysis.imports.told import bare_rates, understood
-from grid.schema import SchemaError, no_such, write_table
+from grid.schema.errors import SchemaError, no_such
+from grid.schema.writing import write_table
 
 KINDS = ("table", "backdoorbench")
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)

@@ -6,7 +6,7 @@ import csv
 from collections.abc import Iterator, Sequence
 
 from analysis.imports.figure import NAMED, Raw, from_mapping
-from grid.schema import SchemaError
+from grid.schema.errors import SchemaError
 from victims.errors import near
 
 REQUIRED = (

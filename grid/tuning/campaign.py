@@ -26,7 +26,8 @@ from grid.plan import Group
 from grid.registry import Source
 from grid.results import judge
 from grid.scheduler import clear_errors
-from grid.schema import Status, write_whole
+from grid.schema.status import Status
+from grid.schema.whole import write_whole
 from grid.spec import Gate, Tuned
 from grid.stages import Stage
 from grid.start_gate import StartStage, judge_start

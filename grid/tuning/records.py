@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from grid.quick import files_in
-from grid.schema import TRIAL
+from grid.schema.columns import TRIAL
 from grid.tuning.spec import Values
 from grid.tuning.trial import OUT_OF_BUDGET, PROCESS_FAILED, Record
 

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from grid.schema import SCHEMA_VERSION, write_whole
+from grid.schema.columns import SCHEMA_VERSION
+from grid.schema.whole import write_whole
 from grid.tuning.spec import Campaign
 from grid.tuning.tuned import words
 

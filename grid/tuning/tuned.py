@@ -14,7 +14,7 @@ import yaml
 
 from defenses.base import Between, OneOf
 from grid.results import commit, versions
-from grid.schema import write_whole
+from grid.schema.whole import write_whole
 from grid.spec import Tuned
 from grid.tuning.file import with_values
 from grid.tuning.spec import Campaign, Objective, Searched, Sees
