@@ -17,7 +17,8 @@ from statistics import fmean
 from benchmarks.common import Figure, Figures, grid
 from benchmarks.overhead import FINE
 from benchmarks.schedule import papers_grid
-from grid.plan import Plan, parents
+from grid.plan import Plan
+from grid.stage_order import parents
 from grid.stages import DefendStage, ModelStage
 
 ARCHITECTURE = "RN50"

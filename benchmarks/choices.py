@@ -13,11 +13,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+from grid.builder import Builder
 from grid.gridfile import decode_grid
 from grid.measure import MeasureStage
-from grid.plan import Builder, parents
 from grid.registry import Source, grid_source
 from grid.results import read_measure
+from grid.stage_order import parents
 from grid.stages import Stage
 from grid.work import Ended, execute
 from victims.corpora import Reader

@@ -27,9 +27,11 @@ def peak():
     lines = status.read_text().splitlines() if status.exists() else []
     found = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
     return found[0] / 1024 if found else 0.0
-from grid.plan import History, make_plan, summary
-from grid.room import on_lanes
 from grid.gridfile import load_grid
+from grid.history import History
+from grid.plan_summary import summary
+from grid.planning import make_plan
+from grid.room import on_lanes
 before, wall, cpu = peak(), time.perf_counter(), time.process_time()
 plan = make_plan(load_grid(sys.argv[1]))
 wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
@@ -68,7 +70,7 @@ def grid_text(attacks: int, rates: int, seeds: int, defenses: int) -> str:
 def finish(file: Path, out: Path) -> int:
     """Write what a finished run of the grid leaves in ``out``; returns the number of rows."""
     from grid.gridfile import load_grid
-    from grid.plan import make_plan
+    from grid.planning import make_plan
     from grid.results import planned_cells
 
     plan = make_plan(load_grid(str(file)))

@@ -26,7 +26,8 @@ from grid.cluster.executor import RayExecutor
 from grid.execution import Execution
 from grid.executors import Executor, SerialExecutor
 from grid.gridfile import load_grid
-from grid.plan import CellPlan, Plan, finished, make_plan
+from grid.plan import CellPlan, Plan, finished
+from grid.planning import make_plan
 from grid.stages import Bench, Stage
 from grid.work import Ended, execute
 from victims.keys import Key, content_key

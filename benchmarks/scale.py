@@ -102,7 +102,7 @@ def asked(file: Path, verb: str, calls: int, codes: tuple[int, ...] = (0,)) -> d
 def finish(file: Path) -> int:
     """Rows as a run of the whole grid would have left them, one for each cell's outcome."""
     from grid.gridfile import load_grid
-    from grid.plan import make_plan
+    from grid.planning import make_plan
     from grid.results import planned_cells
 
     plan, out = make_plan(load_grid(str(file))), file.with_name("out")

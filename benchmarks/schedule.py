@@ -26,9 +26,12 @@ import yaml
 
 from benchmarks.common import Figure, Figures
 from grid.gridfile import decode_grid, load_grid
+from grid.history import DEFAULT_RATE, History
 from grid.order import Inputs, chains, lower_bound, priorities, simulate, waits_of
-from grid.plan import DEFAULT_RATE, History, Plan, longest_chain, make_plan
+from grid.plan import Plan
+from grid.planning import make_plan
 from grid.registry import Source, grid_source
+from grid.stage_order import longest_chain
 from victims.keys import Key
 
 TIMES = Path(__file__).with_name("paper_times.json")

@@ -65,7 +65,8 @@ def estimates(name: str, folder: Path) -> dict[str, Any]:
     """One preset, planned."""
     from grid.assumed import assumed_device
     from grid.gridfile import decode_grid
-    from grid.plan import History, make_plan
+    from grid.history import History
+    from grid.planning import make_plan
     from grid.registry import Source, grid_source
     from grid.stages import DefendStage, ModelStage
 

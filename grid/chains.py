@@ -155,7 +155,7 @@ def write_parts(
 
 
 def _stages(stages: Mapping[Key, Stage]) -> Iterator[tuple[str, dict[str, Any]]]:
-    from grid.plan import parents
+    from grid.stage_order import parents
     from grid.stages import PoisonStage
 
     for key, stage in stages.items():

@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from grid.assumed import assumed_device
+from grid.cell_columns import describe_cell
 from grid.gridfile import load_grid
-from grid.plan import CellPlan, History, Plan, chain, describe_cell, finished, make_plan
+from grid.history import History
+from grid.plan import CellPlan, Plan, chain, finished
+from grid.planning import make_plan
 from grid.quick import files_in
 from grid.results import judge, planned_cells
 from grid.schema.status import Status

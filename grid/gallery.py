@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from attacks.base import STAMPING, Role, poison
-from grid.plan import Builder, parents
+from grid.builder import Builder
 from grid.schema.whole import write_whole
 from grid.spec import Cell, Grid
+from grid.stage_order import parents
 from grid.stages import Stage, TriggerStage, load_trigger
 from grid.work import Ended, execute
 from victims.errors import GridError

@@ -19,8 +19,8 @@ from grid.room import Room, busiest
 from grid.schema.whole import write_whole
 
 if TYPE_CHECKING:
+    from grid.history import History
     from grid.logbook import Logbook
-    from grid.plan import History
     from grid.stages import Stage
     from victims.keys import Key
 

@@ -36,7 +36,7 @@ def scores(
     """Draw how defenses judged the rows of their data, the truth in colours: scores.png."""
     from grid.filters import parse_filter
     from grid.gridfile import load_grid
-    from grid.plan import make_plan
+    from grid.planning import make_plan
     from grid.score_maps import draw, score_maps
     from victims.store import Store
 

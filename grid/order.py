@@ -12,7 +12,8 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from grid.plan import Plan, parents
+from grid.plan import Plan
+from grid.stage_order import parents
 from grid.stages import Stage
 from victims.keys import Key
 

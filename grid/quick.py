@@ -240,7 +240,10 @@ def plan_summary(
 
     from grid.assumed import assumed_device
     from grid.gridfile import decode_grid
-    from grid.plan import History, finished, make_plan, summary
+    from grid.history import History
+    from grid.plan import finished
+    from grid.plan_summary import summary
+    from grid.planning import make_plan
     from grid.room import on_lanes
     from victims.store import Store
 
@@ -316,7 +319,7 @@ def _planned(source: Source, out: Path) -> list[dict[str, Any]]:
             cells: list[dict[str, Any]] = json.loads((out / "grid.json").read_text())["cells"]
             return cells
     from grid.gridfile import decode_grid
-    from grid.plan import make_plan
+    from grid.planning import make_plan
     from grid.results import planned_cells
 
     return planned_cells(make_plan(decode_grid(source)))

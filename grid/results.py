@@ -13,8 +13,9 @@ from statistics import fmean
 from typing import Any
 
 from attacks.base import Aim
+from grid.cell_columns import describe_cell
 from grid.measure import MeasureStage
-from grid.plan import CellPlan, GateCheck, Plan, describe_cell
+from grid.plan import CellPlan, GateCheck, Plan
 from grid.schema.status import Status
 from grid.spec import Cell, DefenseEntry, Gate, Planted
 from grid.stages import ModelStage, PoisonStage

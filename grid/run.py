@@ -22,14 +22,8 @@ from grid.filters import CellFilter, require_match
 from grid.lock import only_driver
 from grid.measure import MeasureStage
 from grid.order import priorities
-from grid.plan import (
-    CellPlan,
-    Group,
-    Plan,
-    finished,
-    longest_chain,
-    make_plan,
-)
+from grid.plan import CellPlan, Group, Plan, finished
+from grid.planning import make_plan
 from grid.preflight import preflight
 from grid.progress import Progress
 from grid.quick import SETTLED, exit_code, outcomes_in
@@ -41,6 +35,7 @@ from grid.schema.status import Status
 from grid.schema.whole import write_whole
 from grid.schema.writing import write_columns, write_grid
 from grid.spec import Grid
+from grid.stage_order import longest_chain
 from grid.stages import Stage
 from grid.start_gate import StartVerdict, judge_start
 from grid.steering import Steering

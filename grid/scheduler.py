@@ -18,12 +18,13 @@ from typing import Any
 from grid.assumed import assumed_device
 from grid.execution import Execution
 from grid.executors import Executor, start_executor
+from grid.history import History
 from grid.journal import Journal
 from grid.logbook import Logbook
-from grid.plan import History, parents
 from grid.progress import Progress
 from grid.results import commit, versions
 from grid.schema.writing import write_rows, write_table
+from grid.stage_order import parents
 from grid.stages import PoisonStage, Stage
 from grid.work import Ended, Outcome
 from victims.errors import GridError, counted

@@ -19,7 +19,8 @@ from typing import Any
 
 from grid.explain import find_cell, newest_rows, records_of
 from grid.gridfile import load_grid
-from grid.plan import CellPlan, Plan, make_plan
+from grid.plan import CellPlan, Plan
+from grid.planning import make_plan
 from grid.results import RowMaker, versions
 from grid.schema.status import MEASURED
 from grid.stages import PoisonStage, Stage

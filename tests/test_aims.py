@@ -12,7 +12,7 @@ import yaml
 
 from attacks.base import ROLES, Role
 from grid.gridfile import decode_grid
-from grid.plan import make_plan
+from grid.planning import make_plan
 from grid.registry import Source
 from grid.results import judge
 from grid.spec import Gate, Planted

@@ -12,8 +12,11 @@ from defenses.finetune import Finetune
 from grid import measure
 from grid.assumed import assumed_device, assumptions, rated_as
 from grid.execution import Execution, Resources
+from grid.history import DEFAULT_RATE, History
 from grid.measure import PROMPT, MeasureStage
-from grid.plan import DEFAULT_RATE, History, Plan, make_plan, summary
+from grid.plan import Plan
+from grid.plan_summary import summary
+from grid.planning import make_plan
 from grid.room import on_lanes
 from grid.status_words import duration
 from grid.step_costs import SHARE, counts, peak_of

@@ -15,7 +15,7 @@ from grid.cache import contents, inventory, pin_key, pins, reasons, unpin
 from grid.collect import DAY, collect
 from grid.control import Control, Verb
 from grid.places import folders_with_needs, run_folders
-from grid.plan import make_plan
+from grid.planning import make_plan
 from grid.steering import settle
 from tests.finished import Finished
 from tests.grids import call, numbers, run_serial

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from grid import cli
-from grid.plan import make_plan
+from grid.planning import make_plan
 from grid.registry import grid_source
 from grid.run import RunReport
 from grid.schema.writing import write_rows

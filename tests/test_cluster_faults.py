@@ -20,9 +20,11 @@ import torch
 
 from grid.execution import Resources
 from grid.filters import parse_filter
-from grid.plan import Plan, make_plan, parents
+from grid.plan import Plan
+from grid.planning import make_plan
 from grid.run import Driver
 from grid.spec import Grid
+from grid.stage_order import parents
 from grid.stages import DefendStage, Stage
 from grid.work import Ended, execute
 from tests.clusters import Start, finish, kill_raylet, note, weights

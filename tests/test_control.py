@@ -15,7 +15,7 @@ import pytest
 from grid.control import Control, Request, Verb
 from grid.execution import Execution
 from grid.executors import SerialExecutor
-from grid.plan import make_plan
+from grid.planning import make_plan
 from grid.quick import outcomes_in
 from grid.run import Driver
 from grid.status import status_of

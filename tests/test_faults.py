@@ -18,7 +18,7 @@ from grid.cluster.warm import _leave_a_lost_device
 from grid.execution import Resources
 from grid.gridfile import load_grid
 from grid.logbook import DIED
-from grid.plan import make_plan
+from grid.planning import make_plan
 from grid.work import Ended, is_machines
 from tests.grids import RECIPE, TINY, numbers, outcomes, records, run_serial, write_grid_file
 from tests.processes import command, wait_for, worker_of

@@ -10,7 +10,7 @@ import pytest
 
 from grid.gridfile import load_grid
 from grid.measure import MeasureStage
-from grid.plan import make_plan
+from grid.planning import make_plan
 from grid.preflight import data_places
 from grid.results import read_measure
 from grid.stages import CorpusStage

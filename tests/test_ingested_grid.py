@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from grid.gridfile import load_grid
-from grid.plan import make_plan
+from grid.planning import make_plan
 from grid.preflight import data_places
 from grid.spec import CorpusData
 from grid.stages import Bench, CorpusStage, TriggerStage

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grid.history import History
 from grid.order import Inputs, Turns, chains, lower_bound, priorities, simulate, waits_of
-from grid.plan import History, longest_chain, make_plan, parents
+from grid.planning import make_plan
 from grid.run import Driver
+from grid.stage_order import longest_chain, parents
 from tests.finished import Finished
 from tests.grids import numbers, records, run_serial, tiny_grid
 from victims.keys import Key

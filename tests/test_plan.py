@@ -15,12 +15,16 @@ from hypothesis import strategies as st
 
 from grid.execution import Execution, Resources
 from grid.filters import FIELDS, NUMERIC, CellFilter, parse_filter
-from grid.plan import History, Plan, chain, finished, longest_chain, make_plan, parents, summary
+from grid.history import History
+from grid.plan import Plan, chain, finished
+from grid.plan_summary import summary
+from grid.planning import make_plan
 from grid.quick import plan_summary
 from grid.registry import grid_source
 from grid.room import on_lanes
 from grid.run import run_grid
 from grid.spec import Cell
+from grid.stage_order import longest_chain, parents
 from tests.grids import RECIPE, TINY, call, tiny_grid, write_grid_file
 from victims.corpora import build_corpus
 from victims.errors import UsageError

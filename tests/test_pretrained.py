@@ -26,7 +26,7 @@ from torch import Tensor
 from grid.gridfile import load_grid
 from grid.model_entry import read_model
 from grid.nodes import Raw, Where
-from grid.plan import make_plan
+from grid.planning import make_plan
 from grid.preflight import data_places, look_around
 from grid.quick import completeness, finished_run
 from grid.registry import grid_source

@@ -26,9 +26,10 @@ from grid.execution import Execution, Resources
 from grid.executors import start_executor
 from grid.filters import parse_filter
 from grid.machines import autoscales, machines
-from grid.plan import make_plan, parents
+from grid.planning import make_plan
 from grid.preflight import check_machines
 from grid.run import Driver
+from grid.stage_order import parents
 from grid.work import Ended, Outcome, execute
 from tests.clusters import Start, finish, note, weights
 from tests.grids import RECIPE, TINY, call, numbers, records, run_serial, tiny_grid, write_grid_file

@@ -24,7 +24,7 @@ from attacks.base import Attack, GateGroup, Track
 from defenses.base import Case, Defended, Defense, Fidelity, Need, Phase
 from grid.gridfile import load_grid
 from grid.lock import only_driver
-from grid.plan import make_plan
+from grid.planning import make_plan
 from grid.run import Driver, RunReport, run_grid
 from grid.schema.arrow import VERSION_KEY
 from grid.schema.columns import SCHEMA_VERSION

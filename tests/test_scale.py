@@ -13,7 +13,9 @@ from benchmarks import compact as compaction
 from benchmarks import practice, scale, schedule
 from benchmarks.common import Figures
 from grid.gridfile import load_grid
-from grid.plan import History, make_plan, summary
+from grid.history import History
+from grid.plan_summary import summary
+from grid.planning import make_plan
 from grid.room import on_lanes
 from tests.grids import write_grid_file
 from tests.test_benchmarks import in_process, with_aims

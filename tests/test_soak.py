@@ -24,7 +24,7 @@ import pytest
 from grid.control import Control, Verb
 from grid.journal import read_progress
 from grid.logbook import DIED
-from grid.plan import make_plan
+from grid.planning import make_plan
 from grid.quick import UNWRITTEN
 from tests.clusters import kill_raylet
 from tests.grids import RECIPE, TINY, numbers, outcomes, records, run_serial, tiny_grid

@@ -16,10 +16,12 @@ import pytest
 from grid.chains import read_chains
 from grid.control import Control, Verb
 from grid.execution import Execution
+from grid.history import History
 from grid.journal import Journal, read_progress
 from grid.lock import is_held, only_driver
 from grid.logbook import Logbook
-from grid.plan import History, Plan, chain, make_plan
+from grid.plan import Plan, chain
+from grid.planning import make_plan
 from grid.quick import outcomes_in
 from grid.room import on_lanes
 from grid.run import Driver

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from defenses.base import Regime
 from grid.gridfile import load_grid
-from grid.plan import make_plan
+from grid.planning import make_plan
 from grid.score_maps import box_of, score_maps
 from grid.spec import FilesData, Grid, LabelledWorldData
 from grid.stages import Bench, FileModelStage, ModelStage

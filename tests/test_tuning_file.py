@@ -204,7 +204,7 @@ def test_where_settings_come_from_changes_no_number() -> None:
     assert relabelled.identity_hash == chosen.identity_hash
     keys = []
     for grid in (chosen, relabelled):
-        from grid.plan import make_plan
+        from grid.planning import make_plan
 
         keys.append([cell.measure.key for cell in make_plan(grid).cells])
     assert keys[0] == keys[1]

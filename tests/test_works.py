@@ -14,11 +14,12 @@ from defenses.base import Defense
 from defenses.local_outlier import LocalOutlier, Retrain
 from defenses.par import Par
 from defenses.ubt import Selection, Ubt, UbtOracle
+from grid.builder import Builder
 from grid.gridfile import load_grid
 from grid.measure import MeasureStage
-from grid.plan import Builder, parents
 from grid.results import read_measure
 from grid.spec import DefenseEntry
+from grid.stage_order import parents
 from grid.stages import Stage
 from grid.work import Ended, execute
 from victims.corpora import Reader

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from grid.executors import Executor
-from grid.plan import longest_chain
 from grid.progress import Progress
 from grid.scheduler import Scheduler
+from grid.stage_order import longest_chain
 from grid.stages import Stage
 from grid.tuning.scenes import inputs
 from grid.tuning.spec import Campaign

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from defenses.base import OneOf
-from grid.plan import History
+from grid.history import History
 from grid.stages import ModelStage, Stage
 from grid.status_words import duration
 from grid.tuning.scenes import Scenes, inputs

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from grid.measure import MeasureStage, heads_of
-from grid.plan import parents
 from grid.registry import Source
+from grid.stage_order import parents
 from grid.stages import Stage, load_trigger
 from grid.tuning.file import decode_campaign
 from grid.tuning.scenes import Scenes, Square
