@@ -9,9 +9,11 @@ from typing import Any
 from attacks.base import Goal, Track
 from defenses.base import Recipes, Regime
 from defenses.controls import CleanModel, NoDefense
+from grid.data import WorldData
+from grid.gate import Gate
 from grid.measure import MeasureStage, OtherStages
 from grid.plan import GateCheck
-from grid.spec import AttackEntry, Cell, DefenseEntry, Gate, Grid, Guide, WorldData
+from grid.spec import AttackEntry, Cell, DefenseEntry, Grid, Guide
 from grid.stages import (
     CorpusStage,
     DefendStage,

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from grid.data import CleanPool, CorpusData
 from grid.decode import decode
 from grid.entries import require_seed
 from grid.nodes import Raw
 from grid.own_paths import own_path
-from grid.spec import CleanPool, CorpusData
 from victims.errors import GridError, UsageError, unknown
 from victims.evaluation_sets import PER_CLASS, EvaluationSet, PartName, evaluation_splits
 from victims.ingested import IngestedPairs

@@ -21,11 +21,12 @@ from typing import Any, NamedTuple
 
 from attacks.base import Aim, poison_count
 from defenses.base import Need, Phase
+from grid.data import Data
 from grid.decode import decode
 from grid.knobs import expanded
 from grid.nodes import Raw, parse, read_text
 from grid.registry import Kind, Method, resolve, table
-from grid.spec import UNDEFENDED, AttackEntry, Data, DefenseEntry, Guide, Knob, Tuned
+from grid.spec import UNDEFENDED, AttackEntry, DefenseEntry, Guide, Knob, Tuned
 from victims.errors import GridError, UsageError, near, unknown
 from victims.recipe import ClassifierRecipe, Recipe, Select
 

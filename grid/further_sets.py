@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from grid.decode import decode, placed
+from grid.evaluate import Evaluate, OtherSet
 from grid.nodes import Raw
 from grid.own_paths import own_path
-from grid.spec import Evaluate, OtherSet
 from victims.errors import UsageError
 from victims.evaluation_sets import PROBED, evaluation_splits
 from victims.retrieval_sets import RetrievalSet, retrieval_set

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from attacks.base import Track
 from defenses.base import Regime
 from grid.corpus_file import corpus_data
+from grid.data import CorpusData, Data, FilesData, LabelledWorldData, WorldData
 from grid.decode import decode
 from grid.entries import (
     NAME,
@@ -26,24 +27,16 @@ from grid.entries import (
     require_distinct,
     require_seed,
 )
+from grid.evaluate import Evaluate
 from grid.execution import Execution
 from grid.further_sets import with_further_sets
+from grid.gate import Gate
 from grid.guides import read_guides
 from grid.model_entry import Model, read_model
 from grid.nodes import Raw, Where, parse
 from grid.own_paths import own_path
 from grid.registry import Source, grid_source
-from grid.spec import (
-    CorpusData,
-    Data,
-    Evaluate,
-    FilesData,
-    Gate,
-    Grid,
-    Guide,
-    LabelledWorldData,
-    WorldData,
-)
+from grid.spec import Grid, Guide
 from victims.architectures import keeps_activations
 from victims.classifiers import CLASSIFIERS, ClassifierSpec
 from victims.compiled import COMPILED_KEEPS

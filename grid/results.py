@@ -14,10 +14,11 @@ from typing import Any
 
 from attacks.base import Aim
 from grid.cell_columns import describe_cell
+from grid.gate import Gate, Planted
 from grid.measure import MeasureStage
 from grid.plan import CellPlan, GateCheck, Plan
 from grid.schema.status import Status
-from grid.spec import Cell, DefenseEntry, Gate, Planted
+from grid.spec import Cell, DefenseEntry
 from grid.stages import ModelStage, PoisonStage
 from victims.keys import canonical, content_key
 from victims.manifests import BadManifest, plain_json

@@ -11,11 +11,11 @@ import pytest
 import yaml
 
 from attacks.base import ROLES, Role
+from grid.gate import Gate, Planted
 from grid.gridfile import decode_grid
 from grid.planning import make_plan
 from grid.registry import Source
 from grid.results import judge
-from grid.spec import Gate, Planted
 from grid.stages import PoisonStage, data_ref
 from tests.grids import TINY, outcomes, records, run_serial, tiny_grid
 from victims.errors import UsageError

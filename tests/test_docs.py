@@ -43,9 +43,10 @@ def test_every_relative_link_and_picture_is_there(document: Path) -> None:
 def test_every_key_of_a_grid_file_is_told() -> None:
     from dataclasses import fields
 
+    from grid.evaluate import Evaluate
     from grid.execution import Execution
+    from grid.gate import Gate
     from grid.gridfile import _File
-    from grid.spec import Evaluate, Gate
 
     text = (ROOT / "docs" / "grid-files.md").read_text()
     rows = [line for line in text.splitlines() if line.startswith("| `")]

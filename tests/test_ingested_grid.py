@@ -15,10 +15,10 @@ import pyarrow.feather as feather
 import pytest
 import torch
 
+from grid.data import CorpusData
 from grid.gridfile import load_grid
 from grid.planning import make_plan
 from grid.preflight import data_places
-from grid.spec import CorpusData
 from grid.stages import Bench, CorpusStage, TriggerStage
 from tests.grids import OPEN_GATE, RECIPE, call, numbers, outcomes, run_serial, write_grid_file
 from tests.pairs import ingested, labelled_folder, request, world_pairs, write_shards

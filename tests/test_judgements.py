@@ -16,8 +16,9 @@ import torch
 from analysis.board import load_board
 from analysis.render import percent, render
 from defenses.base import Case, Defended, Defense, Fidelity, Need, Phase
+from grid.data import WorldData
 from grid.planning import make_plan
-from grid.spec import DefenseEntry, WorldData
+from grid.spec import DefenseEntry
 from tests.grids import TINY, records, run_serial, tiny_grid
 from victims.errors import UsageError
 from victims.lab import Lab

@@ -20,10 +20,11 @@ from defenses.base import Regime
 from defenses.cleanclip import CleanClip
 from grid.decode import decode
 from grid.execution import Execution, Resources
+from grid.gate import Gate
 from grid.gridfile import decode_grid, load_grid
 from grid.nodes import Where, parse
 from grid.registry import Source
-from grid.spec import Gate, Grid
+from grid.spec import Grid
 from victims.errors import GridError, UsageError
 from victims.patches import Pattern
 from victims.recipe import Recipe, Select

@@ -14,10 +14,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from defenses.base import Regime
+from grid.data import FilesData, LabelledWorldData
 from grid.gridfile import load_grid
 from grid.planning import make_plan
 from grid.score_maps import box_of, score_maps
-from grid.spec import FilesData, Grid, LabelledWorldData
+from grid.spec import Grid
 from grid.stages import Bench, FileModelStage, ModelStage
 from tests.grids import OPEN_GATE, RECIPE, TINY, call, records, run_serial, write_grid_file
 from victims.classifiers import ClassifierSpec

@@ -32,10 +32,10 @@ from attacks.base import (
 from attacks.blended import Blended
 from attacks.sig import Sig
 from grid import results
+from grid.gate import Gate
 from grid.gridfile import load_grid
 from grid.registry import grid_source, presets
 from grid.schema.status import Status
-from grid.spec import Gate
 from tests.conftest import corpus_spec
 from victims.corpora import Reader, corpus_key, open_corpus
 from victims.keys import kind_of

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from grid.executors import Executor
+from grid.gate import Gate
 from grid.interrupts import Interrupt, heeded
 from grid.lock import only_driver
 from grid.places import BEGAN_FILE, CAMPAIGN_FILE
@@ -28,7 +29,7 @@ from grid.results import judge
 from grid.scheduler import clear_errors
 from grid.schema.status import Status
 from grid.schema.whole import write_whole
-from grid.spec import Gate, Tuned
+from grid.spec import Tuned
 from grid.stages import Stage
 from grid.start_gate import StartStage, judge_start
 from grid.tuning.preparation import Preparation

@@ -9,12 +9,13 @@ from functools import cached_property
 from typing import Any, NamedTuple, cast
 
 from grid.builder import Builder
+from grid.data import Data
 from grid.measure import MeasureStage
 from grid.nodes import Raw, Where
 from grid.plan import Group, Plan
 from grid.planning import make_plan
 from grid.registry import Source
-from grid.spec import AttackEntry, Cell, Data, DefenseEntry, Grid
+from grid.spec import AttackEntry, Cell, DefenseEntry, Grid
 from grid.stage_order import parents
 from grid.stages import Stage
 from grid.tuning.file import entries_of, with_values
