@@ -6,17 +6,14 @@ again, finds what exists, and goes on.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from grid import exhibits
-from grid.chains import write_chains
+from grid.announcement import announce, first_cells
 from grid.executors import Executor
 from grid.filters import CellFilter, require_match
 from grid.lock import only_driver
@@ -26,16 +23,13 @@ from grid.plan import CellPlan, Group, Plan, finished
 from grid.planning import make_plan
 from grid.preflight import preflight
 from grid.progress import Progress
-from grid.quick import SETTLED, exit_code, outcomes_in
-from grid.registry import SOURCE_FILE, TEXT_FILE
-from grid.results import RowMaker, Verdict, judge, planned_cells
-from grid.room import busiest
+from grid.quick import SETTLED, outcomes_in
+from grid.results import RowMaker, Verdict, judge
+from grid.run_report import RunReport, reported
 from grid.scheduler import MAX_ATTEMPTS, Scheduler, clear_errors
 from grid.schema.status import Status
-from grid.schema.whole import write_whole
-from grid.schema.writing import write_columns, write_grid
+from grid.schema.writing import write_columns
 from grid.spec import Grid
-from grid.stage_order import longest_chain
 from grid.stages import Stage
 from grid.start_gate import StartVerdict, judge_start
 from grid.steering import Steering
@@ -43,51 +37,6 @@ from grid.work import Ended
 from victims.errors import counted
 from victims.keys import Key
 from victims.store import Damaged, Store
-
-
-@dataclass(slots=True)
-class RunReport:
-    """What a run did, for people and for benchmarks; also written as ``run.json``."""
-
-    grid: str
-    cells: int
-    counts: dict[str, int]
-    stages_run: int
-    victims_trained: int
-    victims: int
-    victims_found: int
-    victims_missing: int
-    wall_seconds: float
-    ray_start_seconds: float
-    lower_bound_seconds: float
-    lanes: int
-    attempts: int
-    trained: dict[str, int] = field(default_factory=dict)
-    remaining: list[str] = field(default_factory=list)
-    problem: str = ""
-
-    @property
-    def code(self) -> int:
-        """0 complete, 1 stopped by an error, 3 incomplete, 4 a victim failed its gate."""
-        if self.problem:
-            return 1
-        return 3 if self.remaining else exit_code(self.counts)
-
-    @property
-    def victims_told(self) -> str:
-        """What became of the victims, in words."""
-        num_trained = self.victims - self.victims_found - self.victims_missing
-        again = self.victims_trained > num_trained
-        each = f", in {self.victims_trained} fits" if again else ", each once"
-        words = [
-            f"{num_trained} trained{each if again or num_trained > 1 else ''}",
-            f"{self.victims_found} found in the store",
-            f"{self.victims_missing} not there",
-        ]
-        numbers = (num_trained, self.victims_found, self.victims_missing)
-        told = ", ".join(word for word, number in zip(words, numbers, strict=True) if number)
-        noun = "victim" if self.victims == 1 else "victims"
-        return f"{self.victims} {noun}: {told}" if told else "no victims"
 
 
 class Held(NamedTuple):
@@ -160,7 +109,7 @@ class Driver(Scheduler):
             finally:
                 self.flush(force=True)
                 self.logbook.close()
-            return self._report(started, executor)
+            return reported(self, started, executor)
 
     def _take_over(self) -> None:
         """Learn what earlier drivers have done here, and put on record what a killed one has."""
@@ -171,7 +120,7 @@ class Driver(Scheduler):
         """Carry out what was asked of a run that is not alive; no stage runs."""
         with only_driver(self.out), clear_errors(self.out):
             self._take_over()
-            self.rows.first_cells = _first_cells(self.out) or set()
+            self.rows.first_cells = first_cells(self.out) or set()
             self.steering.heed()
             self.flush(force=True)
             self.logbook.close()
@@ -191,20 +140,8 @@ class Driver(Scheduler):
             preflight(executor, self.plan, self.store.uri, self.say)
 
     def _announce(self) -> None:
-        """Write what is planned, so that a board knows from the start what is missing."""
-        name, number = self.grid.name, self.grid.identity_hash
-        cells, classes = planned_cells(self.plan), len(self.grid.data.classes)
-        write_grid(self.out, name, number, cells, classes)
-        write_whole(self.out / TEXT_FILE, self.grid.text)
-        source = self.grid.source
-        place = source if source.startswith("preset ") else str(Path(source).absolute())
-        write_whole(self.out / SOURCE_FILE, json.dumps({"path": place}))
-        write_chains(self.out, self.plan, self.store.shown)
-        first = _first_cells(self.out)
-        if first is None:
-            first = {cell.key for cell in self.plan.cells}
-            write_whole(self.out / "first_cells.json", json.dumps(sorted(first)))
-        self.rows.first_cells = first
+        """Let a board know from the start what is missing, and what was never to be had."""
+        self.rows.first_cells = announce(self.grid, self.plan, self.out, self.store.shown)
         for cell, reason in self.plan.refused:
             row = self.rows.refused(cell, reason)
             if row["cell"] not in self.status:
@@ -479,57 +416,6 @@ class Driver(Scheduler):
         write_columns(self.out, "samples", {**columns, "cell": cell.key}, len(table))
         for kind, exhibit, number in exhibits.tables(self.store, cell):
             write_columns(self.out, kind, exhibit, number)
-
-    def _report(self, started: float, executor: Executor | None) -> RunReport:
-        wanted = [c for c in self.plan.cells if self.only is None or self.only.matches(c.cell)]
-        counts = Counter(str(self.status.get(c.key, Status.MISSING)) for c in wanted)
-        counts[Status.NOT_APPLICABLE.value] += len(self.plan.refused)
-        all_victims = {c.measure.defended.victim.key for c in self.plan.cells}
-        # Of the cells asked for, and what their gates had trained besides.
-        victims = {c.measure.defended.victim.key for c in wanted}
-        victims |= {key for key in all_victims if self.made[key]}
-        there = self.done or finished(self.store, self.plan)
-        ran = {k: self.plan.stages[k] for k in self.seconds}
-        chains = longest_chain(_ordered(self.plan, ran), self.seconds) if ran else {}
-        work: dict[str, float] = defaultdict(float)
-        for key, seconds in self.seconds.items():
-            work[self.stages[key].kind] += seconds
-        at_best = busiest(work, executor.room) if executor else 0.0
-        report = RunReport(
-            grid=self.grid.name,
-            cells=len(wanted) + len(self.plan.refused),
-            counts={k: v for k, v in counts.items() if v},
-            stages_run=len(self.seconds),
-            victims_trained=sum(self.made[k] for k in victims),
-            victims=len(victims),
-            victims_found=len([k for k in victims if not self.made[k] and k in there]),
-            victims_missing=len([k for k in victims if not self.made[k] and k not in there]),
-            wall_seconds=time.perf_counter() - started,
-            ray_start_seconds=executor.start_seconds if executor else 0.0,
-            lower_bound_seconds=max(max(chains.values(), default=0.0), at_best),
-            lanes=executor.lanes if executor else 1,
-            attempts=sum(self.attempts.values()),
-            trained={k: n for k, n in sorted(self.made.items()) if k.startswith("model-")},
-            remaining=[c.cell.label for c in wanted if self.status.get(c.key) not in SETTLED],
-            problem=self.problem,
-        )
-        body = {name: getattr(report, name) for name in report.__slots__}
-        with contextlib.suppress(OSError):
-            write_whole(self.out / "run.json", json.dumps(body, indent=1, sort_keys=True))
-        return report
-
-
-def _ordered(plan: Plan, ran: Mapping[Key, Stage]) -> dict[Key, Stage]:
-    """The stages that ran, inputs first."""
-    return plan.missing(ran.values(), set(plan.stages) - set(ran))
-
-
-def _first_cells(out: Path) -> set[str] | None:
-    """The cells of the grid as it was first run here; None before the first run."""
-    try:
-        return set(json.loads((out / "first_cells.json").read_text()))
-    except (OSError, ValueError, TypeError):
-        return None
 
 
 def run_grid(

@@ -14,7 +14,7 @@ from victims.errors import GridError, UsageError, counted
 from victims.places import shown
 
 if TYPE_CHECKING:
-    from grid.run import RunReport
+    from grid.run_report import RunReport
 
 
 def run(

@@ -14,7 +14,8 @@ import yaml
 
 from grid.cli import main
 from grid.gridfile import load_grid
-from grid.run import RunReport, run_grid
+from grid.run import run_grid
+from grid.run_report import RunReport
 from grid.spec import Grid
 
 RECIPE = {"epochs": 1, "batch_size": 32, "lr": 2e-3, "warmup_steps": 2}

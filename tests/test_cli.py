@@ -12,7 +12,7 @@ import pytest
 from grid import cli
 from grid.planning import make_plan
 from grid.registry import grid_source
-from grid.run import RunReport
+from grid.run_report import RunReport
 from grid.schema.writing import write_rows
 from grid.spec import Grid
 from tests.grids import (

@@ -25,7 +25,8 @@ from defenses.base import Case, Defended, Defense, Fidelity, Need, Phase
 from grid.gridfile import load_grid
 from grid.lock import only_driver
 from grid.planning import make_plan
-from grid.run import Driver, RunReport, run_grid
+from grid.run import Driver, run_grid
+from grid.run_report import RunReport
 from grid.schema.arrow import VERSION_KEY
 from grid.schema.columns import SCHEMA_VERSION
 from grid.spec import Grid
