@@ -11,15 +11,27 @@ from grid.start_gate import StartStage
 from grid.step_costs import DEFAULT_DEVICE, SHARE, counts, sample_seconds
 from victims.models import EMBEDDED, ModelSpec, NetSpec
 
+COMPILED, IN_PARTS = "compiled", "parts"
+
 
 def rated_as(stage: Stage) -> str:
     """The name under which seconds per unit of work are kept: a stage's family and, where its
-    model is no embedded one, which model and precision."""
-    found = _network(stage)
-    if found is None or not isinstance(found[0], ModelSpec) or found[0].arch in EMBEDDED:
+    model is no embedded one, which model, precision and ways to train it."""
+    found, ways = _network(stage), _ways(stage)
+    if found is None or not isinstance(found[0], ModelSpec):
         return stage.family
     model, precision = found
-    return f"{stage.family}/{model.arch}@{model.size}/{precision}"
+    if model.arch in EMBEDDED and not ways:
+        return stage.family
+    return "/".join([stage.family, f"{model.arch}@{model.size}", precision, *ways])
+
+
+def _ways(stage: Stage) -> list[str]:
+    """What a recipe asks for that makes its steps faster or slower."""
+    if not (isinstance(stage, ModelStage) or (isinstance(stage, DefendStage) and stage.trains)):
+        return []
+    recipe = stage.recipe
+    return [COMPILED] * recipe.compile + [IN_PARTS] * (recipe.parts > 1)
 
 
 def _network(stage: Stage) -> tuple[NetSpec, str] | None:
@@ -47,9 +59,12 @@ def assumed_device(execution: Execution) -> str:
 def assumed_rate(name: str, device: str) -> float | None:
     """Seconds per thousand plain steps of what is rated under a name; None if nothing says so."""
     _, *of = name.split("/")
-    if len(of) != 2 or of[0] not in counts():
+    if len(of) < 2 or of[0] not in counts():
         return None
-    seconds = sample_seconds(counts()[of[0]].step, device, of[1])
+    # Parts of a batch pass through the network once more; what compiling saves is not known.
+    count = counts()[of[0]]
+    flops = count.step + count.forward * (IN_PARTS in of[2:])
+    seconds = sample_seconds(flops, device, of[1])
     return None if seconds is None else 1000 * seconds
 
 

@@ -116,6 +116,24 @@ def test_a_plan_says_what_is_assumed_until_it_was_measured(tmp_path: Path) -> No
     assert summary(plan, set(), history, room)["assumed"] == []
 
 
+def test_other_ways_to_train_have_a_history_of_their_own(tmp_path: Path) -> None:
+    victim = plan_of(tmp_path).cells[0].victim
+    cut = replace(victim, recipe=replace(victim.recipe, micro_batch=8))
+    fused = replace(victim, recipe=replace(victim.recipe, compile=True))
+    history, count = History(None), counts()["RN50@224"]
+    assert (cut.recipe.parts, history.seconds(fused)) == (4, history.seconds(victim))
+    again = history.seconds(cut) - history.seconds(victim)
+    assert again == pytest.approx(64 * count.forward / (312e12 * SHARE)), "one more pass"
+    history.record(fused, 60.0)
+    assert history.seconds(victim) < 1
+    tiny = make_plan(tiny_grid(tmp_path)).cells[0].victim
+    compiled = replace(tiny, recipe=replace(tiny.recipe, compile=True))
+    assert (rated_as(tiny), rated_as(compiled)) == (
+        "plain_clip",
+        "plain_clip/tiny@32/fp32/compiled",
+    )
+
+
 def test_small_models_have_the_history_they_had(tmp_path: Path) -> None:
     plan = make_plan(tiny_grid(tmp_path))
     assert {rated_as(stage) for stage in plan.stages.values()} == {

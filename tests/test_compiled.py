@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 import victims.training
 from benchmarks import gpu, gpu_fit
@@ -21,7 +24,7 @@ from tests.grids import TINY, tiny_grid
 from tests.test_distributed import CASES, compare, compare_curves, computed
 from tests.test_training import RECIPE, Kept, assert_same, run_fit, state, view_of
 from victims import compiled
-from victims.compiled import compiled_tower
+from victims.compiled import KERNELS, compiled_tower
 from victims.corpora import View
 from victims.errors import GridError, UsageError
 from victims.models import EMBEDDED, ModelSpec, fresh, frozen_copy
@@ -105,8 +108,9 @@ def test_passes_that_train_nothing_run_as_ever(counting: Counting) -> None:
     model, image_BCHW = fresh(ModelSpec(), 3), torch.randint(0, 256, (4, 3, 32, 32)).byte()
     tower = type(model.net.visual)
     with counting.tower(model):
-        copied = frozen_copy(model)
         with torch.no_grad():
+            model.train().encode_image(image_BCHW)
+            copied = frozen_copy(model)
             expected_BD = model.eval().embed_image(image_BCHW)
         model.embed_image(image_BCHW)
         model.train().encode_text(torch.ones((2, 4), dtype=torch.long))
@@ -134,6 +138,70 @@ def test_networks_of_one_class_share_no_weights(
             with counting.tower(model.train()):
                 assert torch.equal(model.embed_image(rows_BCHW), expected_BD)
     assert (counting.made, counting.ran) == (2, 4)
+
+
+def test_every_shape_has_a_graph_of_its_own_or_the_fit_ends(
+    counting: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(rows: int) -> None:
+        model.embed_image(torch.zeros((rows, 3, 32, 32)).byte())
+
+    model = fresh(ModelSpec(), 3).train()
+    with counting.tower(model):
+        for rows in (2, 3, 4, 2):
+            step(rows)
+    assert counting.made == 3, "no graph for a range of shapes, which earlier ones would decide"
+    monkeypatch.setattr(compiled, "GRAPHS", 3)
+    with pytest.raises(GridError, match="could not compile"), counting.tower(model):
+        step(5)
+
+
+def test_kernels_are_not_chosen_by_trying_them_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(torch, "compile", lambda function, **more: asked.update(more) or function)
+    compiled._compiled.__wrapped__(nn.Linear, "inductor")
+    assert (asked["options"], asked["dynamic"]) == ({"deterministic": True}, False)
+    monkeypatch.setattr(compiled, "DETERMINISTIC", {"no_such_option": True})
+    refused = pytest.raises(GridError, match=r"chooses kernels by trying .*Install a newer torch")
+    with refused, compiled_tower(fresh(ModelSpec(), 3)):
+        pass
+
+
+def test_kernels_are_kept_where_nobody_else_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch names its own folder when it is imported: that is no choice of the user's."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = tmp_path / ".backdoor-grid" / "compiled"
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    monkeypatch.setenv(KERNELS, default_cache_dir())
+    with compiled_tower(fresh(ModelSpec(), 3)):
+        assert Path(os.environ[KERNELS]) == folder
+        assert folder.stat().st_mode & 0o77 == 0
+    assert os.environ[KERNELS] == default_cache_dir()
+    monkeypatch.setenv(KERNELS, str(tmp_path / "own"))
+    with compiled_tower(fresh(ModelSpec(), 3)):
+        assert os.environ[KERNELS] == str(tmp_path / "own")
+
+
+def test_compiling_is_no_part_of_what_a_fit_costs(
+    small_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(Counting):
+        def __call__(self, graph: Graph, inputs: list[Tensor]) -> Graph:
+            until = time.process_time() + 1
+            while time.process_time() < until:
+                pass
+            return super().__call__(graph, inputs)
+
+    monkeypatch.setattr(victims.training, "compiled_tower", Slow().tower)
+    begun = time.perf_counter()
+    recipe = replace(RECIPE, epochs=1, compile=True)
+    _, report = fitted(view_of(small_store, 32), recipe)
+    assert time.perf_counter() - begun > 1
+    assert report.cost["train_seconds"] < 1
+    assert report.cost["wall_seconds"] < time.perf_counter() - begun - 1
 
 
 def test_what_cannot_be_compiled_says_so(
@@ -203,8 +271,7 @@ def test_real_kernels_are_near_and_the_same_again(
     small_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bn_mode: BatchNormMode
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # what is set meanwhile is undone, too
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    monkeypatch.setenv(KERNELS, default_cache_dir())
     recipe = replace(RECIPE, epochs=2, bn_mode=bn_mode)
     view, kept = view_of(small_store, 64), Kept(tmp_path / "fit")
     _, plain = fitted(view, recipe)
@@ -215,7 +282,6 @@ def test_real_kernels_are_near_and_the_same_again(
     run_fit(view, PlainClipSpec(), recipe, checkpoints=kept, stop_at=3)
     folder = tmp_path / ".backdoor-grid" / "compiled"
     assert list(folder.rglob("*.so"))
-    assert folder.stat().st_mode & 0o77 == 0
     torch.compiler.reset()
     resumed, again = fitted(view, recipe, kept)
     assert_same(state(whole), state(resumed))

@@ -27,6 +27,8 @@ from victims.models import Clip
 
 # Shapes, precisions and networks of one process: more than any has, so that none runs uncompiled.
 GRAPHS: Final = 256
+DETERMINISTIC: Final[dict[str, str | int | bool | Callable[..., Any]]] = {"deterministic": True}
+KERNELS: Final = "TORCHINDUCTOR_CACHE_DIR"
 Backend = str | Callable[..., Any]
 COMPILED_KEEPS: Final = (
     "blocks of a compiled tower are not computed again; leave out `checkpoint_activations`, or"
@@ -38,9 +40,7 @@ COMPILED_KEEPS: Final = (
 def _compiled(cls: Any, backend: Backend) -> type[nn.Module]:
     """The class with a forward pass that is compiled where weights are trained."""
     plain = cls.forward
-    options: dict[str, str | int | bool | Callable[..., Any]] | None = None
-    if backend == "inductor":
-        options = {"deterministic": True}
+    options = dict(DETERMINISTIC) if backend == "inductor" else None
     graph = torch.compile(plain, dynamic=False, backend=backend, options=options)
 
     def forward(self: nn.Module, image_BCHW: Tensor) -> Tensor:
@@ -51,39 +51,92 @@ def _compiled(cls: Any, backend: Backend) -> type[nn.Module]:
     return type(f"Compiled{cls.__name__}", (cls,), {"forward": forward})
 
 
-def _keep_privately() -> None:
-    """Kernels are code: they lie where nobody else writes, and not in the common /tmp."""
-    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
-        folder = Path.home() / ".backdoor-grid" / "compiled"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+@contextlib.contextmanager
+def _kept_privately() -> Iterator[Path]:
+    """Kernels are code: they lie where nobody else writes, unless the user says where.
+
+    Torch names a folder of the common /tmp in the environment as soon as it is imported.
+    """
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    before = os.environ.get(KERNELS)
+    if before is not None and Path(before) != Path(default_cache_dir()):
+        yield Path(before)
+        return
+    folder = Path.home() / ".backdoor-grid" / "compiled"
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    os.environ[KERNELS] = str(folder)
+    try:
+        yield folder
+    finally:
+        del os.environ[KERNELS]
+        if before is not None:
+            os.environ[KERNELS] = before
 
 
 @contextlib.contextmanager
-def compiled_tower(model: Clip, backend: Backend = "inductor") -> Iterator[None]:
+def _told(began: Callable[[], None], ended: Callable[[], None]) -> Iterator[None]:
+    """Somebody is told when torch begins to compile and when it has ended."""
+    from torch._dynamo.callback import callback_handler as handler
+
+    def start(*_: Any) -> None:
+        began()
+
+    def end(*_: Any) -> None:
+        ended()
+
+    handler.register_start_callback(start)
+    handler.register_end_callback(end)
+    try:
+        yield
+    finally:
+        handler.remove_start_callback(start)
+        handler.remove_end_callback(end)
+
+
+def _nothing() -> None:
+    return None
+
+
+@contextlib.contextmanager
+def compiled_tower(
+    model: Clip,
+    backend: Backend = "inductor",
+    *,
+    began: Callable[[], None] = _nothing,
+    ended: Callable[[], None] = _nothing,
+) -> Iterator[None]:
     """The model's image tower is compiled. Its class is exchanged, as `recomputing_blocks` does."""
     import torch._dynamo as dynamo  # slow to import
+    from torch._inductor import list_options
 
-    tower: nn.Module = model.net.visual
+    arch, tower = model.spec.arch, model.net.visual
     cls: Any = type(tower)
     if world_size() > 1 and any(isinstance(m, nn.BatchNorm2d) for m in tower.modules()):
         raise GridError(
-            f"compile: the batch norms of {model.spec.arch} speak with other workers, which no"
-            " graph can hold. Train it on one worker, or leave `compile` out of the recipe."
+            f"compile: the batch norms of {arch} speak with other workers, which no graph can"
+            " hold. Train it on one worker, or leave `compile` out of the recipe."
         )
-    _keep_privately()
-    limits = dict.fromkeys(("recompile_limit", "accumulated_recompile_limit"), GRAPHS)
-    tower.__class__ = _compiled(cls, backend)
-    try:
-        with dynamo.config.patch({**limits, "fail_on_recompile_limit_hit": True}):
-            yield
-    except dynamo.exc.TorchDynamoException as error:
-        first = str(error).strip().partition("\n")[0]
+    if backend == "inductor" and not DETERMINISTIC.keys() <= set(list_options()):
         raise GridError(
-            f"compile: torch could not compile the image tower of {model.spec.arch}: {first}."
-            " It wants a C++ compiler, Triton on a GPU, and what it keeps in"
-            f" {os.environ['TORCHINDUCTOR_CACHE_DIR']} whole: remove that after a crash. Leave"
-            " `compile` out of the recipe to run the layers one by one."
-        ) from error
-    finally:
-        tower.__class__ = cls
+            f"compile: torch {torch.__version__} chooses kernels by trying them out, and a resumed"
+            " fit would end elsewhere. Install a newer torch, or leave `compile` out of the recipe."
+        )
+    limits = dict.fromkeys(("recompile_limit", "accumulated_recompile_limit"), GRAPHS)
+    with contextlib.ExitStack() as around:
+        folder = around.enter_context(_kept_privately())
+        around.enter_context(_told(began, ended))
+        around.enter_context(dynamo.config.patch({**limits, "fail_on_recompile_limit_hit": True}))
+        tower.__class__ = _compiled(cls, backend)
+        try:
+            yield
+        except (dynamo.exc.TorchDynamoException, dynamo.exc.FailOnRecompileLimitHit) as error:
+            first = str(error).strip().partition("\n")[0]
+            raise GridError(
+                f"compile: torch could not compile the image tower of {arch}: {first}. It wants a"
+                f" C++ compiler, Triton on a GPU, and what it keeps in {folder} whole: remove that"
+                " after a crash. Leave `compile` out of the recipe to run the layers one by one."
+            ) from error
+        finally:
+            tower.__class__ = cls

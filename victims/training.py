@@ -271,8 +271,9 @@ class Fit:
         self.model, self.view, self.recipe, self.runtime = model, view, recipe, runtime
         self.objective = objective.to(self.device)
         self.checkpoints, self.on_epoch = checkpoints, on_epoch
-        # What went by while others looked at the model: no part of the fit.
+        # What went by while others looked at the model or torch compiled it: no part of the fit.
         self.away, self.wall_away = 0.0, 0.0
+        self._left = (0.0, 0.0)
         model.to(self.device)
         self.optimizer = optimizer_for(model, objective, recipe)
         if optimizer_state is not None:
@@ -293,7 +294,8 @@ class Fit:
                 if self.runtime.checkpoint_activations:
                     around.enter_context(recomputing_blocks(self.model, self.model.spec.arch))
                 if recipe.compile:
-                    around.enter_context(compiled_tower(self.model))
+                    tell = {"began": self._leave, "ended": self._return}
+                    around.enter_context(compiled_tower(self.model, **tell))
                 return self._run()
         finally:
             passes.parts, passes.rows = before
@@ -455,11 +457,18 @@ class Fit:
     def _show(self, record: Mapping[str, float]) -> None:
         """Let others look at the model; what they run through it costs the fit nothing."""
         assert self.on_epoch is not None
-        started, begun = device_seconds(self.device), time.perf_counter()
+        self._leave()
         own = self.model.meter, self.model.passes
         self.model.meter, self.model.passes = Meter(), Passes()
         self.on_epoch(record)
         self.model.meter, self.model.passes = own
+        self._return()
+
+    def _leave(self) -> None:
+        self._left = (device_seconds(self.device), time.perf_counter())
+
+    def _return(self) -> None:
+        started, begun = self._left
         self.away += device_seconds(self.device) - started
         self.wall_away += time.perf_counter() - begun
 
