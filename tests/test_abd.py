@@ -411,6 +411,7 @@ def test_a_crafted_patch_leads_the_model_astray(view: View) -> None:
     assert torch.allclose(found["worn"], seen(found["patch"]), atol=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_a_patch_leads_pictures_away_from_their_captions(
     lab: Lab, data: DataRef, victim: ModelRef
 ) -> None:

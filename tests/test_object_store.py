@@ -277,6 +277,7 @@ def test_a_folder_by_uri_and_with_spaces(tmp_path: Path) -> None:
         assert Store(address).local
 
 
+@pytest.mark.exhaustive
 def test_a_server_that_stays_away_is_the_machines_fault(bucket: Bucket, tmp_path: Path) -> None:
     """So the driver tries the stage again, and on another machine where there is one."""
     store = bucket.store(tmp_path.name, tmp_path / "here")

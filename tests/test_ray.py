@@ -199,7 +199,12 @@ NEVER: list[tuple[str, dict[str, Any], str, str]] = [
 
 @pytest.mark.usefixtures("joined")
 @pytest.mark.parametrize(
-    ("only", "resources", "asked", "largest"), NEVER, ids=["GPUs", "workers", "gated"]
+    ("only", "resources", "asked", "largest"),
+    [
+        pytest.param(*NEVER[0], id="GPUs", marks=pytest.mark.exhaustive),
+        pytest.param(*NEVER[1], id="workers", marks=pytest.mark.exhaustive),
+        pytest.param(*NEVER[2], id="gated"),
+    ],
 )
 def test_a_shared_cluster_is_waited_for(
     tmp_path: Path, only: str, resources: dict[str, Any], asked: str, largest: str
@@ -534,6 +539,7 @@ def test_a_plan_asks_the_cluster_that_is_named_and_none_besides(
 # Clusters of our own.
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("apart")
 def test_a_gpu_that_is_not_there_is_refused_at_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
