@@ -170,7 +170,8 @@ def _validity(board: Board) -> Section:
         name="validity", caption="Undefended victims and their gate", columns=columns, rows=rows
     )
     says = Prose(
-        "No defense is measured on a victim that failed its gate, and no mean holds one. ASR is to"
+        "A gate asks the means over victim seeds, of an attack at a rate: its victims pass or fail"
+        " together. No defense is measured on those that failed, and no mean holds one. ASR is to"
         " be read beside that of the clean victim on the same pictures."
     )
     return Section(name="validity", title="Are the victims sound?", blocks=[says, table])

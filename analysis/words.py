@@ -16,8 +16,9 @@ class Word(NamedTuple):
 WORDS = (
     Word(
         "sound victim",
-        "an undefended victim that passed its gate: the attack took, and clean accuracy is near"
-        " the clean victim's. Defenses are run on no other, and means hold no other",
+        "an undefended victim whose attack passed its gate at that rate: by the means over victim"
+        " seeds the attack took, and clean accuracy is near the clean victim's. Defenses are run on"
+        " no other, and means hold no other",
     ),
     Word(
         "report, tuning, shifted",
@@ -85,7 +86,7 @@ WORDS = (
     Word(
         "Status",
         "how the worst of a line's cells ended: ok, inert (the attack lifts ASR too little to be"
-        " defended), invalid victim and skipped (it failed its gate), not applicable, failed,"
+        " defended), invalid victim and skipped (the gate failed), not applicable, failed,"
         " missing",
         ("Status", "Gate"),
     ),

@@ -147,6 +147,7 @@ def _gate(
             return {**found, "detail": str(error)}
         found |= {"status": verdict.status.value, "detail": verdict.detail}
         found |= {"asr": verdict.asr, "lift": verdict.lift, "clean_loss": verdict.clean_loss}
+        found["asr_of_victims"] = list(verdict.each)
     return found
 
 
@@ -247,7 +248,9 @@ def print_explanation(found: dict[str, Any]) -> str:
         detail = f": {gate['detail']}" if gate["detail"] else ""
         numbers = ""
         if gate["status"] and not gate["detail"]:
-            numbers = f" (success {gate['asr']:.1%}, lift {100 * gate['lift']:.1f} points)"
+            each = gate["asr_of_victims"]
+            mean = f"mean of {len(each)} victims, " if len(each) > 1 else ""
+            numbers = f" ({mean}success {gate['asr']:.1%}, lift {100 * gate['lift']:.1f} points)"
         lines.append(f"gate ({gate['rule']}): {said}{numbers}{detail}")
     if found["stages"]:
         lines.append("stages, inputs first:")

@@ -1,4 +1,4 @@
-"""When a victim counts as attacked: what it must show, by the group of its attack."""
+"""When victims count as attacked: what their means over seeds must show, by group of attack."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from victims.keys import LATER
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thresholds:
-    """What a victim must show: ASR as a share; its lift over the clean victim and the accuracy
+    """What victims must show: mean ASR as a share; its lift over the clean victim and the accuracy
     lost, which are differences of shares."""
 
     asr: float
@@ -27,8 +27,9 @@ class Thresholds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planted:
-    """What a victim must show whose attack stamps nothing: ``low`` bounds the Wilson interval of
-    its success from below, ``clean`` the success on the clean victim from above."""
+    """What victims must show whose attack stamps nothing: ``low`` bounds the Wilson interval of
+    their success, pictures of all seeds together, from below, ``clean`` the success on the clean
+    victims from above."""
 
     low: float
     clean: float
@@ -42,8 +43,8 @@ class Planted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """When a victim counts as attacked. ``rate`` is where it is judged; None, the largest of its
-    attack.
+    """When the victims of an attack count as attacked: all seeds together, by their means.
+    ``rate`` is where they are judged; None, the largest of the attack.
 
     ``init_loss`` is the clean accuracy a victim may lose against the weights it started from,
     ``reference`` the accuracy that these must have before any victim is trained.

@@ -1,7 +1,7 @@
 """A plan: the cells of a grid, their stages and their gates.
 
 It says what exists, what must be made, in which order it can be made, and which cells wait for a
-victim to pass its gate.
+gate to pass its victims.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class CellPlan:
 
 @dataclass(frozen=True, slots=True)
 class GateCheck:
-    """Tuning-split measurements of one attack at one rate: victims, clean twins, start weights."""
+    """Tuning-split measurements of one attack at one rate: the victims of all seeds, clean
+    twins, start weights."""
 
     group: Group
     victims: tuple[MeasureStage, ...]

@@ -211,7 +211,7 @@ def finished_run(source: Source, out: Path) -> Counter[str] | None:
 
 
 def exit_code(counts: Mapping[str, int]) -> int:
-    """0 complete, 3 incomplete or a method failed, 4 a victim failed its gate."""
+    """0 complete, 3 incomplete or a method failed, 4 victims failed their gate."""
     if not is_complete(counts) or counts.get(Status.FAILED_METHOD):
         return 3
     # Start weights that fail theirs leave nothing but skipped cells.

@@ -81,13 +81,15 @@ def read_measure(store: Store, stage: MeasureStage) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the tuning split says about the victims of one attack at one rate."""
+    """What the tuning split says of the victims of one attack at one rate, all seeds together."""
 
     status: Status
     detail: str
     asr: float
     lift: float
     clean_loss: float
+    # The success of every victim, of which ``asr`` is the mean.
+    each: tuple[float, ...] = ()
 
     @property
     def passes(self) -> bool:
@@ -99,7 +101,10 @@ SUCCESS = {Aim.TARGETS: "psr_top1", Aim.QUERIES: "text_hit_top1"}
 
 
 def judge(store: Store, check: GateCheck, gate: Gate) -> Verdict:
-    """The validity gate at the reference rate, the inert rule at the others; means over seeds."""
+    """The validity gate at the reference rate, the inert rule at the others.
+
+    The victims of an attack at a rate, one a seed, pass or fail together: by their means.
+    """
     attack = check.victims[0].trigger.attack
     success = SUCCESS.get(attack.aim, "asr_top1")
     found = [_tuning(store, stage) for stage in check.victims]
@@ -115,14 +120,18 @@ def judge(store: Store, check: GateCheck, gate: Gate) -> Verdict:
     start = [_tuning(store, stage) for stage in check.init]
     fallen = mean(start, kept) - accuracy if start else 0.0
     what = {"psr_top1": "PSR", "text_hit_top1": "Hit@1"}.get(success, "ASR")
+    each = tuple(float(m[success]["value"]) for m in found)
+    wanted, told = f"{_mean(each)}{what}", f"{what} {asr:.1%}"
+    if len(each) > 1:
+        apart = ", ".join(f"{100 * share:.1f}" for share in each)
+        told = f"mean {what} of {len(each)} victims {asr:.1%} ({apart})"
     numbers = (
-        f"tuning split: {what} {asr:.1%}, lift {100 * lift:.1f} points, clean loss"
-        f" {100 * loss:.1f} points"
+        f"tuning split: {told}, lift {100 * lift:.1f} points, clean loss {100 * loss:.1f} points"
     )
     if not check.is_reference:
         inert = lift < gate.inert_lift
         detail = f"{numbers}; inert below a lift of {100 * gate.inert_lift:.0f}" if inert else ""
-        return Verdict(Status.INERT if inert else Status.OK, detail, asr, lift, loss)
+        return Verdict(Status.INERT if inert else Status.OK, detail, asr, lift, loss, each)
     wants = gate.thresholds(attack.group)
     faults = []
     if isinstance(wants, Planted):
@@ -138,7 +147,7 @@ def judge(store: Store, check: GateCheck, gate: Gate) -> Verdict:
             )
     else:
         if asr < wants.asr:
-            faults.append(f"ASR must be at least {wants.asr:.0%}")
+            faults.append(f"{wanted} must be at least {wants.asr:.0%}")
         if lift < wants.lift:
             faults.append(f"lift must be at least {100 * wants.lift:.0f} points")
     if loss > wants.clean_loss:
@@ -153,7 +162,12 @@ def judge(store: Store, check: GateCheck, gate: Gate) -> Verdict:
     if changed < 0.99:
         faults.append(f"the stamp must change 99 % of pictures, it changes {changed:.1%}")
     status = Status.INVALID_VICTIM if faults else Status.OK
-    return Verdict(status, f"{numbers}; {'; '.join(faults)}" if faults else "", asr, lift, loss)
+    detail = f"{numbers}; {'; '.join(faults)}" if faults else ""
+    return Verdict(status, detail, asr, lift, loss, each)
+
+
+def _mean(each: Sequence[float]) -> str:
+    return "mean " if len(each) > 1 else ""
 
 
 def _tuning(store: Store, stage: MeasureStage) -> dict[str, Any]:

@@ -348,7 +348,8 @@ class Driver(Scheduler):
         if cell.group in self.plan.gates and cell.group not in self.verdicts:
             return
         if cell.gated and verdict is not None and not verdict.passes:
-            detail = f"victim failed its gate: {verdict.detail}"
+            who = "victims failed their" if len(verdict.each) > 1 else "victim failed its"
+            detail = f"{who} gate: {verdict.detail}"
             self._close(cell, self._outcome_row(cell, Status.SKIPPED, detail), Status.SKIPPED)
             return
         gate_keys = [m.key for m in self._checks(cell)]

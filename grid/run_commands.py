@@ -86,8 +86,9 @@ def _run(
         code = report.code
         if report.counts.get("invalid_victim"):
             say(
-                "a victim failed its gate, so nothing was defended on it: give it more epochs, rows"
-                " or a higher rate, or other thresholds with `gate` (docs/grid-files.md)"
+                "the victims of an attack failed their gate (its means over seeds), so nothing was"
+                " defended on them: give them more epochs, rows or a higher rate, or other"
+                " thresholds with `gate` (docs/grid-files.md)"
             )
     board(where, "table")
     if code:

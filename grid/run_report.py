@@ -47,7 +47,7 @@ class RunReport:
 
     @property
     def code(self) -> int:
-        """0 complete, 1 stopped by an error, 3 incomplete, 4 a victim failed its gate."""
+        """0 complete, 1 stopped by an error, 3 incomplete, 4 victims failed their gate."""
         if self.problem:
             return 1
         return 3 if self.remaining else exit_code(self.counts)

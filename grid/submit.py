@@ -29,7 +29,7 @@ TRAVELS = "submitted"
 
 MEANING = {
     3: "the grid is not complete, or a method failed; `grid check` on the cluster says where",
-    4: "a victim failed its gate; `grid check` on the cluster says which",
+    4: "the victims of an attack failed their gate; `grid check` on the cluster says which",
     127: "put the environment's bin folder first in PATH before `ray start` on the head",
     130: "interrupted; the same command goes on where this one stopped",
     137: "killed, perhaps for want of memory on the head",

@@ -246,7 +246,7 @@ TRACE = (
         (1, f"{BEGIN}{TRACE}", "exit code 1: ModuleNotFoundError: No module named 'nothing'", 1),
         (2, f"{BEGIN}grid: mine.yaml:3: bad\n", "exit code 2: mine.yaml:3: bad", 2),
         (3, f"{BEGIN}a board\n", "exit code 3: the grid is not complete, or a method failed", 3),
-        (4, f"{BEGIN}a board\n", "exit code 4: a victim failed its gate", 4),
+        (4, f"{BEGIN}a board\n", "exit code 4: the victims of an attack failed their gate", 4),
         (127, f"{BEGIN}/bin/sh: 1: grid: not found\n", "(put the environment's bin folder", 1),
         (137, f"{BEGIN}", "exit code 137: it said nothing (killed, perhaps for want of", 1),
     ],
