@@ -286,7 +286,8 @@ def _table(board: Board, width: int, color: bool) -> str:
         for _, group in groupby(section, _block):
             rows = list(group)
             if _has_not_run(rows):
-                words = f"{_heading(rows[0], told_apart)}: none of {len(rows)} lines has run"
+                ran = "has an outcome yet" if any(row.detail for row in rows) else "has run"
+                words = f"{_heading(rows[0], told_apart)}: none of {len(rows)} lines {ran}"
                 text.append(f"{words}\n", "dim")
                 continue
             text.append(f"{_heading(rows[0], told_apart)}\n", "bold cyan")

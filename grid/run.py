@@ -33,6 +33,7 @@ from grid.spec import Grid
 from grid.stages import Stage
 from grid.start_gate import StartVerdict, judge_start
 from grid.steering import Steering
+from grid.waiting_cells import waiting_cells
 from grid.work import Ended
 from victims.errors import counted
 from victims.keys import Key
@@ -78,6 +79,7 @@ class Driver(Scheduler):
         self.groups_of: dict[Key, list[Group]] = defaultdict(list)
         self.mended: dict[Key, list[Key]] = defaultdict(list)
         self.measured: list[CellPlan] = []
+        self.told_waiting: dict[str, str] = {}
 
     # --- from cells to wanted stages
 
@@ -113,7 +115,9 @@ class Driver(Scheduler):
 
     def _take_over(self) -> None:
         """Learn what earlier drivers have done here, and put on record what a killed one has."""
-        self.status = {cell: status for cell, (status, _) in outcomes_in(self.out).items()}
+        found = outcomes_in(self.out)
+        self.status = {cell: status for cell, (status, _) in found.items()}
+        self.told_waiting = {c: why for c, (s, why) in found.items() if s == Status.MISSING}
         self.recover()
 
     def settle(self) -> None:
@@ -124,6 +128,14 @@ class Driver(Scheduler):
             self.steering.heed()
             self.flush(force=True)
             self.logbook.close()
+
+    def _tell_who_waits(self) -> None:
+        """Let a board know which cells without an outcome are measured, and what they wait for."""
+        told = {row["cell"] for row in self.buffer["rows"]}
+        for cell, why in waiting_cells(self.plan, self.done, self.status):
+            if cell.key not in told and self.told_waiting.get(cell.key) != why:
+                self.told_waiting[cell.key] = why
+                self.buffer["rows"].extend(self._outcome_row(cell, Status.MISSING, why))
 
     def _tell_how_it_ended(self, executor: Executor | None) -> None:
         """Cells that nobody runs until they are requeued, for who wonders; then the last word."""
@@ -400,6 +412,7 @@ class Driver(Scheduler):
     def flush(self, *, force: bool = False) -> None:
         if not (force or self.is_due):
             return
+        self._tell_who_waits()
         for cell in self.measured:
             try:
                 self._write_samples(cell)

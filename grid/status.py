@@ -29,7 +29,8 @@ def status_of(out: Path, *, stalled_after: float = 300.0, slowest: int = 5) -> d
     now = time.time()
     chains, progress = read_chains(out), read_progress(out)
     is_alive, control = is_held(out), Control(out)
-    outcomes = {cell: status for cell, (status, _) in outcomes_in(out).items()}
+    told = outcomes_in(out)
+    outcomes = {cell: status for cell, (status, _) in told.items()}
     open_cells = [cell for cell in chains.cells if _is_open(outcomes.get(cell.key))]
     running = _running(out, chains, open_cells, progress, now) if is_alive and progress else []
     for stage in running:
@@ -46,6 +47,7 @@ def status_of(out: Path, *, stalled_after: float = 300.0, slowest: int = 5) -> d
         "requests": [{"verb": r.verb.value, "only": r.only} for r in control.pending()],
         "planned": len(chains.cells),
         "cells": _cells(chains, outcomes, {stage["key"] for stage in running}),
+        "waiting": _waiting(chains, told),
         "lanes": (progress or {}).get("lanes"),
         "running": sorted(running, key=lambda stage: -(stage["seconds"] or 0)),
         "stalled_after_seconds": stalled_after,
@@ -87,6 +89,12 @@ def _cells(chains: Chains, outcomes: Mapping[str, str], running: set[str]) -> di
         found["running" if is_running else status] += 1
     order = ["running", *(status.value for status in Status)]
     return {state: found[state] for state in order if found[state]}
+
+
+def _waiting(chains: Chains, told: Mapping[str, tuple[str, str]]) -> dict[str, int]:
+    """What measured cells without an outcome wait for, and how many do."""
+    found = [told.get(cell.key, ("", "")) for cell in chains.cells]
+    return dict(Counter(why for status, why in found if status == Status.MISSING and why))
 
 
 def _running(

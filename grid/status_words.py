@@ -18,6 +18,8 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield f"{found['grid']} ({found['hash']}): {driver_words(found)}"
     cells = [f"{n} {STATUS_WORDS.get(state, state)}" for state, n in found["cells"].items()]
     yield f"cells: {', '.join(cells)}; {found['planned']} planned"
+    for why, number in found["waiting"].items():
+        yield f"of the missing, {counted(number, 'cell')}: {why}"
     stages = found["stages"]
     if stages.get("planned") is not None:
         hits = ""

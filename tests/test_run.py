@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from torch import Tensor
 
+from analysis.board import load_board
 from attacks.base import Attack, GateGroup, Track
 from defenses.base import Case, Defended, Defense, Fidelity, Need, Phase
 from grid.gridfile import load_grid
@@ -159,6 +160,35 @@ def test_an_extended_grid_runs_the_difference(ran: Ran, tmp_path: Path) -> None:
     old, new = numbers(ran.out), numbers(out)
     for name, row in old.items():
         assert new[name] == row
+
+
+def test_cells_that_wait_for_the_gate_of_a_new_seed_say_so(
+    ran: Ran, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was measured and judged before the seed joined was told to be "not run yet"."""
+    out, store = copy(ran, tmp_path)
+    file = write_grid_file(tmp_path / "in", seeds=[0, 7])
+    places = ("--out", out, "--store", store)
+    chosen = ("--only", "rate=0", "--executor", "serial")
+    assert call(capsys, "run", file, *chosen, *places).code == 0
+    why = "measured; waits for the gate, which judges all seeds together: the victim of seed 7 is"
+    found = json.loads(call(capsys, "check", file, "--json", *places).out)
+    told = {cell["label"]: cell["why"].startswith(why) for cell in found["incomplete"]}
+    poisoned = "badnet/0.1"
+    assert told == {
+        f"{poisoned}/none/s0": True,
+        f"{poisoned}/finetune/s0": True,
+        f"{poisoned}/none/s7": False,
+        f"{poisoned}/finetune/s7": False,
+    }
+    board = " ".join(call(capsys, "leaderboard", out).out.split())
+    assert f"none, finetune: missing: {why}" in board
+    assert "none of 2 lines has an outcome yet" in board
+    assert f"of the missing, 2 cells: {why}" in call(capsys, "status", out).out
+    # No number of theirs is on the board, and once all victims are there all are judged.
+    assert not [row for row in load_board(out).lines if row.rate and row.num_shown]
+    assert run_serial(load_grid(str(file)), out, store).counts == {"ok": 8}
+    assert call(capsys, "check", file, *places).code == 0
 
 
 def test_the_first_grid_is_remembered_before_anything_runs(ran: Ran, tmp_path: Path) -> None:

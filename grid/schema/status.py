@@ -7,7 +7,8 @@ from enum import StrEnum
 
 
 class Status(StrEnum):
-    """What became of a cell. ``missing`` is never written: a board computes it.
+    """What became of a cell. A board finds what is ``missing``; it is written only of cells that
+    are measured, with what they wait for as its detail.
 
     ``cancelled`` cells are not run until somebody asks for them; ``requeued`` ones are open again.
     """
