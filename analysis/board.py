@@ -6,6 +6,7 @@ given, then as the grid file lists the defenses. Controls and invalid victims st
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -129,6 +130,9 @@ class Board:
     completeness: Completeness
     lines: list[BoardRow]
     warnings: list[str] = field(default_factory=list)
+    # Metrics measured on the set that have no column here, and where the results are.
+    further: tuple[str, ...] = ()
+    directory: str = "DIR"
 
     @property
     def rows(self) -> list[BoardRow]:
@@ -179,6 +183,12 @@ class Board:
                 "hit@1, of attacks that stamp nothing: share of the chosen pictures read as what "
                 "was chosen for them, or of the chosen queries answered with the target."
             )
+        if self.further:
+            shown_by = further_sql(self.eval_set, self.directory)
+            notes.append(
+                f"Also measured on {self.eval_set}, and in no column here: "
+                f"{', '.join(self.further)}. See them with: {shown_by}"
+            )
         if any(row.status == Status.INERT for row in self.lines):
             notes.append("inert: the attack lifts ASR by too little at this rate to be defended.")
         if any(row.added_later for row in self.lines):
@@ -219,7 +229,41 @@ def read_board(results: Tables, eval_set: str = "report") -> Board:
             row.defense,
         )
     )
-    return Board(_grid_info(results), eval_set, _completeness(results), lines, results.warnings)
+    return Board(
+        _grid_info(results),
+        eval_set,
+        _completeness(results),
+        lines,
+        results.warnings,
+        _further(results, eval_set),
+        str(results.directory),
+    )
+
+
+FURTHER = ("image_to_text_", "text_to_image_", "probe_")
+"""How the names begin of what a board has no columns for: retrieval, and probes."""
+
+
+def _further(results: Tables, eval_set: str) -> tuple[str, ...]:
+    """What was measured on a set besides what the columns show."""
+    found = results.query(
+        "SELECT metric FROM newest WHERE eval_set = ? AND value IS NOT NULL GROUP BY 1 "
+        "ORDER BY regexp_extract(metric, '^(.*?)[0-9]*$', 1), "
+        "TRY_CAST(regexp_extract(metric, '[0-9]*$') AS INT)",
+        eval_set,
+    )
+    return tuple(metric for (metric,) in found.rows if metric.startswith(FURTHER))
+
+
+def further_sql(eval_set: str, directory: str) -> str:
+    """A command that shows what was measured on a set without a column for it."""
+    like = " OR ".join(f"metric LIKE '{prefix}%'" for prefix in FURTHER)
+    named = eval_set.replace("'", "''")
+    query = (  # for people to run: a user's SQL can read the views and nothing else
+        "SELECT attack, rate_text, defense, metric, avg(value) AS value FROM newest"  # noqa: S608
+        f" WHERE eval_set = '{named}' AND value IS NOT NULL AND ({like}) GROUP BY ALL ORDER BY ALL"
+    )
+    return f'grid sql "{query}" --in {shlex.quote(directory)}'
 
 
 def _derived(lines: list[BoardRow]) -> list[BoardRow]:

@@ -228,7 +228,10 @@ def trouble(board: Board) -> list[str]:
     for row in board.lines:
         lacking = row.num_cells - row.num_shown if row.num_shown else 0
         if row.status == Status.OK and not row.num_shown:
-            reason = f"not measured on evaluation set {row.eval_set}"
+            kinds = "neither CA nor ASR" if board.further else "not"
+            reason = f"{kinds} measured on evaluation set {row.eval_set}"
+            if board.further:
+                reason += f", but {', '.join(m for m in board.further if m.endswith('_top1'))}"
         elif lacking or (row.detail and row.status not in (Status.OK, Status.SKIPPED)):
             shown = f"{row.num_shown} of {row.num_cells} cells shown; " if lacking else ""
             reason = f"{shown}{_status(row)}" + (f": {row.detail}" if row.detail else "")

@@ -15,6 +15,11 @@ SHOWN = {
     "psr_top1": "chosen pictures taken for the wrong class (PSR)",
     "text_hit_top1": "queries that find the target (Hit@1)",
     "r_acc": "triggered pictures recognised as what they are (R-Acc)",
+    "image_to_text_top1": "pictures that find a caption of theirs first (R@1)",
+    "text_to_image_top1": "captions that find their picture first (R@1)",
+    "image_to_text_asr_top1": "stamped pictures that find a caption of the target first",
+    "probe_clean_top1": "clean accuracy of a linear probe",
+    "probe_asr_top1": "attack success on a linear probe",
 }
 MEASURED = ("value", "low", "high", "n", "clean_victim", "init_model")
 

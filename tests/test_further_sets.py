@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from analysis.board import load_board
+from analysis.query import run_sql
+from analysis.render import render
+from grid.export import export_cell
 from grid.gridfile import load_grid
 from grid.measure import MeasureStage
 from grid.planning import make_plan
@@ -83,6 +88,29 @@ def test_further_sets_have_rows_of_their_own(ran: tuple[Path, Path, Any]) -> Non
     assert rows["imagenet", "clean_top1"]["templates_digest"] == said
     assert rows["coco", "image_to_text_top1"]["templates_digest"] is None
     assert rows["coco", "image_to_text_top1"]["eval_digest"]
+
+
+def test_a_board_says_what_it_has_no_columns_for(ran: tuple[Path, Path, Any]) -> None:
+    """A retrieval set's board was all dashes, "not measured", though the numbers were there."""
+    out = ran[0]
+    for name, metric in (("coco", "text_to_image_top1"), ("imagenet", "probe_clean_top1")):
+        board = load_board(out, name)
+        (note,) = [note for note in board.notes() if metric in note]
+        query, place = shlex.split(note.split("See them with: ")[1])[2:4]
+        assert place == "--in"
+        answer, _ = run_sql(out, query)
+        assert {line[3] for line in answer.rows} == set(board.further)
+    shown = " ".join(render(load_board(out, "coco")).split())
+    assert "none: neither CA nor ASR measured on evaluation set coco, but image_to_text" in shown
+    assert not load_board(out).further
+
+
+def test_a_card_tells_of_retrieval_and_probes(ran: tuple[Path, Path, Any], tmp_path: Path) -> None:
+    out, store, _ = ran
+    export_cell(out, "badnet/0.1/none/s0", tmp_path / "model", str(store))
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "| coco | captions that find their picture first (R@1) |" in card
+    assert "| imagenet | clean accuracy of a linear probe |" in card
 
 
 def test_what_stamps_nothing_has_no_stamped_retrieval(sets: Path, tmp_path: Path) -> None:
