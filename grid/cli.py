@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         hint = near(arguments[0], _known_commands())
         say(f"grid: no command called {arguments[0]!r}.{hint} Try grid --help.")
         sys.exit(UsageError.code)
-    sys.exit(_guarded(lambda: app(arguments, standalone_mode=False)))
+    sys.exit(_guarded(lambda: app(arguments, standalone_mode=False), arguments))
 
 
 # Typer brings its own copy of click, or uses the installed one: its errors tell which.
@@ -87,7 +87,19 @@ def _plainly(message: str) -> str:
     return f"no choice is called {word!r}.{near(word, known)} There are: {', '.join(known)}."
 
 
-def _guarded(command: Callable[[], Any]) -> int:
+def _meant(message: str, arguments: Sequence[str]) -> str:
+    """What to write in the place of an option that other commands have for results."""
+    option = re.match(r"No such option: (--in|--grid)$", message)
+    if option is None or not arguments:
+        return message
+    words = [part for word in arguments for part in word.split("=", 1)]
+    named = words[words.index(option[1]) + 1] if option[1] in words[:-1] else "DIR"
+    if arguments[0] in ("explain", "verify"):
+        return f"{message}. Results are named with --grid here: --grid {named}."
+    return f"{message}. Results are an argument here: grid {arguments[0]} {named}."
+
+
+def _guarded(command: Callable[[], Any], arguments: Sequence[str] = ()) -> int:
     try:
         result = command()
         if result == INTERRUPTED:  # newer Typer turns Ctrl-C into an exit code itself
@@ -97,7 +109,7 @@ def _guarded(command: Callable[[], Any]) -> int:
         say(f"grid: {error}")
         return error.code
     except BadCommand as error:
-        error.message = _plainly(error.message)
+        error.message = _meant(_plainly(error.message), arguments)
         error.show()
         return UsageError.code
     except (typer.Abort, KeyboardInterrupt):

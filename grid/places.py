@@ -110,7 +110,8 @@ def _named(grid: str) -> Path:
         return Path(grid)
     if grid in presets() or Path(grid).is_file():
         return home() / grid_source(grid).name
-    return home() / grid
+    is_path = Path(grid).is_dir() or len(Path(grid).parts) > 1
+    return Path(grid) if is_path and not (home() / grid).is_dir() else home() / grid
 
 
 def _written(folder: Path) -> float:

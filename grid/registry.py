@@ -335,7 +335,11 @@ def _source(name_or_path: str, folder: str, file_word: str, word: str) -> Source
     table = ", ".join(found) or "none"
     many = f"{word.capitalize()}s"
     if path.is_dir():
-        raise UsageError(f"{name_or_path}: a folder, not a {file_word}. {many}: {table}.")
+        raise UsageError(
+            f"{name_or_path}: a folder, not a {file_word}, and no results of a run are in it (no"
+            f" {TEXT_FILE}). Give the directory that `grid run` printed, such as runs/demo, or a"
+            f" {file_word}. {many}: {table}."
+        )
     raise UsageError(
         f"no {file_word} and no {word} called {name_or_path!r}.{near(name_or_path, found)}"
         f" {many}: {table}. A file is given by its path, such as grids/mine.yaml."

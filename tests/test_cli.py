@@ -79,6 +79,11 @@ def nothing_in(folder: Path) -> bool:
         (("run", "smoke", "--only", "attack=badnut"), "Did you mean 'badnet'?"),
         (("run", "smoke", "--only", "attack=sig,cell=badnet*"), "meets all conditions together"),
         (("explain", "badnet/0.05/cleanclp/s0", "--grid", "smoke"), "badnet/0.05/cleanclip/s0"),
+        (("leaderboard", "--in", "mine"), "are an argument here: grid leaderboard mine."),
+        (("report", "--in=mine"), "are an argument here: grid report mine."),
+        (("verify", "a", "--in", "mine"), "named with --grid here: --grid mine."),
+        (("leaderboard", "runs/nosuch"), "No results at runs/nosuch: there is no such directory"),
+        (("status", "runs/nosuch"), "grid: runs/nosuch: no run of a grid is there"),
     ],
 )
 def test_wrong_words(
@@ -89,6 +94,22 @@ def test_wrong_words(
     assert answer.code == 2
     assert says in one_message(answer)
     assert nothing_in(tmp_path)
+
+
+def test_an_empty_folder_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "emptydir").mkdir()
+    monkeypatch.chdir(tmp_path)
+    says = {
+        "check": "emptydir: a folder, not a grid file, and no results of a run are in it",
+        "status": "emptydir: no run of a grid is there (no grid.json)",
+        "leaderboard": "No results in emptydir: neither grid.json nor rows",
+    }
+    for command, words in says.items():
+        answer = call(capsys, command, "emptydir")
+        assert answer.code == 2
+        assert answer.err.startswith(f"grid: {words}")
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ def results_directory(named: str | Path) -> Path:
     there = sorted(home().glob("*")) if home().is_dir() else []
     names = [p.name for p in there if any((p / mark).exists() for mark in MARKS)]
     told = f" In {home()}: {', '.join(names)}." if names else f" Nothing has run in {home()} yet."
+    where = path if len(path.parts) > 1 else home() / path  # a path, or the name of what ran
     raise AskedError(
-        f"No results at {home() / path}: there is no such directory.{near(path.name, names)}{told}"
+        f"No results at {where}: there is no such directory.{near(path.name, names)}{told}"
     )
