@@ -58,13 +58,30 @@ def score_maps(
     ]
     found = [made for planned in chosen if (made := _map(planned, store)) is not None]
     if not found:
-        raise GridError(
-            f"{plan.grid.name}: none of {len(chosen)} cells is finished and has a defense that"
-            " gives rows two scores. Run the grid first, or choose other cells with --only."
-        )
+        raise GridError(f"{plan.grid.name}: {_nothing_to_draw(chosen, store)}")
     if len(found) > MOST_PANELS:
         say(f"{MOST_PANELS} of {len(found)} cells are drawn; choose others with --only")
     return found[:MOST_PANELS]
+
+
+def _nothing_to_draw(chosen: Sequence[CellPlan], store: Store) -> str:
+    """Why no cell gives a picture: it is not finished, or its defense does not score rows twice."""
+    numbers: dict[str, int] = {}
+    finished = [planned for planned in chosen if planned.measure.defended.key in store]
+    for planned in finished:
+        files = store.need(planned.measure.defended.key).files
+        scores = sum(file.startswith("suspicion") for file in files)
+        label = planned.cell.defense.label
+        numbers[label] = max(numbers.get(label, 0), scores)
+    if not finished:
+        return f"none of {len(chosen)} cells is finished. Run the grid first."
+    told = ", ".join(f"{label} {number or 'no'}" for label, number in numbers.items())
+    return (
+        "a picture sets two scores of every row against each other, which a defense must give"
+        f" beside its suspicion. {len(finished)} of {len(chosen)} cells are finished, and their"
+        f" defenses give rows so many scores: {told}. The README's table of commands names defenses"
+        " that give enough; choose other cells with --only if the grid has one."
+    )
 
 
 def _map(planned: CellPlan, store: Store) -> ScoreMap | None:

@@ -333,7 +333,7 @@ def test_a_guide_that_the_store_holds_is_not_trained_again(ran: Path) -> None:
 
 
 def test_score_maps_show_both_ranks_and_the_split(
-    ran: Path, capsys: pytest.CaptureFixture[str]
+    ran: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = make_plan(load_grid(str(ran / "tiny.yaml")))
     maps = score_maps(plan, Store(ran / "store"), None)
@@ -361,7 +361,10 @@ def test_score_maps_show_both_ranks_and_the_split(
         capsys,
         *("scores", ran / "tiny.yaml", "--store", ran / "store", "--only", "defense=finetune"),
     )
-    assert "none of 2 cells is finished and has a defense that gives rows two scores" in empty.err
+    told = "2 of 2 cells are finished, and their defenses give rows so many scores: finetune no"
+    assert told in empty.err, "it said to run the grid, which had run"
+    absent = call(capsys, "scores", ran / "tiny.yaml", "--store", tmp_path / "none")
+    assert "cells is finished. Run the grid first." in absent.err
 
 
 def test_rows_show_who_judged_and_no_rate_that_was_not_used(ran: Path) -> None:
