@@ -47,7 +47,7 @@ from attacks.base import (
 from victims.blends import noise_picture
 from victims.corpora import Rows
 from victims.draws import derive, image_digest, keyed_bits, torch_rng
-from victims.errors import UsageError
+from victims.errors import UsageError, require_all
 from victims.lab import Lab
 from victims.triggers import Trigger, round_half_even
 
@@ -108,16 +108,18 @@ class AdaptiveBlend(Attack):
 
     def craft(self, lab: Lab, held: Knowledge, size: int) -> Tiles:
         cell = -(-size // 8) if self.cell is None else self.cell
-        if not (0 <= self.alpha <= 1 and 0 <= self.alpha_train <= 1 and self.cover_ratio >= 0):
-            raise UsageError(
-                f"{self.name}: alpha {self.alpha} and alpha_train {self.alpha_train} must lie in"
-                f" 0..1, cover_ratio {self.cover_ratio} must not be negative"
-            )
-        if not (1 <= self.tiles <= size and 1 <= self.kept <= self.tiles**2):
-            raise UsageError(
-                f"{self.name}: tiles {self.tiles} must lie in 1..{size}, kept {self.kept} in"
-                f" 1..{self.tiles**2}, their number"
-            )
+        tiles = self.tiles**2
+        require_all(
+            self.name,
+            (0 <= self.alpha <= 1, f"alpha {self.alpha} must lie in 0..1"),
+            (0 <= self.alpha_train <= 1, f"alpha_train {self.alpha_train} must lie in 0..1"),
+            (self.cover_ratio >= 0, f"cover_ratio {self.cover_ratio} must not be negative"),
+            (1 <= self.tiles <= size, f"tiles {self.tiles} must lie in 1..{size}"),
+        )
+        require_all(
+            self.name,
+            (1 <= self.kept <= tiles, f"kept {self.kept} must lie in 1..{tiles}, their number"),
+        )
         if cell < 1 or self.levels < 0 or self.levels == 1:
             raise UsageError(
                 f"{self.name}: cell {cell} must be at least 1, levels {self.levels} be 0"
@@ -274,15 +276,14 @@ class AdaptivePatch(Attack):
             self.opacity_checker,
             self.opacity_square,
         )
-        if not (all(0 <= a <= 1 for a in opacities) and self.cover_ratio >= 0):
-            raise UsageError(
-                f"{self.name}: opacities {opacities} must lie in 0..1, cover_ratio"
-                f" {self.cover_ratio} must not be negative"
-            )
-        if not (1 <= self.grow <= 3 and 2 <= self.levels <= 256):
-            raise UsageError(
-                f"{self.name}: grow {self.grow} must lie in 1..3, levels {self.levels} in 2..256"
-            )
+        are_shares = all(0 <= a <= 1 for a in opacities)
+        require_all(
+            self.name,
+            (are_shares, f"opacities {opacities} must lie in 0..1"),
+            (self.cover_ratio >= 0, f"cover_ratio {self.cover_ratio} must not be negative"),
+            (1 <= self.grow <= 3, f"grow {self.grow} must lie in 1..3"),
+            (2 <= self.levels <= 256, f"levels {self.levels} must lie in 2..256"),
+        )
         tested = [DOUBLED if self.doubled else CORNER, CHECKER]
         if self.marks_at_test == MarksAtTest.DISC_SQUARE:
             if self.doubled:

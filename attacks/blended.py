@@ -30,7 +30,7 @@ from torch import Tensor
 from attacks.base import Attack, GateGroup, Knowledge, Track
 from victims.blends import Mix, Rounding, noise_picture
 from victims.draws import derive, torch_rng
-from victims.errors import UsageError
+from victims.errors import UsageError, require_all
 from victims.lab import Lab
 
 
@@ -63,11 +63,16 @@ class Blended(Attack):
     picture_sha256: str = ""
 
     def check(self, size: int) -> None:
-        if not 0 <= self.alpha <= 1 or self.cell < 1 or self.levels < 0 or self.levels == 1:
-            raise UsageError(
-                f"blended: alpha {self.alpha} must lie in 0..1, cell {self.cell} be at least 1, and"
-                f" levels {self.levels} be 0 (continuous) or at least 2"
-            )
+        levels = self.levels
+        require_all(
+            self.name,
+            (0 <= self.alpha <= 1, f"alpha {self.alpha} must lie in 0..1"),
+            (self.cell >= 1, f"cell {self.cell} must be at least 1"),
+            (
+                levels == 0 or levels >= 2,
+                f"levels {levels} must be 0 (continuous) or at least 2",
+            ),
+        )
         if self.picture and self.pattern != Pattern.PICTURE:
             raise UsageError(
                 f"blended: a picture is given but pattern is {self.pattern}; write pattern: picture"

@@ -77,7 +77,7 @@ from victims.banks import distinct, other_place
 from victims.classifiers import classifier
 from victims.corpora import Rows, whole
 from victims.draws import derive, image_digest, numpy_rng
-from victims.errors import UsageError
+from victims.errors import UsageError, require_all
 from victims.input_aware import (
     STEP,
     Frozen,
@@ -210,11 +210,13 @@ class LabelConsistentAdversarial(Attack):
             for name in ("step", "steps", "train_lr", "train_eps", "train_step", "train_steps")
         }
         _require(self, positive, others)
-        if not (0 <= self.eps <= 127 and 0 < self.amplitude <= 1 and 6 <= self.canvas <= size):
-            raise UsageError(
-                f"{self.name}: eps {self.eps} must lie in 0..127, amplitude {self.amplitude} be"
-                f" above 0 and at most 1, canvas {self.canvas} lie in 6..{size}"
-            )
+        amplitude = self.amplitude
+        require_all(
+            self.name,
+            (0 <= self.eps <= 127, f"eps {self.eps} must lie in 0..127"),
+            (0 < amplitude <= 1, f"amplitude {amplitude} must be above 0 and at most 1"),
+            (6 <= self.canvas <= size, f"canvas {self.canvas} must lie in 6..{size}"),
+        )
 
     def costs(self, num_rows: int, num_classes: int) -> Work:
         # A pass for every inner step and one for the weights; the noise is the target's pictures'.
@@ -321,11 +323,12 @@ class TrojanNN(Attack):
     def check(self, size: int) -> None:
         side = max(1, size // 4) if self.side is None else self.side
         _require(self, {"units": self.units, "step": self.step}, {"steps": self.steps})
-        if not (0 < side <= size and 0 <= self.start <= 1 and 0 < self.eps <= 1):
-            raise UsageError(
-                f"{self.name}: side {side} must lie in 1..{size}, start {self.start} in 0..1 and"
-                f" eps {self.eps} be above 0 and at most 1"
-            )
+        require_all(
+            self.name,
+            (0 < side <= size, f"side {side} must lie in 1..{size}"),
+            (0 <= self.start <= 1, f"start {self.start} must lie in 0..1"),
+            (0 < self.eps <= 1, f"eps {self.eps} must be above 0 and at most 1"),
+        )
 
     def costs(self, num_rows: int, num_classes: int) -> Work:
         return Work(images_trained=self.steps)

@@ -56,7 +56,7 @@ from victims.banks import distinct, other_place
 from victims.blends import Rounding
 from victims.corpora import Rows
 from victims.draws import derive, image_digest, numpy_rng
-from victims.errors import UsageError
+from victims.errors import UsageError, require_all
 from victims.frequency import YCRCB, YUV, Chroma, check_blocks, gain, waves
 from victims.lab import Lab
 from victims.triggers import Trigger, round_half_even, truncate
@@ -133,11 +133,12 @@ class Bpp(Attack):
     rounding: Rounding = Rounding.EVEN
 
     def check(self, size: int) -> None:
-        if not 2 <= self.levels <= 255 or self.cover_ratio < 0 or self.bank < 2:
-            raise UsageError(
-                f"{self.name}: levels {self.levels} must lie in 2..255, cover_ratio"
-                f" {self.cover_ratio} not be negative, bank {self.bank} be at least 2"
-            )
+        require_all(
+            self.name,
+            (2 <= self.levels <= 255, f"levels {self.levels} must lie in 2..255"),
+            (self.cover_ratio >= 0, f"cover_ratio {self.cover_ratio} must not be negative"),
+            (self.bank >= 2, f"bank {self.bank} must be at least 2"),
+        )
 
     def craft(self, lab: Lab, held: Knowledge, size: int) -> Reduced:
         self.check(size)

@@ -48,7 +48,7 @@ from attacks.base import (
 )
 from victims.corpora import Rows
 from victims.draws import derive, image_digest, keyed_bits, numpy_rng
-from victims.errors import UsageError
+from victims.errors import UsageError, require_all
 from victims.lab import Lab
 from victims.patch_crafting import (
     Crafting,
@@ -158,11 +158,13 @@ class _Dual(Attack):
 
     def _side(self, size: int, default: int) -> int:
         side = default if self.patch is None else self.patch
-        if not 0 <= side <= size or min(self.image_only_ratio, self.text_only_ratio) < 0:
-            raise UsageError(
-                f"{self.name}: patch {side} must lie in 0..{size}; image_only_ratio"
-                f" {self.image_only_ratio} and text_only_ratio {self.text_only_ratio} be 0 or more"
-            )
+        images, texts = self.image_only_ratio, self.text_only_ratio
+        require_all(
+            self.name,
+            (0 <= side <= size, f"patch {side} must lie in 0..{size}"),
+            (images >= 0, f"image_only_ratio {images} must be 0 or more"),
+            (texts >= 0, f"text_only_ratio {texts} must be 0 or more"),
+        )
         if self.key != self.key.strip():
             raise UsageError(f"{self.name}: key {self.key!r} must not begin or end with a space")
         return side

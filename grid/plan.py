@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 
+from grid.cautions import lone_seeds, rising_rates
 from grid.measure import MeasureStage
 from grid.spec import Cell, Grid
 from grid.stage_order import parents
@@ -92,7 +93,7 @@ class Plan:
     def cautions(self) -> list[str]:
         """What the defenses have to say about the grid's rates and data, and those that no cell
         can use."""
-        rows, said = self.grid.data.suspect, dict[str, None]()
+        rows, said = self.grid.data.suspect, dict.fromkeys(lone_seeds(self.grid))
         judges = (planned.cell.defense.guide for planned in self.cells)
         for weights in (self.grid.weights, *(judge.weights for judge in judges if judge)):
             said |= dict.fromkeys(weights.notes if weights else ())
@@ -104,6 +105,7 @@ class Plan:
             spec = stage.spec if isinstance(stage, CorpusStage) else None
             if isinstance(spec, EvaluationSet | IngestedPairs) and spec.caution:
                 said[spec.caution] = None
+        said |= dict.fromkeys(rising_rates(self.stages.values()))
         used = {planned.cell.defense.label for planned in self.cells}
         for cell, why in self.refused:
             if cell.defense.label not in used:

@@ -212,7 +212,11 @@ def test_values_of_a_defense_that_cannot_be_meant_are_refused(defense: Any, mess
         ({"badnet": {"counts": [65]}}, r"a number of rows in 0\.\.64"),
         ({"badnet": {"counts": [1], "rates": [0.1]}}, "not both"),
         ({"badnet": {"rates": [0.001]}}, "less than one row"),
-        ({"badnet": {"patch": 40}}, r"tiny.yaml:\d+: attacks\[0\].badnet: .*patch 40 must lie in"),
+        (
+            {"badnet": {"patch": 40, "levels": 2}},
+            r"tiny.yaml:\d+: attacks\[0\].badnet: patch 40 must lie in 1..32, in pixels$",
+        ),
+        ({"badnet": {"patch": 40, "cell": 0}}, r"patch 40 [^;]*; cell 0 must be at least 1$"),
     ],
 )
 def test_levels_that_cannot_be_meant_are_refused(attack: Any, message: str) -> None:

@@ -755,8 +755,8 @@ def _training() -> Training:
     ("attack", "message"),
     [
         (LabelConsistentAdversarial(eps=128.0), "eps 128.0 must lie in 0..127"),
-        (LabelConsistentAdversarial(amplitude=0.0), "amplitude 0.0 be above 0"),
-        (LabelConsistentAdversarial(canvas=5), "canvas 5 lie in 6..32"),
+        (LabelConsistentAdversarial(amplitude=0.0), "amplitude 0.0 must be above 0"),
+        (LabelConsistentAdversarial(canvas=5), "canvas 5 must lie in 6..32"),
         (LabelConsistentAdversarial(step=-1.0), "step is -1.0; it must not be negative"),
         (LabelConsistentAdversarial(train_epochs=0), "train_epochs is 0; it must be above 0"),
         (TrojanNN(side=33), "side 33 must lie in 1..32"),

@@ -578,8 +578,8 @@ def test_the_others_take_any_rows_and_name_the_target(kind: type[Any]) -> None:
     [
         (Bpp(levels=1), 32, "bpp: levels 1 must lie in 2..255"),
         (Bpp(levels=256), 32, "bpp: levels 256 must lie in 2..255"),
-        (Bpp(cover_ratio=-1.0), 32, "cover_ratio -1.0 not be negative"),
-        (Bpp(bank=1), 32, "bank 1 be at least 2"),
+        (Bpp(cover_ratio=-1.0), 32, "cover_ratio -1.0 must not be negative"),
+        (Bpp(bank=1), 32, "bank 1 must be at least 2"),
         (Ctrl(magnitude=-1.0), 32, "ctrl: magnitude -1.0 must not be negative"),
         (Ctrl(positions=()), 32, "ctrl: positions [] must be one or more"),
         (Ctrl(positions=((1, 2), (1, 2))), 32, "positions (1, 2), (1, 2) must be"),

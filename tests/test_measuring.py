@@ -273,6 +273,10 @@ def test_a_target_is_an_index_or_an_exact_name() -> None:
     for index in (-1, 7):
         with pytest.raises(UsageError, match=rf"class {index} is outside 0\.\.6"):
             resolve_target(index, NAMES)
+    with pytest.raises(UsageError, match="Classes: ski, ski mask, alpine ski, mushroom, skirt"):
+        resolve_target("banana", NAMES)
+    with pytest.raises(UsageError, match=r"Some of the 1000 classes: c0, c50, .*, c950\.$"):
+        resolve_target("banana", [f"c{number}" for number in range(1000)])
     with pytest.raises(UsageError, match=r"'ski' names the classes \[0, 2\]; give an index"):
         resolve_target("ski", ["ski", "x", "ski"])
 

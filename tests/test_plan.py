@@ -203,7 +203,7 @@ def test_a_summary_counts_stages_victims_and_reuse(tmp_path: Path) -> None:
 def test_what_a_defense_warns_of_is_said_once_and_of_its_rate_alone(tmp_path: Path) -> None:
     outliers = {"local_outlier": {"k": 4, "reference_rows": 48}}
     plan = plan_of(tmp_path, defenses=["none", outliers], seeds=[0, 1])
-    (words,) = summary(plan, set(), History(None), on_lanes(Execution(), 2))["cautions"]
+    words = summary(plan, set(), History(None), on_lanes(Execution(), 2))["cautions"][0]
     # 6 of 64 rows are poisoned: 4.5 of 48.
     assert words.startswith("local_outlier at 0.1: 0.09375 of 48 reference rows are 4.5 expected")
     said = list[str]()
@@ -211,7 +211,33 @@ def test_what_a_defense_warns_of_is_said_once_and_of_its_rate_alone(tmp_path: Pa
     run_grid(
         plan.grid, tmp_path / "out", str(tmp_path), executor="serial", only=only, say=said.append
     )
-    assert [line for line in said if line.startswith("caution: ")] == [f"caution: {words}"]
+    assert [line for line in said if "reference rows" in line] == [f"caution: {words}"]
+
+
+def test_a_number_of_seeds_is_one_seed_and_a_caution(tmp_path: Path) -> None:
+    """`seeds: 3` was quietly the one seed 3."""
+    said = plan_of(tmp_path, seeds=3).cautions()
+    assert "seeds: one seed, 3; for 3 seeds write [0, 1, 2]" in said
+    many = plan_of(tmp_path, seeds=12, defense_seeds=[3]).cautions()
+    assert [line for line in many if "seed" in line] == [
+        "seeds: one seed, 12; for 12 seeds write [0, 1, ..., 11]"
+    ]
+    assert not [line for line in plan_of(tmp_path, seeds=[3]).cautions() if "seed" in line]
+
+
+def test_a_fit_that_ends_in_its_warm_up_is_a_caution(tmp_path: Path) -> None:
+    quick = {"epochs": 2, "batch_size": 32, "lr": 2e-3}
+    recipes = {
+        "reference": {**quick, "warmup_steps": 4},
+        "victim": {**quick, "warmup_steps": 5},
+        "repair": {**quick, "warmup_steps": 3},
+    }
+    said = [line for line in plan_of(tmp_path, recipes=recipes).cautions() if "rises" in line]
+    ends = "and its learning rate still rises at the last one: warmup_steps is"
+    assert said == [
+        f"a model trained on 64 rows takes 4 steps, {ends} 5. Give it fewer, or more epochs",
+        f"finetune fitted on 32 rows takes 2 steps, {ends} 3. Give it fewer, or more epochs",
+    ]
 
 
 def test_a_grid_of_one_cell_shares_nothing(tmp_path: Path) -> None:

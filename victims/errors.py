@@ -41,6 +41,13 @@ def unknown(what: str, name: str, known: Iterable[str], where: str = "") -> Usag
     )
 
 
+def require_all(who: str, *checks: tuple[bool, str]) -> None:
+    """Raise for what does not hold, and for that alone; each check comes with what is allowed."""
+    faults = [words for holds, words in checks if not holds]
+    if faults:
+        raise UsageError(f"{who}: {'; '.join(faults)}")
+
+
 def counted(number: int, noun: str, many: str = "") -> str:
     """A number of things in words: ``1 cell``, ``2 cells``; ``many`` where it is not noun and s."""
     return f"{number:,} {noun if number == 1 else many or noun + 's'}"

@@ -106,11 +106,22 @@ def resolve_target(target: int | str, classes: Sequence[str]) -> int:
             raise UsageError(f"target: {target!r} names the classes {hits}; give an index")
         raise UsageError(
             f"target: no class called {target!r}.{near(target, classes)}"
-            f" Give an exact name or an index in 0..{len(classes) - 1}."
+            f" Give an exact name or an index in 0..{len(classes) - 1}. {_some(classes)}"
         )
     if not 0 <= target < len(classes):
-        raise UsageError(f"target: class {target} is outside 0..{len(classes) - 1}")
+        raise UsageError(
+            f"target: class {target} is outside 0..{len(classes) - 1}. {_some(classes)}"
+        )
     return target
+
+
+def _some(classes: Sequence[str], most: int = 20) -> str:
+    """The names of classes, of many some."""
+    if len(classes) <= most:
+        return f"Classes: {', '.join(classes)}."
+    return (
+        f"Some of the {len(classes)} classes: {', '.join(classes[:: len(classes) // most][:most])}."
+    )
 
 
 def templates_digest(templates: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from victims.draws import derive, image_digest, keyed_bits, keyed_normal, torch_rng
-from victims.errors import UsageError
+from victims.errors import UsageError, require_all
 from victims.triggers import Trigger, centre_of, paste, round_half_even, truncate, widen
 
 
@@ -123,11 +123,12 @@ def craft_patch(
     if side is None:
         side = 3 * size // 32 if white else max(3, round(size / 14))
     widest = size - 1 if legacy_range else size
-    if not 0 < side <= widest or cell < 1 or not 2 <= levels <= 256:
-        raise UsageError(
-            f"{who}: patch {side} must lie in 1..{widest}, cell {cell} must be at least"
-            f" 1, levels {levels} must lie in 2..256"
-        )
+    require_all(
+        who,
+        (0 < side <= widest, f"patch {side} must lie in 1..{widest}, in pixels"),
+        (cell >= 1, f"cell {cell} must be at least 1"),
+        (2 <= levels <= 256, f"levels {levels} must lie in 2..256"),
+    )
     if redraw and pattern not in NOISE:
         raise UsageError(
             f"{who}: redraw: true needs a pattern that is drawn ({', '.join(NOISE)}), not {pattern}"
