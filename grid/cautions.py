@@ -8,6 +8,7 @@ from defenses.base import Need
 from grid.nodes import parse
 from grid.spec import Grid
 from grid.stages import DefendStage, ModelStage, Stage
+from victims.errors import counted
 from victims.recipe import Descent, Recipe, Schedule
 
 MOST_SPELLED = 5
@@ -28,21 +29,23 @@ def lone_seeds(grid: Grid) -> Iterator[str]:
 
 def rising_rates(stages: Iterable[Stage]) -> Iterator[str]:
     """Fits that end in their warm-up: their learning rate never gets where the file says."""
+    found: dict[tuple[int, int, int], dict[str, None]] = {}
     for stage in stages:
         if isinstance(stage, ModelStage):
-            fit, rows, who = stage.recipe, stage.num_rows, "a model trained"
+            fit, rows, who = stage.recipe, stage.num_rows, "plain training"
         elif isinstance(stage, DefendStage) and stage.trains and stage.defense.fits_by_recipe():
-            fit, rows = stage.recipe, _most_rows(stage)
-            who = f"{stage.defense.name} fitted"
+            fit, rows, who = stage.recipe, _most_rows(stage), stage.defense.name
         else:
             continue
         steps = fit.epochs * (rows // fit.batch_size)
         if 0 < steps < _warm_up(fit, rows):
-            yield (
-                f"{who} on {rows:,} rows takes {steps} steps, and its learning rate still rises"
-                f" at the last one: warmup_steps is {fit.warmup_steps}. Give it fewer, or more"
-                " epochs"
-            )
+            found.setdefault((rows, steps, fit.warmup_steps), {})[who] = None
+    for (rows, steps, warm_up), who in found.items():
+        yield (
+            f"{', '.join(who)}: {counted(steps, 'step')} on {rows:,} rows, and the learning rate"
+            f" still rises at the last one: warmup_steps is {warm_up}. Give it fewer, or more"
+            " epochs"
+        )
 
 
 def _warm_up(fit: Recipe, rows: int) -> int:

@@ -132,6 +132,9 @@ def _print_plan(found: dict[str, Any]) -> None:
     typer.echo(f"{found['grid']} ({found['hash']}): {counted(found['cells'], 'cell')}")
     if "taken" in found:
         typer.echo(f"to run are stages of the {counted(found['taken'], 'cell')} that --only takes")
+    if found.get("barred"):
+        cells = counted(found["barred"], "cell")
+        typer.echo(f"{cells} to be skipped: the store holds victims that failed their gate")
     shared = found["stages_without_sharing"] - found["stages"]
     typer.echo(
         f"{counted(found['stages'], 'stage')} ({shared} more without sharing),"

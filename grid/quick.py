@@ -239,6 +239,7 @@ def plan_summary(
     import torch
 
     from grid.assumed import assumed_device
+    from grid.barred import barred_cells
     from grid.gridfile import decode_grid
     from grid.history import History
     from grid.plan import finished
@@ -252,7 +253,7 @@ def plan_summary(
         grid = replace(grid, execution=grid.execution.moved(on))
     made = make_plan(grid)
     device = assumed_device(grid.execution)
-    history, done = History(None, device), set()
+    history, done, store = History(None, device), set(), None
     root = Path(store_uri)
     if "://" in store_uri or (root / "store.json").exists():
         store = Store(store_uri)
@@ -267,9 +268,12 @@ def plan_summary(
         require_match(taken, [cell.cell for cell in made.cells])
         left_out = {cell.key for cell in made.cells if not taken.matches(cell.cell)}
         settled |= left_out
+    barred = barred_cells(made, store, done) - settled if store else set()
+    settled |= barred
     lanes = grid.execution.lanes or os.cpu_count() or 1
     room = on_lanes(grid.execution, lanes, torch.cuda.device_count())
     found = summary(made, done, history, room, settled)
+    found["barred"] = len(barred)
     if only is not None:
         found["taken"] = len(made.cells) - len(left_out)
     if plan is not None and is_finished and only is None:

@@ -233,10 +233,10 @@ def test_a_fit_that_ends_in_its_warm_up_is_a_caution(tmp_path: Path) -> None:
         "repair": {**quick, "warmup_steps": 3},
     }
     said = [line for line in plan_of(tmp_path, recipes=recipes).cautions() if "rises" in line]
-    ends = "and its learning rate still rises at the last one: warmup_steps is"
+    ends = "and the learning rate still rises at the last one: warmup_steps is"
     assert said == [
-        f"a model trained on 64 rows takes 4 steps, {ends} 5. Give it fewer, or more epochs",
-        f"finetune fitted on 32 rows takes 2 steps, {ends} 3. Give it fewer, or more epochs",
+        f"plain training: 4 steps on 64 rows, {ends} 5. Give it fewer, or more epochs",
+        f"finetune: 2 steps on 32 rows, {ends} 3. Give it fewer, or more epochs",
     ]
 
 

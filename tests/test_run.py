@@ -496,6 +496,21 @@ def test_an_invalid_victim_is_reported_and_its_defenses_skipped(
     assert call(capsys, "check", file, *places).code == 4
 
 
+def test_a_plan_under_another_name_heeds_the_gates_in_the_store(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A copy of a finished grid counted the cells behind failed gates as to run."""
+    strict = {"strong": {"asr": 1.0, "lift": 1.0, "clean_loss": 0}}
+    grid = tiny_grid(tmp_path, gate=strict)
+    run_serial(grid, tmp_path / "out", tmp_path / "store")
+    copied = write_grid_file(tmp_path / "in", gate=strict, name="another")
+    places = ("--out", tmp_path / "none", "--store", tmp_path / "store")
+    found = json.loads(call(capsys, "plan", copied, "--json", *places).out)
+    assert (found["stages_to_run"], found["barred"]) == (0, 1)
+    said = call(capsys, "plan", copied, *places).out
+    assert "1 cell to be skipped: the store holds victims that failed their gate" in said
+
+
 def test_defended_cells_of_an_invalid_victim_are_never_computed(tmp_path: Path) -> None:
     strict = {"strong": {"asr": 1.0, "lift": 1.0, "clean_loss": 0}}
     grid = tiny_grid(tmp_path, gate=strict)
