@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from analysis.amiss import amiss, asks_for_tables, tables_in
+from analysis.amiss import amiss, asks_for_tables, misunderstood, tables_in
 from analysis.files import (
     ARE_FINITE,
     FilesChanged,
@@ -134,7 +134,7 @@ class Tables:
         tree = json.loads(self.query("SELECT json_serialize_sql(?)", text).rows[0][0])
         if tree["error"]:
             raise AskedError(
-                f"Cannot run this SQL: {tree.get('error_message', 'not understood')}\n"
+                f"{misunderstood(tree.get('error_message', 'not understood'), text)}\n"
                 f"One SELECT statement over {', '.join(QUERIED[:-1])} or {QUERIED[-1]} is allowed."
             )
         if asks_for_tables(tree["statements"]):

@@ -298,6 +298,9 @@ def test_headings_are_the_columns_names_and_wide_rows_stand_upright(
         ("SELECT avg(asr) FROM board", "in board. Did you mean 'asr_top1'"),
         ("SELECT b.clean_top1 FROM rows b", "no column 'clean_top1' in rows. There is one in"),
         ("SELECT 1 FROM bord", "Did you mean 'board'?"),
+        ("SELECT seed FROM cells", "in cells. Did you mean 'victim_seed' or 'defense_seed'?"),
+        ("-- all\nCOPY rows TO 'x.csv'", "COPY is no SELECT: queries only read results, and"),
+        ("SELECT 1; DROP VIEW rows", "Not every statement here is a SELECT"),
         ("SELECT 'a'::int", "Could not convert string 'a'"),
     ],
 )
@@ -306,6 +309,7 @@ def test_what_is_amiss_is_said_in_words_of_the_views(query: str, says: str, boar
         run_sql(board, query)
     assert says in str(told.value)
     assert "Binder Error" not in str(told.value)
+    assert "json" not in str(told.value)
     assert str(board) not in str(told.value)
 
 
