@@ -32,14 +32,14 @@ def rising_rates(stages: Iterable[Stage]) -> Iterator[str]:
     found: dict[tuple[int, int, int], dict[str, None]] = {}
     for stage in stages:
         if isinstance(stage, ModelStage):
-            fit, rows, who = stage.recipe, stage.num_rows, "plain training"
+            fit, rows, name = stage.recipe, stage.num_rows, "plain training"
         elif isinstance(stage, DefendStage) and stage.trains and stage.defense.fits_by_recipe():
-            fit, rows, who = stage.recipe, _most_rows(stage), stage.defense.name
+            fit, rows, name = stage.recipe, _most_rows(stage), stage.defense.name
         else:
             continue
         steps = fit.epochs * (rows // fit.batch_size)
         if 0 < steps < _warm_up(fit, rows):
-            found.setdefault((rows, steps, fit.warmup_steps), {})[who] = None
+            found.setdefault((rows, steps, fit.warmup_steps), {})[name] = None
     for (rows, steps, warm_up), who in found.items():
         yield (
             f"{', '.join(who)}: {counted(steps, 'step')} on {rows:,} rows, and the learning rate"
