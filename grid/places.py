@@ -30,9 +30,10 @@ def meant(word: str, out: Path | None, store: str | None) -> Meant:
     """What a word on the command line means: of a results directory that one itself, whatever
     its grid is called."""
     source = grid_source(word)
-    if out is None and source.source == f"preset {word}":
+    where = out or results_meant(word)
+    if where is None and source.source == f"preset {word}":
         _require_its_own(home() / word, word)
-    where, uri = places(source.name, out or results_meant(word), store)
+    where, uri = places(source.name, where, store)
     return Meant(source, where, uri)
 
 

@@ -313,8 +313,9 @@ def _ran(folder: Path) -> Source:
     path = str(kept)
     with contextlib.suppress(OSError, ValueError, KeyError):
         path = str(json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))["path"])
-    if path.removeprefix("preset ") in presets() and path.startswith("preset "):
-        return grid_source(path.removeprefix("preset "))
+    if path.startswith("preset ") and path.removeprefix("preset ") in presets():
+        # By no word of the command line: there this name may mean the very folder.
+        return _shipped(path.removeprefix("preset "), "presets", "preset")
     found = Path(path) if Path(path).is_file() else kept
     return Source(folder.name, str(found), read_text(found))
 
@@ -330,8 +331,7 @@ def _source(name_or_path: str, folder: str, file_word: str, word: str) -> Source
         return Source(path.stem, name_or_path, read_text(path))
     found = _bundled(folder)
     if name_or_path in found:
-        file = resources.files("grid") / folder / f"{name_or_path}.yaml"
-        return Source(name_or_path, f"{word} {name_or_path}", file.read_text("utf-8"))
+        return _shipped(name_or_path, folder, word)
     table = ", ".join(found) or "none"
     many = f"{word.capitalize()}s"
     if path.is_dir():
@@ -344,6 +344,12 @@ def _source(name_or_path: str, folder: str, file_word: str, word: str) -> Source
         f"no {file_word} and no {word} called {name_or_path!r}.{near(name_or_path, found)}"
         f" {many}: {table}. A file is given by its path, such as grids/mine.yaml."
     )
+
+
+def _shipped(name: str, folder: str, word: str) -> Source:
+    """A file that comes with the package."""
+    file = resources.files("grid") / folder / f"{name}.yaml"
+    return Source(name, f"{word} {name}", file.read_text("utf-8"))
 
 
 def code_digest() -> str:

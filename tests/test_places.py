@@ -41,6 +41,24 @@ def test_a_copy_of_a_run_is_itself_and_not_the_run_that_its_grid_is_called_after
     assert f"smoke in {copied}: INCOMPLETE" in checked.out
 
 
+def test_a_run_of_a_preset_in_a_folder_of_its_name_is_found(
+    copied: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`grid run smoke --out smoke` was the last command that worked there: the folder named the
+    preset, and the preset the folder, without end."""
+    monkeypatch.setenv("GRID_HOME", str(copied / "elsewhere"))
+    monkeypatch.chdir(copied.parent)
+    copied.rename("smoke")
+    found = meant("smoke", None, None)
+    assert found.out == Path("smoke")
+    assert found.source == grid_source("smoke")
+    assert found.source.source == "preset smoke"
+    assert call(capsys, "plan", "smoke").code == 0
+    checked = call(capsys, "check", "smoke")
+    assert checked.code == 3
+    assert "smoke in smoke: INCOMPLETE" in checked.out
+
+
 def test_no_word_is_no_grid(capsys: pytest.CaptureFixture[str]) -> None:
     answer = call(capsys, "check", "")
     assert answer.code == 2
