@@ -28,15 +28,17 @@ def caption(name: str, num_seeds: int) -> str:
     intervals = ", with intervals over victim seeds" if are_many else ""
     return {
         "heat_map": f"ASR of every defense on every attack{mean}; hatched is invalid, missing or"
-        " failed. At the right, the clean accuracy that a defense costs.",
+        " failed, and a corner marks means that lack some of their victims. At the right, the clean"
+        " accuracy that a defense costs.",
         "trade_off": f"Clean accuracy against ASR over all strata{intervals}. The line is the"
         " front: nothing is both more accurate and safer.",
         "rank_plot": "The interval of ranks of each defense; who shares a letter is not told"
         " apart.",
         "rate_curves": f"ASR and clean accuracy against the poison rate{bands}.",
-        "profile": "The share of victims on which a defense leaves at most so much ASR.",
+        "profile": "The share of victims on which a defense leaves at most so much ASR; a line that"
+        " ends below 100 % has none on the others: they failed or are missing.",
         "cost": "What a defense costs beside its victim's training, and the share of lift that it"
-        " removes.",
+        " removes: none where it failed.",
         "detection": "How what a defense says of rows tells the poisoned ones, of one victim an"
         " attack; cover rows are left out.",
     }[name]

@@ -73,6 +73,10 @@ class Comparison:
     direction: int
     """Of the signed ranks of ASR: -1 where the first leaves less."""
     defense_seeds: int
+    sound: int
+    """All sound victims, of which a method may have failed on some."""
+    first_failed: int
+    second_failed: int
     cells: tuple[CellTest, ...]
     warnings: tuple[str, ...] = ()
 
@@ -80,6 +84,13 @@ class Comparison:
     def verdict(self) -> str:
         """What the numbers allow to be said, in one sentence."""
         return self.says(self.p_signed_rank)
+
+    @property
+    def unsaid(self) -> str:
+        """What failed, of which no number here tells; empty where nothing did."""
+        both = ((self.first, self.first_failed), (self.second, self.second_failed))
+        told = [f"{name} failed on {n} of {self.sound} victims" for name, n in both if n]
+        return f"{' and '.join(told)}: this says nothing of those." if told else ""
 
     def says(self, p: float) -> str:
         """The same by another p than the test's own, such as one of a whole family."""
@@ -118,6 +129,7 @@ def compare(tables: Tables, first: str, second: str, eval_set: str = "report") -
         for values in (matrix.asr_DSR, matrix.clean_DSR)
     )
     kept = both.any(axis=1)
+    failed_DSR = matrix.has_failed_DSR()
     asr_S, clean_S = np.nanmean(asr[kept], axis=1), np.nanmean(clean[kept], axis=1)
     return Comparison(
         first=first,
@@ -140,6 +152,9 @@ def compare(tables: Tables, first: str, second: str, eval_set: str = "report") -
         detectable=detectable(list(asr_S)),
         direction=rank_direction(list(asr_S)),
         defense_seeds=_defense_seeds(tables, (first, second), eval_set),
+        sound=int(matrix.is_sound_SR.sum()),
+        first_failed=int(failed_DSR[a].sum()),
+        second_failed=int(failed_DSR[b].sum()),
         cells=_cells(tables, matrix, (a, b), asr, clean, eval_set),
         warnings=tuple(tables.warnings),
     )

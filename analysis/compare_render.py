@@ -42,6 +42,7 @@ def summary(found: Comparison) -> list[str]:
     caution = ", indicative" if 1 < found.seeds < 5 else ""
     lines = [
         found.verdict,
+        *([found.unsaid] if found.unsaid else []),
         f"{found.first} against {found.second}, on {counted(found.shared, 'victim')} that both"
         f" have{_lacking(found)}, {counted(found.strata, 'stratum', 'strata')}, {seeds}"
         f"{caution}. Differences are {found.first} less {found.second}, in points.",

@@ -13,7 +13,7 @@ from analysis.imports.points import beside
 from analysis.leaderboard import Asked, Found, read
 from analysis.matrix import UNDEFENDED, load_matrix
 from analysis.reader import Tables, read_tables
-from analysis.standing import BY_WORST, Standings
+from analysis.standing import BY_WORST, Standing, Standings
 from analysis.standing_render import needs_words
 from analysis.theme import Drawn, draw_all, house_style, subtitle
 from grid.schema.status import Status
@@ -140,7 +140,8 @@ def _of_sound_victims(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def _over_seeds(cells: pd.DataFrame) -> pd.DataFrame:
-    """One row per attack, rate and defense: the mean of what is ok, else the worst status."""
+    """One row per attack, rate and defense: the mean of what is ok, which may be a part of what was
+    planned, else the worst status."""
     import pandas as pd
 
     rows = []
@@ -149,8 +150,10 @@ def _over_seeds(cells: pd.DataFrame) -> pd.DataFrame:
         status = "ok" if len(sound) else str(group["status"].iloc[0])
         about = {"attack": attack, "rate": rate, "defense": defense}
         means = {name: sound[name].mean() for name in ("asr", "clean")}
-        rows.append({**about, **means, "status": status})
-    return pd.DataFrame(rows, columns=["attack", "rate", "defense", "asr", "clean", "status"])
+        is_part = int(sound["asr"].notna().sum()) < len(group)
+        rows.append({**about, **means, "status": status, "is_part": is_part})
+    names = ["attack", "rate", "defense", "asr", "clean", "status", "is_part"]
+    return pd.DataFrame(rows, columns=names)
 
 
 def _points(tiers: Standings) -> pd.DataFrame:
@@ -186,10 +189,16 @@ def _ranks(tiers: Standings) -> pd.DataFrame:
     import pandas as pd
 
     is_worst = tiers.score == BY_WORST
+
+    def score(line: Standing) -> float:
+        if line.is_partial:
+            return math.nan  # of what did not fail alone it would be too good
+        return line.worst.value if is_worst and line.worst else line.asr.value
+
     return pd.DataFrame(
         {
             "defense": line.defense,
-            "score": line.worst.value if is_worst and line.worst else line.asr.value,
+            "score": score(line),
             "rank_low": line.rank[0] if line.rank else math.nan,
             "rank_high": line.rank[1] if line.rank else math.nan,
             "letters": line.letters,
@@ -202,7 +211,8 @@ def _ranks(tiers: Standings) -> pd.DataFrame:
 
 
 def _costs(tables: Tables, asked: Asked) -> pd.DataFrame:
-    """What each defense costs, and the share of the attacks' lift that it removes."""
+    """What each defense costs, and the share of the attacks' lift that it removes; where its method
+    failed it removes none."""
     import numpy as np
     import pandas as pd
 
@@ -210,7 +220,8 @@ def _costs(tables: Tables, asked: Asked) -> pd.DataFrame:
     if matrix is None:
         return pd.DataFrame(columns=["defense", "relative_cost", "lift_removed"])
     none = matrix.defenses.index(UNDEFENDED)
-    lift = matrix.asr_DSR - matrix.base_DSR[none]
+    has_failed = matrix.has_failed_DSR()
+    lift = np.where(has_failed, matrix.asr_DSR[none], matrix.asr_DSR) - matrix.base_DSR[none]
     rows = []
     for d, name in enumerate(matrix.defenses):
         costs = matrix.cost_DSR[d][~np.isnan(matrix.cost_DSR[d])]
@@ -221,7 +232,9 @@ def _costs(tables: Tables, asked: Asked) -> pd.DataFrame:
         if whole <= 0:
             continue  # the attacks lifted nothing that could be removed
         removed = 1 - lift[d][there].sum() / whole
+        failed = int(has_failed[d].sum())
+        told = f"{name} ({failed} of {there.sum()} failed)" if failed else name
         rows.append(
-            {"defense": name, "relative_cost": float(costs.mean()), "lift_removed": float(removed)}
+            {"defense": told, "relative_cost": float(costs.mean()), "lift_removed": float(removed)}
         )
     return pd.DataFrame(rows, columns=["defense", "relative_cost", "lift_removed"])

@@ -97,6 +97,11 @@ class Matrix:
         """Cells in which the method itself failed: an outcome, and no gap."""
         return int((self.status_DSR[defense] == Status.FAILED_METHOD.value).sum())
 
+    def has_failed_DSR(self) -> npt.NDArray[np.bool_]:
+        """The sound victims of which a method failed to make anything."""
+        failed_DSR = self.status_DSR == Status.FAILED_METHOD.value
+        return np.asarray(failed_DSR & np.isnan(self.asr_DSR) & self.is_sound_SR)
+
     def loss_DSR(self) -> Floats:
         """Clean accuracy lost against the undefended victim."""
         return np.asarray(self.clean_DSR[self.defenses.index(UNDEFENDED)] - self.clean_DSR)

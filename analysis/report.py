@@ -263,7 +263,7 @@ def _comparisons(tables: Tables, found: Found, asked: Asked) -> Iterator[Section
             round(q, 4),
             float(one.shared),
             # Of many comparisons some look different by chance: what is said follows Holm's p.
-            one.says(p),
+            f"{one.says(p)} {one.unsaid}".rstrip(),
         ]
         for one, p, q in zip(compared, holm(ps), benjamini_hochberg(ps), strict=True)
     ]

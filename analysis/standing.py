@@ -188,7 +188,7 @@ class Standings:
         if any(line.improves is not None for line in self.lines):
             words.append(
                 f"Beats {BUDGET}: share of the victims that both have with a smaller ASR, ties by"
-                " half."
+                " half; a failed method counts as undefended."
             )
         return [*told, " ".join(words)]
 
@@ -333,8 +333,10 @@ def _of_share(mean: Mean, pictures: int) -> Mean:
 def _improves(matrix: Matrix, d: int) -> float | None:
     if BUDGET not in matrix.defenses or matrix.defenses[d] in (BUDGET, UNDEFENDED):
         return None
-    sound_SR = np.where(matrix.is_sound_SR, matrix.asr_DSR[d], np.nan)
-    found = improvement(sound_SR, matrix.asr_DSR[matrix.defenses.index(BUDGET)])
+    none = matrix.asr_DSR[matrix.defenses.index(UNDEFENDED)]
+    asr_DSR = np.where(matrix.has_failed_DSR(), none, matrix.asr_DSR)
+    sound_SR = np.where(matrix.is_sound_SR, asr_DSR[d], np.nan)
+    found = improvement(sound_SR, asr_DSR[matrix.defenses.index(BUDGET)])
     return None if math.isnan(found) else found
 
 

@@ -156,7 +156,8 @@ WORDS = (
     Word(
         "Beats finetune",
         "the share of victims that have a smaller ASR than with plain fine-tuning, which has the"
-        " same data and budget; of the victims that both have, ties by half",
+        " same data and budget; of the victims that both have, ties by half; where a method failed"
+        " it counts as undefended",
         ("Beats finetune",),
     ),
     Word(

@@ -64,6 +64,24 @@ def test_only_victims_of_both_count(tmp_path: Path) -> None:
     assert len(found.cells) == 14
 
 
+def test_failures_of_either_side_are_said(tmp_path: Path) -> None:
+    """What failed on most victims won on those that were left, and nothing was said of it."""
+    gone = {
+        ("ours", attack, "0.01", seed): "failed_method" for attack in ATTACKS for seed in (1, 2)
+    }
+    gone[("theirs", "sig", "0.01", 1)] = "failed_method"
+    gone[("theirs", "sig", "0.01", 2)] = "missing"
+    found = compare_in(write_board(tmp_path, PAIR, attacks=ATTACKS, status=gone), "ours", "theirs")
+    said = (
+        "ours failed on 12 of 18 victims and theirs failed on 1 of 18 victims:"
+        " this says nothing of those."
+    )
+    assert summary(found)[1] == found.unsaid == said
+    assert json.loads(comparison_text(found, "json"))["first_failed"] == 12
+    whole = write_board(tmp_path / "whole", PAIR, attacks=ATTACKS)
+    assert not any("failed" in line for line in summary(compare_in(whole, "ours", "theirs")))
+
+
 def test_pictures_are_tested_in_pairs(tmp_path: Path) -> None:
     """10 pictures only the first is fooled by, 2 only the second: p = 0.0386."""
     write_board(tmp_path, PAIR, attacks=["badnet"], seeds=[0])

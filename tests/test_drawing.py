@@ -90,3 +90,18 @@ def test_the_profile_counts_what_failed_and_no_victim_that_is_unsound(tmp_path: 
     words = [t.get_text() for legend in figure.legends for t in legend.get_texts()]
     said = {" ".join(word.replace("\N{NO-BREAK SPACE}", " ").split()) for word in words}
     assert said == {"none", "good", "off", "bad (4 of 11 cells)"}
+
+
+def test_failures_remove_no_lift_and_leave_marks(tmp_path: Path) -> None:
+    """A defense that worked on one of three victims was drawn as if it had on all."""
+    ended = {("flaky", a, "0.01", s): "failed_method" for a in ATTACKS for s in (1, 2)}
+    asr = {"none": steady(0.92), "flaky": steady(0.02), "whole": steady(0.02)}
+    write_board(tmp_path, asr, attacks=ATTACKS, status=ended)
+    drawn = figures_of(tmp_path, Asked())
+    removed = given(drawn, "cost").set_index("defense")["lift_removed"]
+    assert removed["whole"] == pytest.approx(1.0)
+    assert removed["flaky (8 of 12 failed)"] == pytest.approx(1 / 3)
+    parts = given(drawn, "heat_map").groupby("defense")["is_part"].all()
+    assert parts.to_dict() == {"none": False, "flaky": True, "whole": False}
+    scores = given(drawn, "rank_plot").set_index("defense")["score"]
+    assert list(scores[scores.isna()].index) == ["flaky"], "no mean of what did not fail alone"

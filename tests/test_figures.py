@@ -302,6 +302,19 @@ def test_many_columns_are_broken_into_panels_that_lose_no_cell() -> None:
     assert sorted(shown) == sorted(f"{100 * asr:.0f}" for asr in frame["asr"])
 
 
+def test_a_mean_over_a_part_of_the_victims_is_marked() -> None:
+    frame = by_cell(2, 2, 1).assign(status="ok", asr=[0.1, 0.9, 0.2, 0.3])
+    assert not legend_words(figures.heat_map(frame.assign(is_part=False)))
+    figure = figures.heat_map(frame.assign(is_part=[False, True, False, True]))
+    check_tidy(figure)
+    assert legend_words(figure) == ["of a part of the victims"]
+    marks = [line for line in figure.axes[0].lines if str(line.get_gid()).startswith("part")]
+    assert sorted(tuple(place) for mark in marks for place in mark.get_xydata()) == [
+        (1, 1),
+        (2, 1),
+    ], "the corners of the second row"
+
+
 def test_an_attack_stays_in_one_panel_if_it_fits() -> None:
     frames = [
         by_cell(2, 1, 1).assign(attack=attack, rate=rate / 1000, status="ok", asr=0.5)
@@ -457,14 +470,17 @@ def test_a_defense_that_costs_nothing_stands_at_zero() -> None:
 
 
 def test_a_profile_rises_and_hits_exact_shares() -> None:
+    """What failed on every second victim looked safer than what worked on all."""
     frame = pd.DataFrame({"defense": "d", "asr": [0.2, 0.5, 0.5, 1.0]})
-    frame = pd.concat([frame, pd.DataFrame({"defense": "e", "asr": [0.0, None]})])
-    figure = figures.profile(frame)
+    lacking = {"e": [0.0, None], "f": [None, None]}
+    more = [pd.DataFrame({"defense": name, "asr": asr}) for name, asr in lacking.items()]
+    figure = figures.profile(pd.concat([frame, *(part.astype({"asr": float}) for part in more)]))
     line = named(figure, "profile d")
     np.testing.assert_allclose(line.get_xydata(), [[0, 0], [20, 25], [50, 75], [100, 100]])
-    np.testing.assert_allclose(named(figure, "profile e").get_xydata(), [[0, 100], [100, 100]])
+    np.testing.assert_allclose(named(figure, "profile e").get_xydata(), [[0, 50], [100, 50]])
+    np.testing.assert_allclose(named(figure, "profile f").get_xydata(), [[0, 0], [100, 0]])
     assert line.get_drawstyle() == "steps-post"
-    assert legend_words(figure) == ["e (1 of 2 cells)", "d"]
+    assert legend_words(figure) == ["e (1 of 2 cells)", "d", "f (0 of 2 cells)"]
     rng = np.random.default_rng(4)
     many = pd.DataFrame({"defense": "d", "asr": rng.uniform(0, 1, 99)})
     taus, shares = named(figures.profile(many), "profile d").get_xydata().T

@@ -70,6 +70,17 @@ def test_tiers_hold_what_no_test_tells_apart(board: Path) -> None:
     assert f"p {found.friedman_p:.3g}." in " ".join(found.notes())
 
 
+def test_failures_beat_nothing(tmp_path: Path) -> None:
+    """What worked on one of three victims beat fine-tuning on every one."""
+    gone = {("roclip", a, "0.01", seed): "failed_method" for a in ATTACKS for seed in (1, 2)}
+    matrix = matrix_of(write_board(tmp_path / "one", SPREAD, attacks=ATTACKS, status=gone))
+    assert line_of(standings(matrix, draws=100), "roclip").improves == pytest.approx(1 / 3)
+    gone = {("finetune", a, "0.01", s): "failed_method" for a in ATTACKS for s in (0, 1, 2)}
+    gone[("finetune", "sig", "0.01", 0)] = "ok"
+    matrix = matrix_of(write_board(tmp_path / "two", SPREAD, attacks=ATTACKS, status=gone))
+    assert (line_of(standings(matrix, draws=100), "cleanclip").improves or 0.0) > 0.95
+
+
 def test_means_are_over_strata_and_intervals_over_seeds(board: Path) -> None:
     matrix = matrix_of(board)
     roclip = line_of(standings(matrix, draws=500), "roclip")

@@ -31,8 +31,8 @@ MOST_LINES = 24
 def profile(frame: pd.DataFrame, order: Sequence[str] = ()) -> Any:
     """The share of a defense's cells whose ASR is at most tau, against tau.
 
-    Columns: defense, asr; one row per cell. Cells without an ASR are left out, and counted in the
-    legend; the best defense comes first there.
+    Columns: defense, asr; one row per cell. A cell without an ASR is at most at no tau: it ends its
+    line below 100 %, and is counted in the legend, where the best defense comes first.
     """
     require(frame, "defense asr", "cells")
     cells = {
@@ -40,17 +40,17 @@ def profile(frame: pd.DataFrame, order: Sequence[str] = ()) -> Any:
         for defense in names_in(frame["defense"])
     }
     known = {defense: values[~np.isnan(values)] for defense, values in cells.items()}
-    known = {defense: values for defense, values in known.items() if len(values)}
-    if not known:
+    if not any(map(len, known.values())):
         raise NothingToDraw(f"none of {len(frame)} cells has an ASR")
     looks = ordered_looks(list(cells), order)
     figure = new_figure(COLUMN_INCHES, 2.4)
     axis = figure.subplots()
-    # The area above a profile is the mean ASR.
-    for defense in sorted(known, key=lambda name: float(known[name].mean())):
+    # The area above a profile is the mean ASR, that of a cell without one taken to be all.
+    for defense in sorted(cells, key=lambda name: float(np.nan_to_num(cells[name], nan=1).mean())):
         values = known[defense]
         taus = np.unique([0.0, *values, 1.0])
-        shares = inference.profile(values, taus)
+        there = len(values) / len(cells[defense])
+        shares = there * inference.profile(values, taus) if len(values) else np.zeros(len(taus))
         gaps = f"({len(values)} of {len(cells[defense])} cells)".replace(" ", FIXED)
         axis.plot(
             100 * taus,

@@ -29,6 +29,8 @@ ROW_LETTERS = 26
 LOSS_INCHES = 0.5
 MOST_COLUMNS = 24
 """A page has room for so many numbers of three digits beside long names."""
+CORNER = ((0.0, 0.0), (-1.0, 0.0), (0.0, -1.0), (0.0, 0.0))
+"""A mark left of and below its place."""
 
 
 class _Hatch(NamedTuple):
@@ -56,7 +58,8 @@ def heat_map(frame: pd.DataFrame) -> Any:
 
     Columns: attack, rate, defense, asr, status and, for a last column of what each defense costs in
     accuracy, clean; one row per cell. A cell whose status is not ok is hatched, and so is one that
-    has no row or no ASR. Many columns are broken into several panels.
+    has no row or no ASR; where the column is_part is true, as of a mean that lacks victims, it has
+    a mark in its corner. Many columns are broken into several panels.
     """
     require(frame, "attack rate defense asr status", "cells")
     cells = _cells(frame)
@@ -68,7 +71,7 @@ def heat_map(frame: pd.DataFrame) -> Any:
     ]
     if not any(kind is None for _, kind in cells.values()):
         raise NothingToDraw(f"none of {len(cells)} cells is ok and has an ASR")
-    losses = _losses(frame)
+    losses, parts = _losses(frame), _parts(frame)
     blocks = _blocks(columns)
     names = [wrapped(name, ROW_LETTERS) for name in defenses]
     lines = [line for name in names for line in name.split("\n")]
@@ -91,6 +94,7 @@ def heat_map(frame: pd.DataFrame) -> Any:
     for axis, block, head in zip(axes, blocks, heads, strict=True):
         _heat(axis, [[cells.get((*c, d), (math.nan, "missing")) for c in block] for d in defenses],
               cell)  # fmt: skip
+        _corners(axis, [[(*c, d) in parts for c in block] for d in defenses])
         if losses:
             _loss_column(axis, [losses.get(defense) for defense in defenses], widest, cell)
         axis.set_xlim(0, widest + (LOSS_INCHES / cell if losses else 0))
@@ -104,6 +108,26 @@ def heat_map(frame: pd.DataFrame) -> Any:
     axes[-1].set_xlabel("poison rate, %")
     legend(figure, axes, is_packed=True)
     return figure
+
+
+def _parts(frame: pd.DataFrame) -> set[tuple[str, float | None, str]]:
+    """The cells with a number that is of a part of the victims alone."""
+    if "is_part" not in frame.columns:
+        return set()
+    cells = _cells(frame[frame["is_part"].astype(bool)])
+    return {key for key, (_, kind) in cells.items() if kind is None}
+
+
+def _corners(axis: Any, are_parts: Sequence[Sequence[bool]]) -> None:
+    """A triangle in the upper right corner of each cell that is of a part, in what can be seen on
+    its colour."""
+    mesh = axis.collections[0]
+    for y, x in np.argwhere(np.array(are_parts)):
+        color = readable_on(mesh.cmap(mesh.norm(mesh.get_array()[y, x])))
+        axis.plot([x + 1], [y], marker=CORNER, ms=9, mew=0, color=color, gid=f"part {y} {x}")
+    if np.any(are_parts):
+        axis.plot([], [], ls="", marker=CORNER, ms=9, mew=0, color="black",
+                  label="of a part of the victims")  # fmt: skip
 
 
 def _losses(frame: pd.DataFrame) -> dict[str, float]:
