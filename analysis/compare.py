@@ -156,7 +156,7 @@ def compare(tables: Tables, first: str, second: str, eval_set: str = "report") -
         first_failed=int(failed_DSR[a].sum()),
         second_failed=int(failed_DSR[b].sum()),
         cells=_cells(tables, matrix, (a, b), asr, clean, eval_set),
-        warnings=tuple(tables.warnings),
+        warnings=(*_oracles(matrix, (a, b)), *tables.warnings),
     )
 
 
@@ -167,6 +167,15 @@ def compare_in(directory: Path, first: str, second: str, eval_set: str = "report
 
 def _measured(matrix: Matrix, d: int) -> int:
     return int((~np.isnan(matrix.asr_DSR[d]) & matrix.is_sound_SR).sum())
+
+
+def _oracles(matrix: Matrix, pair: tuple[int, int]) -> list[str]:
+    return [
+        f"{matrix.defenses[d]} is an oracle: its settings were chosen by looking at what no"
+        " defender sees."
+        for d in pair
+        if matrix.about[d].is_oracle
+    ]
 
 
 def _defense_seeds(tables: Tables, names: tuple[str, str], eval_set: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -25,12 +26,14 @@ CELLS = """
 SELECT attack, track, regime, model, target, rate, defense, victim_seed AS seed,
        avg(asr_top1) AS asr, avg(clean_top1) AS clean,
        arg_max(status, CASE status WHEN 'ok' THEN 0 ELSE 1 END) AS status,
-       bool_or(is_control) AS is_control, min(position) AS position
+       bool_or(is_control) AS is_control, min(position) AS position, any_value(tuned) AS tuned
 FROM cells
 WHERE is_planned AND eval_set = ?
 GROUP BY ALL
 ORDER BY min(position), attack, rate, defense, seed
 """
+ORACLE = " (oracle)"
+"""What stands behind the name of a defense whose settings no defender could have chosen."""
 KINDS = ("target", "model", "regime", "track")
 """What tells victims of one attack and rate apart."""
 
@@ -47,7 +50,7 @@ def figures_in(
     import pandas as pd
 
     answer = tables.query(CELLS, asked.eval_set)
-    cells = _told_apart(pd.DataFrame(answer.rows, columns=answer.columns))
+    cells = _marked(_told_apart(pd.DataFrame(answer.rows, columns=answer.columns)))
     answered = answered or read(tables, asked)
     tiers, imported = answered.tiers, answered.imported
     own = cells[~cells["is_control"].astype(bool)]
@@ -129,6 +132,17 @@ def _told_apart(cells: pd.DataFrame) -> pd.DataFrame:
     return cells.assign(attack=cells["attack"] + " (" + kinds + ")")
 
 
+def _marked(cells: pd.DataFrame) -> pd.DataFrame:
+    """Oracles with a mark behind their names: they are drawn beside, and compared with nothing."""
+    oracles = {
+        defense
+        for defense, tuned in zip(cells["defense"], cells["tuned"], strict=True)
+        if isinstance(tuned, str) and json.loads(tuned).get("oracle")
+    }
+    named = {defense: f"{defense}{ORACLE}" for defense in oracles}
+    return cells.assign(defense=cells["defense"].replace(named)).drop(columns=["tuned"])
+
+
 def _of_sound_victims(cells: pd.DataFrame) -> pd.DataFrame:
     """Every cell that could have a number, with no ASR where the defense gave none."""
     victim = ["attack", "rate", "seed"]
@@ -162,7 +176,7 @@ def _points(tiers: Standings) -> pd.DataFrame:
 
     rows: list[dict[str, Any]] = []
     for line in tiers.lines:
-        if line.is_control or line.is_partial:
+        if line.is_beside or line.is_partial:
             continue
         rows.append(
             {
@@ -206,7 +220,7 @@ def _ranks(tiers: Standings) -> pd.DataFrame:
             "partial": line.is_partial,
         }
         for line in tiers.lines
-        if not line.is_control
+        if not line.is_beside
     )
 
 
@@ -224,15 +238,17 @@ def _costs(tables: Tables, asked: Asked) -> pd.DataFrame:
     lift = np.where(has_failed, matrix.asr_DSR[none], matrix.asr_DSR) - matrix.base_DSR[none]
     rows = []
     for d, name in enumerate(matrix.defenses):
+        about = matrix.about[d]
         costs = matrix.cost_DSR[d][~np.isnan(matrix.cost_DSR[d])]
         there = ~np.isnan(lift[d]) & matrix.is_sound_SR
-        if d == none or matrix.about[d].is_control or not len(costs) or not there.any():
+        if d == none or about.is_control or not len(costs) or not there.any():
             continue
         whole = lift[none][there].sum()
         if whole <= 0:
             continue  # the attacks lifted nothing that could be removed
         removed = 1 - lift[d][there].sum() / whole
         failed = int(has_failed[d].sum())
+        name = f"{name}{ORACLE}" if about.is_oracle else name
         told = f"{name} ({failed} of {there.sum()} failed)" if failed else name
         rows.append(
             {"defense": told, "relative_cost": float(costs.mean()), "lift_removed": float(removed)}

@@ -6,6 +6,7 @@ Defense seeds are averaged inside their victim seed, which is the replicate.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -53,6 +54,15 @@ class About(NamedTuple):
     phase: str
     fidelity: str
     is_control: bool
+    is_oracle: bool = False
+    """Its settings were chosen by looking at what no defender sees."""
+    is_seen: bool = False
+    """Its settings were chosen on attacks of this board."""
+
+    @property
+    def is_beside(self) -> bool:
+        """Whether it stands beside what is compared."""
+        return self.is_control or self.is_oracle
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +175,8 @@ SQL = """
 SELECT attack, rate_text, track, regime, model, target, defense, victim_seed,
        avg(clean_top1), avg(asr_top1), avg(asr_clean_victim_top1), avg(relative_cost),
        arg_max(status, CASE status WHEN 'ok' THEN 0 ELSE 1 END), min(asr_n),
-       any_value(needs), any_value(phase), any_value(fidelity), bool_or(is_control), min(position)
+       any_value(needs), any_value(phase), any_value(fidelity), bool_or(is_control), min(position),
+       any_value(tuned)
 FROM cells
 WHERE is_planned AND eval_set = ? AND rate > 0
 GROUP BY ALL
@@ -214,7 +225,12 @@ def _arranged(rows: Sequence[tuple[Any, ...]]) -> Matrix:
         if row[12] == Status.OK:
             arrays[:, d, s, r] = [np.nan if value is None else value for value in row[8:12]]
             pictures_S[s] = max(pictures_S[s], row[13] or 0)
-        about.setdefault(row[6], About(tuple(row[14] or ()), row[15], row[16], bool(row[17])))
+        known = about.get(row[6], About(tuple(row[14] or ()), row[15], row[16], bool(row[17])))
+        tuned = json.loads(row[19] or "{}")
+        about[row[6]] = known._replace(
+            is_oracle=known.is_oracle or bool(tuned.get("oracle")),
+            is_seen=known.is_seen or bool(tuned.get("seen")),
+        )
     clean, asr, base, cost = arrays
     described = tuple(about[name] for name in defenses)
     return Matrix(

@@ -218,11 +218,13 @@ def _comparisons(tables: Tables, found: Found, asked: Asked) -> Iterator[Section
     """Every defense against the control that it must beat."""
     if found.tiers is None:
         return
-    names = [line.defense for line in found.tiers.lines if not line.is_control]
+    names = [line.defense for line in found.tiers.lines if not line.is_beside]
     against = BUDGET if BUDGET in names else "none"
     compared: list[Comparison] = []
     others = [name for name in names if name not in (against, "none")]
     notes = []
+    if oracles := [line.defense for line in found.tiers.lines if line.is_oracle]:
+        notes.append(f"Oracles are left out: {', '.join(oracles)}.")
     if len(others) > MOST_COMPARED:
         notes.append(
             f"{len(others) - MOST_COMPARED} of {len(others)} defenses are left out:"

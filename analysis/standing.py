@@ -76,6 +76,14 @@ class Standing:
     loss_bounds: tuple[float, float] | None = None
     is_beyond: bool = False
     """It loses more clean accuracy than was asked for."""
+    is_oracle: bool = False
+    is_seen: bool = False
+    """Its settings were chosen on what no defender sees, or on attacks of this board."""
+
+    @property
+    def is_beside(self) -> bool:
+        """Whether it is held beside what is compared: controls and oracles."""
+        return self.is_control or self.is_oracle
 
     @property
     def is_partial(self) -> bool:
@@ -172,8 +180,15 @@ class Standings:
         return "Lines of tiers that share no letter are told apart."
 
     def _words_of_columns(self) -> list[str]:
-        """What columns mean, of those that hold something."""
+        """What columns and marks mean, of those that hold something."""
         told = []
+        if any(line.is_oracle for line in self.lines):
+            told.append(
+                "Oracles: their settings were chosen by looking at what no defender sees. They"
+                " bound what tuning could reach, and are in no tier and no test."
+            )
+        if any(line.is_seen and not line.is_oracle for line in self.lines):
+            told.append("seen: its settings were chosen on attacks of this board, unlike others'.")
         if any(line.pointwise is not None for line in self.lines):
             told.append(
                 "Pointwise: share of pictures on which any of the attacks succeeds at any rate,"
@@ -226,7 +241,7 @@ def standings(
     compared = [
         d
         for d, line in enumerate(lines)
-        if not (line.is_partial or line.is_beyond or line.is_control)
+        if not (line.is_partial or line.is_beyond or line.is_beside)
     ]
     groups: list[tuple[str, ...]] = [()]
     if by_needs:
@@ -275,7 +290,7 @@ def _tested(worst_case: bool, speaks_of: str) -> str:
 
 def _tier(line: Standing, groups: Sequence[tuple[str, ...]]) -> tuple[object, ...]:
     """Within a tier by name: decimals order nothing that is not told apart."""
-    state = (line.is_control, line.is_partial, line.is_beyond)
+    state = (line.is_control, line.is_oracle, line.is_partial, line.is_beyond)
     place = groups.index(line.needs) if line.needs in groups else len(groups)
     return (*state, place, line.groups or (math.inf,), line.defense != UNDEFENDED, line.defense)
 
@@ -307,6 +322,8 @@ def _line(matrix: Matrix, d: int, chance: float) -> Standing:
         fidelity=about.fidelity,
         phase=about.phase,
         is_control=about.is_control,
+        is_oracle=about.is_oracle,
+        is_seen=about.is_seen,
         asr=_of_share(over_strata(asr), pictures),
         clean=_of_share(over_strata(clean), pictures),
         loss=over_strata(loss),

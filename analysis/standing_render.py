@@ -45,6 +45,8 @@ def standing_table(found: Standings) -> Grid:
 def _head(line: Standing, found: Standings) -> str:
     if line.is_control:
         return "controls, not compared"
+    if line.is_oracle:
+        return "oracles, tuned on what no defender sees, not compared"
     if line.is_partial:
         return "partial: numbers on less than 95 % of the sound victims, not compared"
     if line.is_beyond:
@@ -67,11 +69,15 @@ def _texts(line: Standing) -> list[str]:
         asr = f"{_range(line.bounds)} ({100 * line.coverage:.0f} % there)"
     if line.loss_bounds is not None:
         loss = _range(line.loss_bounds)
-    failed = f" ({line.failures} failed)" if line.failures else ""
+    marks = [
+        *(["oracle"] if line.is_oracle else ["seen"] if line.is_seen else []),
+        *([f"{line.failures} failed"] if line.failures else []),
+    ]
+    told = f" ({', '.join(marks)})" if marks else ""
     return [
         line.letters or UNKNOWN,
         UNKNOWN if line.rank is None else "-".join(map(str, dict.fromkeys(line.rank))),
-        f"{line.defense}{failed}",
+        f"{line.defense}{told}",
         needs_words(line),
         asr,
         loss,

@@ -79,7 +79,7 @@ WORDS = (
         "Tuned",
         "trials of the search that chose the settings on the tuning split, and what they cost"
         ' beside one victim; "seen": it was tuned on this very attack; "oracle": it saw the'
-        " held-out attacks, as no defender does",
+        " held-out attacks, as no defender does, and stands beside the tiers",
         ("Tuned: trials / cost",),
     ),
     Word("Seeds", "how many victims, trained from different seeds, are behind a line", ("Seeds",)),

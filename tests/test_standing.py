@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from contextlib import closing
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from analysis.drawing import figures_of
 from analysis.inference import over_strata, separated_by_draws
 from analysis.leaderboard import Asked, load, text
 from analysis.matrix import About, Matrix, Stratum, load_matrix
@@ -68,6 +71,39 @@ def test_tiers_hold_what_no_test_tells_apart(board: Path) -> None:
     assert found.friedman_p < 0.001
     assert "3 seeds, indicative" in " ".join(found.notes())
     assert f"p {found.friedman_p:.3g}." in " ".join(found.notes())
+
+
+def test_oracles_stand_beside_and_what_was_seen_is_marked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A search on the held-out attacks led the tiers of what had seen none of them."""
+    made = {"none": 0.9, "finetune": 0.3, "tuned": 0.2, "looked": 0.1}
+    rows, cells = [], []
+    for attack, (defense, asr), seed in product(ATTACKS, made.items(), range(3)):
+        more: dict[str, Any] = {}
+        if defense in ("tuned", "looked"):
+            about = {"trials": 5, "device_seconds": 9.0, "oracle": defense == "looked"}
+            more = {"tuned": json.dumps({**about, "seen": attack == "sig"})}
+        cells.append(cell_columns(attack, "0.01", defense, seed))
+        rows += cell_rows(attack, "0.01", defense, seed, asr=asr + 0.01 * seed, **more)
+    write_rows(tmp_path, rows)
+    write_grid(tmp_path, "tuned", "0", cells)
+    found = standings(matrix_of(tmp_path), draws=200)
+    looked = line_of(found, "looked")
+    assert (looked.rank, looked.letters, looked.on_front) == (None, "", None)
+    assert found.families == [3], "no pair with the oracle is tested"
+    assert [line.defense for line in found.lines][-1] == "looked"
+    said = call(capsys, "leaderboard", tmp_path, "--part", "tiers").out
+    assert "oracles, tuned on what no defender sees, not compared" in said
+    assert {"looked (oracle)", "tuned (seen)"} <= set(re.findall(r"\w+ \(\w+\)", said))
+    assert "its settings were chosen on attacks of this board" in " ".join(said.split())
+    drawn: Any = figures_of(tmp_path, Asked())
+    for name in ("trade_off", "rank_plot"):
+        assert "looked" not in " ".join(drawn[name].args[0].args[0]["defense"])
+    for name in ("heat_map", "profile", "cost"):
+        assert "looked (oracle)" in set(drawn[name].args[0].args[0]["defense"])
+    compared = call(capsys, "compare", "looked", "finetune", "--in", tmp_path).out
+    assert "! looked is an oracle" in compared
 
 
 def test_failures_beat_nothing(tmp_path: Path) -> None:
