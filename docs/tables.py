@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from docs.campaign_tables import campaign_parts, check_campaign, write_campaign
+from docs.recipe_table import recipe_fields
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -452,6 +453,7 @@ def board_words() -> str:
 
 
 PARTS: dict[str, Callable[[], str]] = {
+    "recipe-fields": recipe_fields,
     "board-words": board_words,
     "resource-presets": resource_presets,
     "attacks": attacks,

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import socket
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from docs.tables import ROOT
 from grid.gridfile import load_grid
 from grid.schema.writing import write_grid, write_rows, write_table
 from tests.rows import EPOCH, cell_columns, cell_rows
+from victims.recipe import ClassifierRecipe, Recipe
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINK = re.compile(r"!?\[[^\]]*\]\(<?([^)\s>]+)[^)]*\)|(?:src|href)=\"([^\"]+)\"")
@@ -310,6 +312,15 @@ def test_rough_figures_are_not_kept(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         command.main(["scale", "--record", "--quick"])
     assert "those of --quick are none" in capsys.readouterr().err
+
+
+def test_every_field_of_a_recipe_is_told() -> None:
+    told = re.findall(r"^\| `(\w+)` \| (\S+)", tables.recipe_fields(), re.MULTILINE)
+    both = [*fields(Recipe), *fields(ClassifierRecipe)]
+    assert {name for name, _ in told} == {field.name for field in both}
+    assert ("warmup_steps", "`50`") in told
+    assert ("warmup_steps", "`0`") in told, "an image classifier's"
+    assert ("lr", "needed") in told
 
 
 def test_every_section_of_scale_has_figures_of_the_command_that_it_names() -> None:
