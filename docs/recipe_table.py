@@ -1,4 +1,4 @@
-"""The table of a recipe's fields: names and defaults out of the dataclasses, each with a meaning."""
+"""The table of a recipe's fields: names and defaults of the dataclasses, each with a meaning."""
 
 from __future__ import annotations
 
