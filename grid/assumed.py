@@ -86,7 +86,7 @@ def assumptions(stages: Iterable[Stage], known: Iterable[str], device: str) -> S
         else:
             hours[model] = hours.get(model, 0.0) + rate * stage.work / 3600
     found = [
-        f"about {_shown(spent)} GPU-hours of {model} are assumed, not measured:"
+        f"about {gpu_time(spent)} of {model} are assumed, not measured:"
         f" {counts()[model].step / 1e9:.0f} GFLOP per sample of a plain step, at"
         f" {SHARE:.0%} of the peak of one {device}"
         for model, spent in hours.items()
@@ -105,5 +105,8 @@ def assumptions(stages: Iterable[Stage], known: Iterable[str], device: str) -> S
     )
 
 
-def _shown(hours: float) -> str:
-    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}"
+def gpu_time(hours: float) -> str:
+    """Hours of one GPU, or seconds where they are few."""
+    if hours < 0.01:
+        return f"{3600 * hours:.2g} GPU-seconds"
+    return f"{f'{hours:,.0f}' if hours >= 10 else f'{hours:.2g}'} GPU-hours"

@@ -166,10 +166,8 @@ def _time_words(found: Mapping[str, Any]) -> str:
         return f"{here} ({duration(found['seconds_of_work'])} of work, {longest})"
     rest = found["seconds_of_work"] - on_gpus
     others = f", and {duration(rest)} of work on CPUs" if rest >= 1 else ""
-    return (
-        f"about {on_gpus / 3600:,.4g} GPU-hours ({duration(on_gpus)} of one {found['gpu']};"
-        f" {longest}){others}"
-    )
+    hours = f"{on_gpus / 3600:,.4g} GPU-hours" if on_gpus >= 36 else f"{on_gpus:.2g} GPU-seconds"
+    return f"about {hours} ({duration(on_gpus)} of one {found['gpu']}; {longest}){others}"
 
 
 def _print_offer(cluster: dict[str, Any]) -> None:

@@ -98,6 +98,7 @@ class Driver(Scheduler):
                     self.done = finished(self.store, self.plan)
                     self._open_cells(todo)
                 if self.open:
+                    self._note_progress(None, at_once=True)  # not what the last run counted
                     self.journal.state("starting")
                     executor = self.start()
                     try:

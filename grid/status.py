@@ -32,6 +32,8 @@ def status_of(out: Path, *, stalled_after: float = 300.0, slowest: int = 5) -> d
     told = outcomes_in(out)
     outcomes = {cell: status for cell, (status, _) in told.items()}
     open_cells = [cell for cell in chains.cells if _is_open(outcomes.get(cell.key))]
+    # A driver that lives and has not said a word: what is there is its predecessor's.
+    is_older = is_alive and (progress or {}).get("state") in ("ended", "stopped")
     running = _running(out, chains, open_cells, progress, now) if is_alive and progress else []
     for stage in running:
         quiet = stage["quiet_seconds"]
@@ -51,7 +53,7 @@ def status_of(out: Path, *, stalled_after: float = 300.0, slowest: int = 5) -> d
         "lanes": (progress or {}).get("lanes"),
         "running": sorted(running, key=lambda stage: -(stage["seconds"] or 0)),
         "stalled_after_seconds": stalled_after,
-        "stages": _hits((progress or {}).get("stages", {})),
+        "stages": _hits({} if is_older else (progress or {}).get("stages", {})),
         "seconds": _seconds(chains, records, _lost(out), progress),
         "slowest": _slowest(chains, records, slowest),
     }
@@ -136,9 +138,11 @@ def _running(
 
 
 def _hits(stages: Mapping[str, Any]) -> dict[str, Any]:
-    """The stages of the last run: how many were found in the store and how many were made."""
+    """The stages of the last run: how many were found in the store, how many it has to make and
+    has made; and the share of them all that were found."""
     found, made = stages.get("found", 0), stages.get("made", 0)
-    share = found / (found + made) if found + made else None
+    every = found + max(made, stages.get("planned", 0))
+    share = found / every if every else None
     return {**stages, "found_share": share}
 
 

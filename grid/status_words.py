@@ -24,13 +24,12 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     if stages.get("planned") is not None:
         hits = ""
         if stages["found_share"] is not None:
-            hits = (
-                f"; {stages['found']} found in the store, {stages['made']} made"
-                f" ({stages['found_share']:.0%} reuse)"
-            )
+            reuse = f"{stages['found_share']:.0%} reuse"
+            hits = f"; {stages['found']} more found in the store ({reuse})"
         elsewhere = stages.get("made_by_another_run")
         others = f"; another run makes {elsewhere}" if elsewhere else ""
-        yield f"stages: {stages['done']} of {stages['planned']} done{hits}{others}"
+        to_make = f"{stages['done']} of {stages['planned']} to make are done"
+        yield f"stages: {to_make if stages['planned'] else 'none to make'}{hits}{others}"
     yield from _time(found)
     for stage in found["running"]:
         yield _running(stage)

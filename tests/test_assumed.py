@@ -102,12 +102,13 @@ def test_a_plan_says_what_is_assumed_until_it_was_measured(tmp_path: Path) -> No
     plan, room = plan_of(tmp_path), on_lanes(Execution(), 2)
     history = History(None)
     (words,) = summary(plan, set(), history, room)["assumed"]
-    assert "GPU-hours of RN50@224 are assumed, not measured: 55 GFLOP" in words
+    assert "GPU-seconds of RN50@224 are assumed, not measured: 55 GFLOP" in words
     assert "at 35% of the peak of one A100" in words
     victim = plan.cells[0].victim
-    long = [replace(victim, num_rows=rows) for rows in (3_000_000, 300_000_000)]
-    told = [assumptions([fit], [], "A100")[0].split(" GPU-hours")[0] for fit in long]
-    assert told == ["about 0.42", "about 42"]
+    long = [replace(victim, num_rows=rows) for rows in (64, 3_000_000, 300_000_000)]
+    told = [assumptions([fit], [], "A100")[0].split(" of RN50")[0] for fit in long]
+    # The first was told as "about 9e-06 GPU-hours".
+    assert told == ["about 0.032 GPU-seconds", "about 0.42 GPU-hours", "about 42 GPU-hours"]
     history.record(victim, 12.8)
     assert history.seconds(victim) == pytest.approx(12.8)
     assert rated_as(victim) == "plain_clip/RN50@224/bf16"
@@ -175,7 +176,7 @@ def test_the_command_says_it_too(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "note: about" in found.out
     assert "assumed, not measured" in found.out
     # No wall time of a device that nobody has seen, whatever this machine has.
-    (line,) = [line for line in found.out.splitlines() if "GPU-hours (" in line]
+    (line,) = [line for line in found.out.splitlines() if "GPU-seconds (" in line]
     assert line.startswith("about ")
     assert " of one A100; longest chain " in line
     assert "lanes" not in found.out

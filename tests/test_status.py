@@ -64,6 +64,35 @@ def test_reuse_is_counted(finished: Finished, tmp_path: Path) -> None:
     assert stages["found"] == len(make_plan(finished.grid).stages)
 
 
+def test_a_run_that_was_cut_short_counts_what_it_had_to_make(
+    finished: Finished, tmp_path: Path
+) -> None:
+    """It told of "0 of 100 done; 122 found (100% reuse)", and a restart of the run before it."""
+    run = finished.copy(tmp_path)
+    plan = make_plan(run.grid)
+    for cell in plan.cells:
+        Store(run.store).discard(cell.measure.key, "to be made again")
+    for path in (run.out / "rows").iterdir():
+        path.unlink()
+    driver = Driver(run.grid, run.out, Store(run.store), executor="serial", say=_quiet)
+    seen: list[str] = []
+
+    def cut_short(executor: object, number: int) -> None:
+        seen.extend(status_words(status_of(run.out)).splitlines())
+        raise KeyboardInterrupt
+
+    driver.work = cut_short  # type: ignore[method-assign, assignment]
+    with pytest.raises(KeyboardInterrupt):
+        driver.run()
+    left, found = len(plan.cells), len(plan.stages) - len(plan.cells)
+    share = found / len(plan.stages)
+    said = (
+        f"stages: 0 of {left} to make are done; {found} more found in the store ({share:.0%} reuse)"
+    )
+    assert said in seen, "at a start, too"
+    assert said in status_words(status_of(run.out))
+
+
 def _quiet(line: str) -> None:
     pass
 
