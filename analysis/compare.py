@@ -23,6 +23,7 @@ from analysis.inference import (
     over_differences,
     over_strata,
     rank_direction,
+    seeds_p,
     sign_flip,
     signed_rank,
 )
@@ -67,6 +68,8 @@ class Comparison:
     clean_strata: Mean
     p_signed_rank: float
     p_sign_flip: float
+    p_seeds: float
+    """Of the t test over victim seeds, whose interval is that of ``asr``."""
     clean_p_signed_rank: float
     first_better: float
     detectable: float | None
@@ -92,8 +95,9 @@ class Comparison:
         told = [f"{name} failed on {n} of {self.sound} victims" for name, n in both if n]
         return f"{' and '.join(told)}: this says nothing of those." if told else ""
 
-    def says(self, p: float) -> str:
-        """The same by another p than the test's own, such as one of a whole family."""
+    def says(self, p: float, p_seeds: float | None = None) -> str:
+        """The same by other p than the tests' own, such as those of a whole family."""
+        p_seeds = self.p_seeds if p_seeds is None else p_seeds
         least = least_p(self.strata)
         if self.strata < 2:
             return "One stratum: nothing can be said of other attacks or rates."
@@ -102,8 +106,17 @@ class Comparison:
                 f"{self.strata} strata cannot show p <= 0.05 (at best {least:.3g}): no difference"
                 " over attacks is claimed."
             )
+        if not self.asr.df:
+            return (
+                "One seed: indicative. No difference is claimed, for others may fare differently."
+            )
         if p > ALPHA:
             return "Not told apart over strata."
+        if p_seeds > ALPHA:
+            return (
+                "Not told apart: strata differ alike, but their mean by no more than victim seeds"
+                f" vary it (p {p_seeds:.2g})."
+            )
         if self.direction * self.asr_strata.value <= 0:
             return (
                 "Signed ranks tell them apart and the mean points the other way: few strata differ"
@@ -145,6 +158,7 @@ def compare(tables: Tables, first: str, second: str, eval_set: str = "report") -
         clean_strata=over_differences(list(clean_S)),
         p_signed_rank=signed_rank(list(asr_S)),
         p_sign_flip=sign_flip(list(asr_S)),
+        p_seeds=seeds_p(asr),
         clean_p_signed_rank=signed_rank(list(clean_S)),
         first_better=improvement(
             matrix.asr_DSR[a][kept], np.where(both, matrix.asr_DSR[b], np.nan)[kept]

@@ -47,7 +47,8 @@ def summary(found: Comparison) -> list[str]:
         f" have{_lacking(found)}, {counted(found.strata, 'stratum', 'strata')}, {seeds}"
         f"{caution}. Differences are {found.first} less {found.second}, in points.",
         f"ASR: {_points(found.asr)} over victim seeds{_over_strata(found, found.asr_strata)};"
-        f" signed-rank p {_p(found.p_signed_rank)}, sign flips p {_p(found.p_sign_flip)}.",
+        f" signed-rank p {_p(found.p_signed_rank)}, sign flips p {_p(found.p_sign_flip)}"
+        f"{_by_seeds(found)}.",
         f"Clean accuracy: {_points(found.clean)} over victim"
         f" seeds{_over_strata(found, found.clean_strata)}; signed-rank p"
         f" {_p(found.clean_p_signed_rank)}.",
@@ -63,6 +64,11 @@ def summary(found: Comparison) -> list[str]:
     if found.defense_seeds > 1:
         lines.append("McNemar's test is of each victim's first defense seed; means are of all.")
     return [*lines, *(f"! {warning}" for warning in found.warnings)]
+
+
+def _by_seeds(found: Comparison) -> str:
+    """The test over victim seeds, where there are several."""
+    return f", t test over victim seeds p {_p(found.p_seeds)}" if found.asr.df else ""
 
 
 def _over_strata(found: Comparison, mean: Mean) -> str:

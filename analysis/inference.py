@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from analysis.stats import t_quantile
+from analysis.stats import t_cdf, t_quantile
 
 Floats = npt.NDArray[np.float64]
 # Signs of so many differences are all tried; of more, so many are drawn.
@@ -212,6 +212,18 @@ def over_strata(values_SR: Floats) -> Mean:
     total_R = seed_effects(values_SR).sum(axis=0) / len(values_SR)
     half = t_quantile(0.975, df) * math.sqrt(float((total_R**2).sum()))
     return Mean(value, value - half, value + half, df)
+
+
+def seeds_p(values_SR: Floats) -> float:
+    """Two-sided p that such a mean over strata is 0, by the t test of `over_strata`; 1 of one seed,
+    which says nothing of others."""
+    found = over_strata(np.round(values_SR, NOISE))
+    if not found.df or not found.value:
+        return 1.0
+    spread = (found.high - found.value) / t_quantile(0.975, found.df)
+    if spread == 0:
+        return 0.0
+    return 2 * (1 - t_cdf(abs(found.value) / spread, found.df))
 
 
 def over_differences(differences: Sequence[float]) -> Mean:

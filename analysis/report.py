@@ -238,6 +238,7 @@ def _comparisons(tables: Tables, found: Found, asked: Asked) -> Iterator[Section
     if not compared:
         return
     ps = [one.p_signed_rank for one in compared]
+    by_seeds = holm([one.p_seeds for one in compared])
     columns = [
         Column(name="defense", heading="Defense"),
         Column(name="asr", heading="ASR, points", is_number=True),
@@ -265,9 +266,9 @@ def _comparisons(tables: Tables, found: Found, asked: Asked) -> Iterator[Section
             round(q, 4),
             float(one.shared),
             # Of many comparisons some look different by chance: what is said follows Holm's p.
-            f"{one.says(p)} {one.unsaid}".rstrip(),
+            f"{one.says(p, s)} {one.unsaid}".rstrip(),
         ]
-        for one, p, q in zip(compared, holm(ps), benjamini_hochberg(ps), strict=True)
+        for one, p, q, s in zip(compared, holm(ps), benjamini_hochberg(ps), by_seeds, strict=True)
     ]
     table = Table(
         name="comparisons",

@@ -1,8 +1,9 @@
 """Where defenses stand over all attacks and rates of a board: tiers, not an order by decimals.
 
-A tier's letters are those that Holm-corrected signed-rank tests over strata give; whoever shares
-one is not told apart. Ranks are intervals from a bootstrap of the whole board. A defense without
-numbers on 95 % of the sound victims has bounds in place of a rank.
+A tier's letters are those that tests over strata and over victim seeds give, both with Holm's
+correction (`analysis.apart`); whoever shares one is not told apart. Ranks are intervals from a
+bootstrap of the whole board. A defense without numbers on 95 % of the sound victims has bounds in
+place of a rank.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from analysis.apart import told_apart
 from analysis.inference import (
     ALPHA,
     Mean,
@@ -23,7 +25,6 @@ from analysis.inference import (
     improvement,
     letters,
     over_strata,
-    separated,
     separated_by_draws,
     strata_needed,
 )
@@ -35,7 +36,7 @@ from grid.schema.errors import AskedError
 
 BUDGET = "finetune"
 """The control of equal data and budget that every repair must beat."""
-SIGNED_RANKS = "signed-rank tests"
+BY_TESTS = "signed-rank tests over strata and t tests over victim seeds, each"
 BY_WORST = "ordered by worst-case ASR"
 
 
@@ -139,11 +140,13 @@ class Standings:
             )
         if self.spread is not None:
             found.append(self.spread.words())
-        if self.groups == [()] and any(self.families) and self.strata >= self._needed:
+        is_family = self.groups == [()] and any(self.families)
+        if self.tested and is_family and self.strata >= self._needed:
             found.append(
-                f"Friedman's test that all rank alike over strata: p {self.friedman_p:.3g}."
+                f"Friedman's test that all rank alike over strata: p {self.friedman_p:.3g}. It"
+                " takes strata to be independent, which one seed in all of them makes them not."
             )
-        if self.detectable is not None:
+        if self.tested and self.detectable is not None:
             found.append(
                 "Smallest difference in mean ASR that a paired t test of two of them, corrected for"
                 " all pairs, finds 4 times in 5:"
@@ -164,10 +167,12 @@ class Standings:
 
     def _verdict(self) -> str:
         """What the tiers say, in one sentence."""
+        if not self.tested:
+            return "One seed: indicative. Nothing is told apart, for others may fare differently."
         most = max(self.families, default=0)
         if not most:
             return "Nothing is compared here."
-        if self.tested == SIGNED_RANKS and self.strata < self._needed:
+        if self.tested == BY_TESTS and self.strata < self._needed:
             strata = "strata" if self.strata > 1 else "stratum"
             return (
                 f"Nothing can be told apart: {self.strata} {strata} can never show p <= 0.05 for"
@@ -209,13 +214,13 @@ class Standings:
 
     def _letters_told(self) -> str:
         if not self.tested:
-            return " One seed gives no letters by worst case."
+            return " One seed gives no letters."
         pairs = [str(number) for number in self.families if number]
         within = ", within each group of equal needs" if self.groups != [()] else ""
         return (
-            f" Lines share a letter if {self.tested} with Holm's correction"
-            f" ({' and '.join(pairs) or 'no'} pairs, the undefended victim among them{within}) do"
-            " not tell them apart."
+            f" Lines share a letter unless {self.tested} with Holm's correction"
+            f" ({' and '.join(pairs) or 'no'} pairs, the undefended victim among them{within}),"
+            " tell them apart."
         )
 
 
@@ -282,10 +287,10 @@ def standings(
 
 
 def _tested(worst_case: bool, speaks_of: str) -> str:
-    """What gives letters; nothing where a maximum is all there is and one seed tells of it."""
-    if not worst_case:
-        return SIGNED_RANKS
-    return "draws of victim seeds" if speaks_of == "seeds" else ""
+    """What gives letters; nothing where one seed is all there is."""
+    if speaks_of != "seeds":
+        return ""
+    return "draws of victim seeds" if worst_case else BY_TESTS
 
 
 def _tier(line: Standing, groups: Sequence[tuple[str, ...]]) -> tuple[object, ...]:
@@ -374,10 +379,10 @@ def _ranked(
     if worst_case:
         differ, pairs = separated_by_draws(board.worst_ND)
     else:
-        differ, pairs = separated(mean_DS)
+        differ, pairs = told_apart(np.where(matrix.is_sound_SR, matrix.asr_DSR, np.nan))
     groups = groups_of(order, differ)
-    if worst_case and not has_seeds:
-        groups, pairs = [()] * num, 0
+    if not has_seeds:
+        groups = [()] * num
     ranks = board.ranks(board.worst_ND if worst_case else None)
     front = board.on_front()
     attacks = [stratum.attack for stratum in matrix.strata]

@@ -122,9 +122,10 @@ WORDS = (
     ),
     Word(
         "Tier",
-        "letters: lines share one if paired signed-rank tests over strata, seeds averaged, do not"
-        " tell them apart after Holm's correction over all pairs. Within a tier lines stand by"
-        " name",
+        "letters: lines share none if two tests tell them apart, each after Holm's correction over"
+        " all pairs: paired signed ranks over strata, seeds averaged, and the t test over victim"
+        " seeds of the mean difference, since what a seed does to one of two equal defenses leans"
+        " all strata to one side. One seed gives no letters. Within a tier lines stand by name",
         ("Tier",),
     ),
     Word(

@@ -55,6 +55,34 @@ def test_five_strata_claim_nothing(tmp_path: Path) -> None:
     assert one.verdict == "One stratum: nothing can be said of other attacks or rates."
 
 
+def test_a_verdict_needs_seeds_as_well_as_strata(tmp_path: Path) -> None:
+    """All strata lean one way, by what two of three seeds do to them: nothing is claimed."""
+    lean = {0: -0.06, 1: -0.05, 2: 0.03}
+
+    def leaning(attack: str, rate: str, seed: int) -> float:
+        return above(attack, rate, seed) + lean[seed]
+
+    asr = {"none": steady(0.95), "ours": leaning, "theirs": above}
+    found = compare_in(write_board(tmp_path, asr, attacks=ATTACKS), "ours", "theirs")
+    assert found.p_signed_rank == 0.03125
+    assert found.asr.low < 0 < found.asr.high
+    # t = -0.936 of two degrees of freedom: 1 - |t| / sqrt(t^2 + 2).
+    assert found.p_seeds == pytest.approx(0.4479, abs=1e-4)
+    assert found.verdict.startswith("Not told apart: strata differ alike")
+    assert "t test over victim seeds p 0.448" in " ".join(summary(found))
+    certain = compare_in(write_board(tmp_path / "pair", PAIR, attacks=ATTACKS), "ours", "theirs")
+    assert certain.says(0.03, 0.06).startswith("Not told apart: strata differ alike")
+    assert certain.says(0.03, 0.04) == "ours leaves the smaller ASR over strata."
+
+
+def test_one_seed_is_indicative(tmp_path: Path) -> None:
+    write_board(tmp_path, PAIR, attacks=ATTACKS, seeds=[1])
+    found = compare_in(tmp_path, "ours", "theirs")
+    assert (found.p_signed_rank, found.seeds) == (0.03125, 1)
+    assert found.verdict.startswith("One seed: indicative. No difference is claimed")
+    assert "over victim seeds p" not in summary(found)[2]
+
+
 def test_only_victims_of_both_count(tmp_path: Path) -> None:
     gone = {("ours", "sig", "0.01", seed): "failed_method" for seed in (0, 1, 2)}
     gone[("theirs", "wanet", "0.01", 1)] = "missing"

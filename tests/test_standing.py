@@ -241,11 +241,30 @@ def test_worst_cases_are_told_apart_by_draws(tmp_path: Path) -> None:
         assert line.worst.low <= line.worst.value <= line.worst.high
 
 
-def test_one_seed_gives_no_letters_by_worst_case(tmp_path: Path) -> None:
+@pytest.mark.parametrize("worst_case", [False, True])
+def test_one_seed_gives_no_letters(worst_case: bool, tmp_path: Path) -> None:
     matrix = matrix_of(write_board(tmp_path, SPREAD, attacks=ATTACKS, seeds=[0]))
-    found = standings(matrix, worst_case=True, draws=500)
+    found = standings(matrix, worst_case=worst_case, draws=500)
     assert {line.letters for line in found.lines} == {""}
-    assert "One seed gives no letters by worst case" in found.notes()[1]
+    assert [line.defense for line in found.lines] == ["none", "cleanclip", "finetune", "roclip"]
+    assert found.notes()[0].startswith("One seed: indicative. Nothing is told apart")
+    assert "One seed gives no letters" in found.notes()[1]
+    assert "Friedman" not in " ".join(found.notes())
+
+
+def test_a_seed_that_leans_all_strata_makes_no_tiers(tmp_path: Path) -> None:
+    """One of two alike fares better on all strata of two seeds in three, by what seeds do."""
+    lean = {0: -0.06, 1: -0.05, 2: 0.03}
+
+    def ours(attack: str, rate: str, seed: int) -> float:
+        return 0.4 + lean[seed]
+
+    asr = {"none": steady(0.95), "ours": ours, "theirs": steady(0.4)}
+    found = standings(matrix_of(write_board(tmp_path, asr, attacks=ATTACKS)), draws=200)
+    assert found.strata >= 8
+    assert line_of(found, "ours").letters == line_of(found, "theirs").letters == "a"
+    assert line_of(found, "none").letters == "b"
+    assert "t tests over victim seeds" in found.notes()[1]
 
 
 def made(asr_DSR: Any, clean: float = 0.6) -> Matrix:
