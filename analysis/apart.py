@@ -14,7 +14,14 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 
-from analysis.inference import ALPHA, Floats, holm, rank_direction, seeds_p, separated
+from analysis.inference import (
+    ALPHA,
+    Floats,
+    holm,
+    rank_direction,
+    separated,
+)
+from analysis.seeds import seeds_p
 
 
 def told_apart(asr_DSR: Floats, alpha: float = ALPHA) -> tuple[npt.NDArray[np.bool_], int]:

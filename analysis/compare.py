@@ -21,14 +21,13 @@ from analysis.inference import (
     least_p,
     mcnemar,
     over_differences,
-    over_strata,
     rank_direction,
-    seeds_p,
     sign_flip,
     signed_rank,
 )
 from analysis.matrix import Matrix, Stratum, kinds_of, load_matrix
 from analysis.reader import Tables, read_tables
+from analysis.seeds import over_strata, seeds_p
 from grid.schema.errors import AskedError, ResultsError
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from analysis.stats import t_cdf, t_quantile
+from analysis.stats import t_quantile
 
 Floats = npt.NDArray[np.float64]
 # Signs of so many differences are all tried; of more, so many are drawn.
@@ -165,65 +165,7 @@ def chi_square_above(x: float, df: int) -> float:
     return min(1.0, total)
 
 
-# --- intervals over victim seeds
-
-
-def seed_effects(values_SR: Floats) -> Floats:
-    """What each victim seed adds to its strata's means, NaN being a seed that is not there.
-
-    Scaled so that, of one stratum, squares sum to the variance of its mean. A seed is the same in
-    every stratum (it sets where training starts, and in which order), so what it does to several
-    strata is added before it is squared. A stratum of one seed moves as the others do on average.
-    The last two axes count.
-    """
-    present = ~np.isnan(values_SR)
-    count_S = present.sum(axis=-1, keepdims=True)
-    mean_S = np.where(present, values_SR, 0.0).sum(-1, keepdims=True) / np.maximum(count_S, 1)
-    scale_S = np.sqrt(count_S / np.maximum(count_S - 1, 1)) / np.maximum(count_S, 1)
-    effect_SR = np.where(present & (count_S > 1), (values_SR - mean_S) * scale_S, 0.0)
-    several = count_S > 1
-    others = (effect_SR * several).sum(-2, keepdims=True)
-    others = others / np.maximum(several.sum(-2, keepdims=True), 1)
-    return np.asarray(np.where(count_S == 1, others, effect_SR))
-
-
-def seed_freedom(present_SR: npt.NDArray[np.bool_]) -> int:
-    """Degrees of freedom between victim seeds: of the strata that have several, the median of
-    their number, less one; 0 where none has."""
-    count_S = present_SR.sum(axis=1)
-    several = count_S[count_S > 1]
-    return int(np.median(several)) - 1 if len(several) else 0
-
-
-def over_strata(values_SR: Floats) -> Mean:
-    """The mean over strata of means over victim seeds, its t interval from what seeds differ by
-    (`seed_effects`). Strata are the board's own and no sample; NaN is a seed that is not there.
-
-    One seed says nothing of others: the interval is then all there is, from -inf to inf.
-    """
-    present = ~np.isnan(values_SR)
-    values_SR, present = values_SR[present.any(axis=1)], present[present.any(axis=1)]
-    if not len(values_SR):
-        return Mean(math.nan, math.nan, math.nan, 0)
-    value = float(np.nanmean(values_SR, axis=1).mean())
-    df = seed_freedom(present)
-    if not df:
-        return Mean(value, -math.inf, math.inf, 0)
-    total_R = seed_effects(values_SR).sum(axis=0) / len(values_SR)
-    half = t_quantile(0.975, df) * math.sqrt(float((total_R**2).sum()))
-    return Mean(value, value - half, value + half, df)
-
-
-def seeds_p(values_SR: Floats) -> float:
-    """Two-sided p that such a mean over strata is 0, by the t test of `over_strata`; 1 of one seed,
-    which says nothing of others."""
-    found = over_strata(np.round(values_SR, NOISE))
-    if not found.df or not found.value:
-        return 1.0
-    spread = (found.high - found.value) / t_quantile(0.975, found.df)
-    if spread == 0:
-        return 0.0
-    return 2 * (1 - t_cdf(abs(found.value) / spread, found.df))
+# --- strata as a sample
 
 
 def over_differences(differences: Sequence[float]) -> Mean:

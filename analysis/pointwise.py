@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from analysis.inference import Floats, Mean, over_strata
+from analysis.inference import Floats, Mean
 from analysis.matrix import Matrix
 from analysis.reader import Tables
+from analysis.seeds import over_strata
 
 # A picture's own class is the target where both have one rank on all pictures of that class.
 SQL = """

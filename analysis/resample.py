@@ -22,8 +22,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from analysis.inference import Floats, interquartile_mean, seed_effects, seed_freedom
+from analysis.inference import Floats, interquartile_mean
 from analysis.matrix import Matrix
+from analysis.seeds import seed_effects, seed_freedom
 from analysis.stats import Point, hypervolume
 
 DRAWS = 10_000

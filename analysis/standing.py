@@ -24,12 +24,12 @@ from analysis.inference import (
     groups_of,
     improvement,
     letters,
-    over_strata,
     separated_by_draws,
     strata_needed,
 )
 from analysis.matrix import FULL, UNDEFENDED, Matrix
 from analysis.resample import DRAWS, Bootstrap, Span
+from analysis.seeds import over_strata
 from analysis.spread import Spread
 from analysis.stats import wilson
 from grid.schema.errors import AskedError

@@ -117,7 +117,9 @@ WORDS = (
         " strata (a stratum is an attack at a rate) of means over victim seeds. The interval is the"
         " t interval over seeds: a seed is the same in every stratum (it sets where training"
         " starts, and in which order), so what it does to several strata is added before it is"
-        " squared. Strata are the board's own and no sample",
+        " squared. Where strata have unequal numbers of seeds, Satterthwaite's degrees of freedom"
+        " count; a stratum of one seed is taken to vary as the others do, which cannot be checked."
+        " Strata are the board's own and no sample",
         ("Mean ASR %", "CA lost, points"),
     ),
     Word(

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from analysis.apart import told_apart
-from analysis.inference import seeds_p, separated
+from analysis.inference import separated
+from analysis.seeds import over_strata, seed_freedom, seeds_p
 
 
 def board(rng: np.random.Generator, num: int, strata: int, seeds: int, common: float) -> np.ndarray:
@@ -64,3 +65,52 @@ def test_a_p_over_seeds_is_that_of_the_t_test() -> None:
     assert seeds_p(difference) == pytest.approx(want)
     assert seeds_p(np.full((4, 3), 0.1)) == 0, "the same on every seed"
     assert seeds_p(np.zeros((4, 3))) == 1
+
+
+# --- intervals where strata have unequal numbers of seeds
+
+
+def staggered(counts: list[int]) -> np.ndarray:
+    """Which seeds are there: the first so many of each stratum."""
+    return np.arange(max(counts)) < np.array(counts)[:, None]
+
+
+def coverage(counts: list[int], spread: list[float], common: float, boards: int = 400) -> float:
+    """How many intervals hold 0, which all numbers vary about."""
+    rng = np.random.default_rng(10)
+    present, held = staggered(counts), 0
+    for _ in range(boards):
+        noise = rng.normal(0, 1, present.shape) * np.array(spread)[:, None]
+        found = over_strata(np.where(present, noise + rng.normal(0, common, max(counts)), np.nan))
+        held += found.low <= 0 <= found.high
+    return held / boards
+
+
+@pytest.mark.parametrize("common", [0.0, 1.0])
+@pytest.mark.parametrize(
+    "counts", [[10, 10, 10, 2, 2], [5, 5, 5, 2, 2], [5, 5, 5, 1, 1], [3, 3, 3, 1]]
+)
+def test_intervals_cover_with_unequal_seeds(counts: list[int], common: float) -> None:
+    """The median of the counts, less one, has 9 degrees for the first, and covers 87 %."""
+    assert coverage(counts, [1.0] * len(counts), common) >= 0.93
+
+
+def test_intervals_cover_where_few_seeds_vary_most() -> None:
+    """By the median of the counts these cover 80 and 86 %."""
+    assert coverage([5, 5, 5, 2, 2], [0.1, 0.1, 0.1, 5, 5], 0) >= 0.93
+    assert coverage([3, 3, 3, 3, 2], [0.1, 0.1, 0.1, 0.1, 5], 0) >= 0.93
+
+
+def test_degrees_of_freedom_have_hand_values() -> None:
+    assert seed_freedom(staggered([4, 4, 4])) == 3
+    assert seed_freedom(staggered([4, 4, 1])) == 3, "one seed adds no square of its own"
+    assert seed_freedom(staggered([1, 1])) == 0
+    few = staggered([5, 5, 2])
+    assert seed_freedom(few, np.array([0.0, 0.0, 1.0])) == 1, "two seeds are behind all of it"
+    assert seed_freedom(few, np.array([1.0, 1.0, 0.0])) == 4
+    assert seed_freedom(few, np.zeros(3)) == seed_freedom(few)
+    # Variances 1 of 3 seeds and 1 of 2 others: (1 + 1)^2 / (1/2 + 1/1), as Welch has it.
+    apart = np.array([[True, True, True, False, False], [False, False, False, True, True]])
+    assert seed_freedom(apart, np.array([1.0, 1.0])) == 2
+    assert seed_freedom(apart, np.array([9.0, 1.0])) == 2, "100 / (81/2 + 1) = 2.41"
+    assert seed_freedom(apart, np.array([1.0, 9.0])) == 1, "100 / (1/2 + 81) = 1.23"

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from analysis import inference
+from analysis import inference, seeds
 
 SHARES = st.floats(0, 1).map(lambda x: round(x, 3))
 
@@ -115,9 +115,9 @@ def test_chi_square_agrees_with_scipy(df: int) -> None:
 
 
 def test_one_stratum_has_the_t_interval_of_its_seeds() -> None:
-    seeds = [0.2, 0.3, 0.25]
-    found = inference.over_strata(np.array([seeds]))
-    low, high = scipy_stats.t.interval(0.95, 2, np.mean(seeds), scipy_stats.sem(seeds))
+    values = [0.2, 0.3, 0.25]
+    found = seeds.over_strata(np.array([values]))
+    low, high = scipy_stats.t.interval(0.95, 2, np.mean(values), scipy_stats.sem(values))
     assert found.value == pytest.approx(0.25)
     assert found.df == 2
     assert found.low == pytest.approx(low)
@@ -127,13 +127,13 @@ def test_one_stratum_has_the_t_interval_of_its_seeds() -> None:
 def test_strata_are_fixed_and_only_seeds_vary() -> None:
     """Attacks that differ do not widen it: they are the board and no sample of attacks."""
     alike = np.array([[0.1, 0.1], [0.9, 0.9]])
-    assert inference.over_strata(alike) == (0.5, 0.5, 0.5, 1)
+    assert seeds.over_strata(alike) == (0.5, 0.5, 0.5, 1)
 
 
 def test_a_seed_is_one_seed_in_every_stratum() -> None:
     """Complete boards have the t interval of each seed's mean over strata."""
     values = np.array([[0.1, 0.3, 0.2], [0.8, 0.9, 0.7]])
-    found = inference.over_strata(values)
+    found = seeds.over_strata(values)
     means = values.mean(axis=0)
     low, high = scipy_stats.t.interval(0.95, 2, means.mean(), scipy_stats.sem(means))
     assert tuple(found) == pytest.approx((0.5, low, high, 2))
@@ -141,17 +141,18 @@ def test_a_seed_is_one_seed_in_every_stratum() -> None:
 
 def test_seeds_that_are_missing_leave_the_others() -> None:
     values = np.array([[0.2, 0.4, np.nan], [np.nan] * 3, [0.5, 0.5, 0.8]])
-    found = inference.over_strata(values)
+    found = seeds.over_strata(values)
     assert found.value == pytest.approx((0.3 + 0.6) / 2)
     assert found.low < found.value < found.high
-    # A stratum of one seed moves as the others do.
-    one = inference.over_strata(np.array([[0.2, np.nan], [0.3, 0.4]]))
-    alone = inference.over_strata(np.array([[0.3, 0.4]]))
+    # A stratum of one seed moves as the others do, by as much as one seed and no mean of two.
+    one = seeds.over_strata(np.array([[0.2, np.nan], [0.3, 0.4]]))
+    alone = seeds.over_strata(np.array([[0.3, 0.4]]))
     assert one.value == pytest.approx(0.275)
-    assert one.high - one.low == pytest.approx(alone.high - alone.low)
-    single = inference.over_strata(np.array([[0.2, np.nan], [np.nan, 0.4]]))
+    wider = (1 + math.sqrt(2)) / 2
+    assert one.high - one.low == pytest.approx(wider * (alone.high - alone.low))
+    single = seeds.over_strata(np.array([[0.2, np.nan], [np.nan, 0.4]]))
     assert (single.low, single.high) == (-math.inf, math.inf)
-    assert math.isnan(inference.over_strata(np.full((2, 2), np.nan)).value)
+    assert math.isnan(seeds.over_strata(np.full((2, 2), np.nan)).value)
 
 
 @pytest.mark.parametrize("common", [0.0, 0.05])
@@ -163,7 +164,7 @@ def test_intervals_cover_what_they_should(common: float) -> None:
     held = 0
     for _ in range(1000):
         noise = rng.normal(0, 0.02, (5, 3)) + rng.normal(0, common, 3)
-        found = inference.over_strata(truth[:, None] + noise)
+        found = seeds.over_strata(truth[:, None] + noise)
         held += found.low <= truth.mean() <= found.high
     assert 930 <= held <= 970
 

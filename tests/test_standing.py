@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 
 from analysis.drawing import figures_of
-from analysis.inference import over_strata, separated_by_draws
+from analysis.inference import separated_by_draws
 from analysis.leaderboard import Asked, load, text
 from analysis.matrix import About, Matrix, Stratum, load_matrix
 from analysis.pointwise import pointwise
 from analysis.reader import Tables, read_tables
 from analysis.resample import Bootstrap
+from analysis.seeds import over_strata
 from analysis.standing import Standing, Standings, standings
 from analysis.standing_render import standing_table
 from analysis.text import FORMS, formed
