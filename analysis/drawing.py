@@ -156,18 +156,20 @@ def _of_sound_victims(cells: pd.DataFrame) -> pd.DataFrame:
 def _over_seeds(cells: pd.DataFrame) -> pd.DataFrame:
     """One row per attack, rate and defense: the mean of what is ok, which may be a part of what was
     planned, else the worst status."""
-    import pandas as pd
-
-    rows = []
-    for (attack, rate, defense), group in cells.groupby(["attack", "rate", "defense"], sort=False):
-        sound = group[group["status"] == "ok"]
-        status = "ok" if len(sound) else str(group["status"].iloc[0])
-        about = {"attack": attack, "rate": rate, "defense": defense}
-        means = {name: sound[name].mean() for name in ("asr", "clean")}
-        is_part = int(sound["asr"].notna().sum()) < len(group)
-        rows.append({**about, **means, "status": status, "is_part": is_part})
-    names = ["attack", "rate", "defense", "asr", "clean", "status", "is_part"]
-    return pd.DataFrame(rows, columns=names)
+    is_ok = cells["status"] == "ok"
+    sound = {name: cells[name].where(is_ok).astype(float) for name in ("asr", "clean")}
+    groups = cells.assign(**sound, is_ok=is_ok).groupby(["attack", "rate", "defense"], sort=False)
+    found = groups.agg(
+        asr=("asr", "mean"),
+        clean=("clean", "mean"),
+        status=("status", "first"),
+        is_ok=("is_ok", "any"),
+        has=("asr", "count"),
+        planned=("asr", "size"),
+    ).reset_index()
+    status = found["status"].where(~found["is_ok"], "ok")
+    found = found.assign(status=status, is_part=found["has"] < found["planned"])
+    return found.drop(columns=["is_ok", "has", "planned"])
 
 
 def _points(tiers: Standings) -> pd.DataFrame:

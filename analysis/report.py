@@ -46,6 +46,8 @@ from grid.schema.status import STATUS_WORDS, Status
 from grid.schema.whole import write_whole
 
 MOST_COMPARED = 30
+MOST_LINES, MOST_VICTIMS = 5_000, 1_000
+"""So much of a board, and of a comparison's victims, a browser shows without a wait."""
 WORDY = (
     *("Status", "Found: AUROC / recall / prec. of bound %", "Tuned: trials / cost", "lr", "Seeds"),
     *("Needs", "Fidelity", "Phase"),
@@ -70,15 +72,17 @@ def report(tables: Tables, asked: Asked, say: Callable[[str], None] = lambda _: 
     board = found.board
     drawn, of_attacks = figures_in(tables, asked, found), attack_figures(tables)
     say(f"drawing {len(drawn) + sum(map(len, of_attacks.values()))} figures ...")
+    few = replace(board, lines=board.lines[:MOST_LINES])
+    left_out = _left_out(tables, len(board.lines))
     sections = [
         _what(tables, board),
-        _validity(board),
+        _validity(few, left_out),
         _standings(found),
-        _board(board),
+        _board(few, left_out),
         *_comparisons(tables, found, asked),
         _figures(drawn, max((row.num_seeds for row in board.lines), default=0)),
         *others_section(found.imported),
-        _attacks(tables, board, of_attacks),
+        _attacks(tables, few, of_attacks),
         _limits(found),
         appendix(
             dict.fromkeys(row.attack for row in board.lines),
@@ -93,6 +97,18 @@ def report(tables: Tables, asked: Asked, say: Callable[[str], None] = lambda _: 
         subtitle=f"grid {name}, hash {board.grid.hash or 'unknown'}, split {board.eval_set}",
         made=f"Written {at} from {tables.directory.name}.",
     )
+
+
+def _left_out(tables: Tables, lines: int) -> list[str]:
+    """What is said of a board that is too long for a page."""
+    if lines <= MOST_LINES:
+        return []
+    name = tables.directory.name
+    return [
+        f"The first {MOST_LINES:,} of {lines:,} lines, by attack: `grid leaderboard {name} --part"
+        f" lines --format csv` has all, and `grid view {name}` shows them a page at a time. Tiers"
+        " and comparisons are of all."
+    ]
 
 
 def _what(tables: Tables, board: Board) -> Section:
@@ -136,7 +152,7 @@ def _versions(text: str) -> str:
     return ", ".join(f"{name} {version}" for name, version in sorted(json.loads(text).items()))
 
 
-def _validity(board: Board) -> Section:
+def _validity(board: Board, left_out: Sequence[str]) -> Section:
     """Undefended victims: does each attack work, and at what cost?"""
     columns = [
         column("Attack"),
@@ -174,7 +190,8 @@ def _validity(board: Board) -> Section:
         " together. No defense is measured on those that failed, and no mean holds one. ASR is to"
         " be read beside that of the clean victim on the same pictures."
     )
-    return Section(name="validity", title="Are the victims sound?", blocks=[says, table])
+    blocks: list[Block] = [says, Notes(lines=left_out), table]
+    return Section(name="validity", title="Are the victims sound?", blocks=blocks)
 
 
 def _standings(found: Found) -> Section:
@@ -194,7 +211,7 @@ def _standings(found: Found) -> Section:
     return Section(name="tiers", title=title, blocks=blocks)
 
 
-def _board(board: Board) -> Section:
+def _board(board: Board, left_out: Sequence[str]) -> Section:
     """Every line, under a head by what it is: controls and invalid victims stand apart."""
     heads = [
         *["defenses"] * len(board.rows),
@@ -210,7 +227,11 @@ def _board(board: Board) -> Section:
         filters=("Attack", RATE, "Status"),
     )
     warnings = [*trouble(board), *board.warnings]
-    blocks: list[Block] = [table, *([Notes(lines=warnings, is_warning=True)] if warnings else [])]
+    blocks: list[Block] = [
+        Notes(lines=left_out),
+        table,
+        *([Notes(lines=warnings, is_warning=True)] if warnings else []),
+    ]
     return Section(name="board", title="The board", blocks=blocks)
 
 
@@ -280,12 +301,25 @@ def _comparisons(tables: Tables, found: Found, asked: Asked) -> Iterator[Section
         Section(
             name=f"against-{one.first}",
             title=f"{one.first} against {against}, victim by victim",
-            blocks=[table_of(cells_table(one), f"cells-{one.first}", first=("Attack",))],
+            blocks=_victims(one),
         )
         for one in compared
     ]
     blocks: list[Block] = [table, *([Notes(lines=notes)] if notes else [])]
     yield Section(name="comparisons", title=f"Against {against}", blocks=blocks, parts=parts)
+
+
+def _victims(one: Comparison) -> list[Block]:
+    """The victims of a comparison, as many as a page holds."""
+    few = replace(one, cells=one.cells[:MOST_VICTIMS])
+    table = table_of(cells_table(few), f"cells-{one.first}", first=("Attack",))
+    if few.cells == one.cells:
+        return [table]
+    words = (
+        f"The first {MOST_VICTIMS:,} of {len(one.cells):,} victims: `grid compare {one.first}"
+        f" {one.second}` has all."
+    )
+    return [Notes(lines=[words]), table]
 
 
 def _figures(drawn: Mapping[str, Callable[[], Any]], num_seeds: int) -> Section:

@@ -3,6 +3,7 @@ what its run is doing. Read-only, on loopback alone, and only for who names this
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import threading
@@ -15,13 +16,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
-from analysis.files import FilesChanged
+from analysis.files import FilesChanged, listed
 from analysis.leaderboard import Asked
 from analysis.query import plain
 from analysis.reader import Tables, read_tables
 from analysis.report import report
 from grid.campaign_status import campaign_status, campaign_status_words
 from grid.places import CAMPAIGN_FILE, GRID_FILE
+from grid.schema.columns import SCHEMAS
 from grid.schema.status import STATUS_WORDS, Status
 from grid.status import status_of
 from grid.status_words import status_words
@@ -52,11 +54,14 @@ HEADINGS = {
 """The columns of a page: what people call them, and how their values are written."""
 COLUMNS = tuple(HEADINGS)
 FILTERS = ("attack", "defense", "status")
-MOST_ROWS, KEPT_SECONDS, MOST_IN_REPORT = 500, 5.0, 20_000
+MOST_ROWS, KEPT_SECONDS = 500, 5.0
+OWN_PAGES = (None, "same-origin", "none")
+"""What a browser says of who asks, unless another page does: a newer one always says it."""
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:;"
     " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+FRAMED = "frame-ancestors 'none'"
 TRIES = 20
 T = TypeVar("T")
 
@@ -76,7 +81,10 @@ class Viewed:
         self._in_memory = False
         self._tables: Tables | None = None
         self._opened = 0.0
+        self._state: object = None
+        self._sets: list[str] = []
         self._choices: dict[str, dict[str, list[str]]] = {}
+        self._drawn: tuple[object, str] | None = None
 
     def rows(self, given: Mapping[str, str]) -> dict[str, Any]:
         """Some lines of the board. ``sort`` names a column, after a minus downwards; an attack, a
@@ -95,10 +103,9 @@ class Viewed:
             way = "DESC" if sort.startswith("-") else "ASC"
             order = f"{sort.removeprefix('-')} {way} NULLS LAST, {order}"
         listed = ", ".join(COLUMNS)
-        some = f"FROM board WHERE {' AND '.join(where)}"
+        some = f"FROM shown WHERE {' AND '.join(where)}"
 
         def asked(tables: Tables) -> tuple[list[str], int, list[tuple[Any, ...]]]:
-            sets = [name for (name,) in tables.query("FROM eval_sets ORDER BY 1").rows]
             if eval_set not in self._choices:
                 self._choices[eval_set] = _choices(tables, eval_set)
             (total,) = tables.query(f"SELECT count(*) {some}", *values).rows[0]
@@ -108,7 +115,7 @@ class Viewed:
                 min(limit, MOST_ROWS),
                 offset,
             ).rows
-            return sets, total, found
+            return self._sets, total, found
 
         sets, total, found = self._read(asked)
         lines = [[plain(value) for value in row] for row in found]
@@ -148,20 +155,14 @@ class Viewed:
         }
 
     def report(self) -> str:
-        """The report as one page, unless the board is too long for a page."""
-
-        def drawn(tables: Tables) -> str:
-            ((lines,),) = tables.query("SELECT count(*) FROM board").rows
-            if lines > MOST_IN_REPORT:
-                raise GridError(
-                    f"{lines:,} lines are too many for one page; `grid leaderboard --part tiers`"
-                    " sums them up, and the view shows them a page at a time"
-                )
-            return report(tables, Asked())
-
+        """The report as one page; the one drawn last, where nothing has been written since."""
         # Of tables of its own: it takes long, and pages of rows must not wait for it.
         with self._drawing:
-            return read_tables(self.directory, drawn)
+            state = _state(self.directory)
+            if self._drawn is None or self._drawn[0] != state:
+                text = read_tables(self.directory, lambda tables: report(tables, Asked()))
+                self._drawn = state, text
+            return self._drawn[1]
 
     def close(self) -> None:
         with self._lock:
@@ -180,10 +181,18 @@ class Viewed:
         raise Busy("files keep changing; try again")
 
     def _open(self) -> Tables:
-        if self._tables is None or time.monotonic() - self._opened > KEPT_SECONDS:
+        if self._tables is not None and time.monotonic() - self._opened <= KEPT_SECONDS:
+            return self._tables
+        state = _state(self.directory)
+        if self._tables is None or state != self._state:
             self._forget()
             tables = Tables(self.directory, without=self._without, in_memory=self._in_memory)
-            self._tables, self._opened = tables, time.monotonic()
+            self._tables = tables
+            # Once, and not for every page: of a hundred thousand cells a board takes seconds.
+            tables.query("CREATE TABLE shown AS FROM board")
+            self._sets = [name for (name,) in tables.query("FROM eval_sets ORDER BY 1").rows]
+            self._state = state
+        self._opened = time.monotonic()
         return self._tables
 
     def _forget(self) -> None:
@@ -192,10 +201,20 @@ class Viewed:
             self._tables, self._choices = None, {}
 
 
+def _state(directory: Path) -> object:
+    """What tells whether anything was written since: the files, their sizes and times."""
+    found = []
+    for path in (directory / GRID_FILE, *(p for kind in SCHEMAS for p in listed(directory / kind))):
+        with contextlib.suppress(OSError):  # merged meanwhile, or not there
+            about = path.stat()
+            found.append((path, about.st_size, about.st_mtime_ns))
+    return found
+
+
 def _choices(tables: Tables, eval_set: str) -> dict[str, list[str]]:
     """What a page can be asked to show alone."""
     listed = ", ".join(f"list(DISTINCT {name})" for name in FILTERS)
-    (found,) = tables.query(f"SELECT {listed} FROM board WHERE eval_set = ?", eval_set).rows  # noqa: S608
+    (found,) = tables.query(f"SELECT {listed} FROM shown WHERE eval_set = ?", eval_set).rows  # noqa: S608
     return {name: sorted(filter(None, own or ())) for name, own in zip(FILTERS, found, strict=True)}
 
 
@@ -251,13 +270,17 @@ def serve(directory: Path, port: int) -> ThreadingHTTPServer:
                 name, kind = ASSETS[path]
                 asset = resources.files("analysis") / "assets" / name
                 self._send(HTTPStatus.OK, kind, asset.read_text("utf-8"))
+            elif self.headers.get("Sec-Fetch-Site") not in OWN_PAGES:
+                words = "another page asked for this: open the view itself"
+                self._send(HTTPStatus.FORBIDDEN, "text/plain", words)
             elif path == "/status":
                 self._send(HTTPStatus.OK, "application/json", json.dumps(viewed.status()))
             elif path == "/rows":
                 self._send(HTTPStatus.OK, "application/json", json.dumps(viewed.rows(given)))
             elif path == "/report":
-                # The page brings a policy of its own, which lets its own script alone run.
-                self._send(HTTPStatus.OK, "text/html", viewed.report(), policy="")
+                # The page brings a policy of its own, which lets its own script alone run; that no
+                # other page may frame it can be said here alone.
+                self._send(HTTPStatus.OK, "text/html", viewed.report(), policy=FRAMED)
             else:
                 body = json.dumps({"error": "nothing is here"})
                 self._send(HTTPStatus.NOT_FOUND, "application/json", body)
@@ -274,8 +297,7 @@ def serve(directory: Path, port: int) -> ThreadingHTTPServer:
             self.send_header("Content-Length", str(len(body)))
             self.send_header("Cache-Control", "no-store")
             self.send_header("X-Content-Type-Options", "nosniff")
-            if policy:
-                self.send_header("Content-Security-Policy", policy)
+            self.send_header("Content-Security-Policy", policy)
             self.end_headers()
             self.wfile.write(body)
 

@@ -302,6 +302,15 @@ def test_many_columns_are_broken_into_panels_that_lose_no_cell() -> None:
     assert sorted(shown) == sorted(f"{100 * asr:.0f}" for asr in frame["asr"])
 
 
+def test_thousands_of_panels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("analysis.figures.heat.MOST_PANELS", 1)
+    monkeypatch.setattr("analysis.figures.rates.MOST_ATTACKS", 3)
+    with pytest.raises(NothingToDraw, match="30 attacks and rates are more than 24"):
+        figures.heat_map(by_cell(2, 15, 2).assign(status="ok", asr=0.5))
+    with pytest.raises(NothingToDraw, match="4 attacks are more than 3"):
+        figures.rate_curves(cells(2, 4, 2, 1))
+
+
 def test_a_mean_over_a_part_of_the_victims_is_marked() -> None:
     frame = by_cell(2, 2, 1).assign(status="ok", asr=[0.1, 0.9, 0.2, 0.3])
     assert not legend_words(figures.heat_map(frame.assign(is_part=False)))

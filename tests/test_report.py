@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from html import unescape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from analysis.appendix import BLOCKS, appendix, in_blocks
+from analysis.board import load_board
 from analysis.captions import TITLES, caption
 from analysis.leaderboard import Asked
 from analysis.methods import method_of, methods_of
@@ -181,6 +184,26 @@ def test_what_is_said_of_many_comparisons_follows_holm(
     text = write_report(tmp_path, tmp_path / "report.html", Asked()).read_text()
     assert "4 of 5 defenses are left out: `grid compare DEFENSE finetune` compares them." in text
     assert "d0 leaves the smaller ASR over strata." in text
+
+
+def test_a_board_too_long_for_a_page_is_cut_and_says_so(
+    board: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """20,000 lines were a page of 14 MB, and figures of thousands of panels took an hour."""
+    monkeypatch.setattr("analysis.report.figures_in", lambda *_: {})
+    whole = write_report(board, tmp_path / "whole.html", Asked()).read_text()
+    assert "The first" not in whole
+    monkeypatch.setattr("analysis.report.MOST_LINES", 10)
+    monkeypatch.setattr("analysis.report.MOST_VICTIMS", 2)
+    text = write_report(board, tmp_path / "cut.html", Asked()).read_text()
+    lines = load_board(board).lines
+    said = f"The first 10 of {len(lines)} lines, by attack: `grid leaderboard {board.name} --part"
+    assert said in unescape(re.sub(r"</?code>", "`", text))
+    own = text[text.index('id="table:board"') :]
+    assert own[: own.index("</table>")].count('<th scope="row"') == 10
+    victims = text[text.index('id="table:cells-roclip"') :]
+    assert victims[: victims.index("</table>")].count('<th scope="row"') == 2
+    assert "The first 2 of" in text
 
 
 @pytest.mark.parametrize(

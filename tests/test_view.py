@@ -142,6 +142,53 @@ def test_whatever_happens_is_answered(
     assert ask(board, "/rows") == (500, {"error": "this cannot be answered: RuntimeError: a bug"})
 
 
+def test_another_page_can_start_nothing_and_frame_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image of /report on any page had a report drawn."""
+    drawn: list[object] = []
+
+    def draw(*given: object) -> str:
+        drawn.append(given)
+        return "the report"
+
+    monkeypatch.setattr("grid.view.report", draw)
+    write_board(tmp_path, ASR, attacks=ATTACKS[:1], seeds=[0])
+    for server in listening(tmp_path):
+
+        def asked(path: str, site: str, port: int = server.server_port) -> tuple[int, str | None]:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            connection.request("GET", path, headers={"Sec-Fetch-Site": site})
+            answer = connection.getresponse()
+            answer.read()
+            connection.close()
+            return answer.status, answer.getheader("Content-Security-Policy")
+
+        for site in ("cross-site", "same-site"):
+            assert {asked(path, site)[0] for path in ("/report", "/rows", "/status")} == {403}
+            assert asked("/", site)[0] == 200, "a link may lead here"
+        assert not drawn
+        assert asked("/report", "same-origin") == (200, "frame-ancestors 'none'")
+        assert asked("/report", "none")[0] == 200
+        assert len(drawn) == 1, "nothing was written since"
+
+
+def test_pages_of_results_that_stay_are_read_once(tmp_path: Path) -> None:
+    """Every page of a hundred thousand cells made the whole board again, three times."""
+    write_board(tmp_path, ASR, attacks=ATTACKS[:2], seeds=[0])
+    viewed = Viewed(tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("grid.view.KEPT_SECONDS", -1.0)
+        before = viewed.rows({})["total"]
+        tables = viewed._tables
+        assert viewed.rows({"sort": "-asr_top1"})["total"] == before
+        assert viewed._tables is tables
+        write_board(tmp_path, ASR, attacks=ATTACKS[:3], seeds=[0])
+        assert viewed.rows({})["total"] > before
+        assert viewed._tables is not tables
+    viewed.close()
+
+
 def test_rows_do_not_wait_for_a_report(
     board: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

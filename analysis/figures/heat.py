@@ -33,6 +33,10 @@ CORNER = ((0.0, 0.0), (-1.0, 0.0), (0.0, -1.0), (0.0, 0.0))
 """A mark left of and below its place."""
 
 
+MOST_PANELS = 10
+"""Of more columns a picture tells nothing, and takes minutes."""
+
+
 class _Hatch(NamedTuple):
     """How cells without a number of their own are marked."""
 
@@ -71,6 +75,8 @@ def heat_map(frame: pd.DataFrame) -> Any:
     ]
     if not any(kind is None for _, kind in cells.values()):
         raise NothingToDraw(f"none of {len(cells)} cells is ok and has an ASR")
+    if len(columns) > (most := MOST_COLUMNS * MOST_PANELS):
+        raise NothingToDraw(f"{len(columns):,} attacks and rates are more than {most}")
     losses, parts = _losses(frame), _parts(frame)
     blocks = _blocks(columns)
     names = [wrapped(name, ROW_LETTERS) for name in defenses]

@@ -22,6 +22,9 @@ from analysis.theme import LETTER_INCHES, Look, NothingToDraw, legend
 if TYPE_CHECKING:
     import pandas as pd
 
+MOST_ATTACKS = 60
+"""Of more panels a picture tells nothing, and takes minutes."""
+
 
 def rate_curves(frame: pd.DataFrame, order: Sequence[str] = ()) -> Any:
     """ASR and, below, clean accuracy against the poison rate: a pair of panels per attack.
@@ -38,6 +41,8 @@ def rate_curves(frame: pd.DataFrame, order: Sequence[str] = ()) -> Any:
     if known.empty:
         raise NothingToDraw(f"none of {len(frame)} cells has a rate and an ASR or a clean accuracy")
     attacks, defenses = names_in(known["attack"]), names_in(known["defense"])
+    if len(attacks) > MOST_ATTACKS:
+        raise NothingToDraw(f"{len(attacks):,} attacks are more than {MOST_ATTACKS}")
     looks = ordered_looks(defenses, order)
     figure, panels = panel_grid(attacks, height=1.0 if len(attacks) > 1 else 1.4, rows=2)
     clean = (
