@@ -230,7 +230,7 @@ def read_board(results: Tables, eval_set: str = "report") -> Board:
         )
     )
     return Board(
-        _grid_info(results),
+        grid_info(results),
         eval_set,
         _completeness(results),
         lines,
@@ -309,7 +309,7 @@ def _is_invalid(row: BoardRow) -> bool:
     return row.shown_status == Status.INVALID_VICTIM
 
 
-def _grid_info(results: Tables) -> GridInfo:
+def grid_info(results: Tables) -> GridInfo:
     """grid.json where there is one, else what the newest row says."""
     if results.grid.name is not None:
         return results.grid

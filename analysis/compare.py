@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from analysis.board import grid_info
 from analysis.inference import (
     ALPHA,
     Floats,
@@ -75,6 +76,11 @@ class Comparison:
     direction: int
     """Of the signed ranks of ASR: -1 where the first leaves less."""
     defense_seeds: int
+    grid: str | None
+    grid_hash: str | None
+    eval_set: str
+    added_later: tuple[str, ...]
+    """Which of the two have cells that joined the grid after its first run."""
     sound: int
     """All sound victims, of which a method may have failed on some."""
     first_failed: int
@@ -165,6 +171,10 @@ def compare(tables: Tables, first: str, second: str, eval_set: str = "report") -
         detectable=detectable(list(asr_S)),
         direction=rank_direction(list(asr_S)),
         defense_seeds=_defense_seeds(tables, (first, second), eval_set),
+        grid=grid_info(tables).name,
+        grid_hash=grid_info(tables).hash,
+        eval_set=eval_set,
+        added_later=tuple(matrix.defenses[d] for d in (a, b) if matrix.about[d].added_later),
         sound=int(matrix.is_sound_SR.sum()),
         first_failed=int(failed_DSR[a].sum()),
         second_failed=int(failed_DSR[b].sum()),

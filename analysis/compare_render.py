@@ -63,6 +63,15 @@ def summary(found: Comparison) -> list[str]:
         )
     if found.defense_seeds > 1:
         lines.append("McNemar's test is of each victim's first defense seed; means are of all.")
+    later = (
+        f"; of {' and '.join(found.added_later)} cells joined it after its first run"
+        if found.added_later
+        else ""
+    )
+    lines.append(
+        f"Grid {found.grid or 'unnamed'}, hash {found.grid_hash or 'unknown'}, evaluation set"
+        f" {found.eval_set}{later}."
+    )
     return [*lines, *(f"! {warning}" for warning in found.warnings)]
 
 

@@ -14,7 +14,7 @@ from analysis.knobs import Knob, knob_table, load_knobs
 from analysis.matrix import load_matrix
 from analysis.pointwise import pointwise
 from analysis.reader import Tables, read_tables
-from analysis.render import completeness_words, lines_table, render
+from analysis.render import completeness_words, lines_table, of_what, render
 from analysis.spread import load_spread
 from analysis.standing import Standings, standings
 from analysis.standing_render import standing_table
@@ -118,7 +118,8 @@ def text(
         return _json(found, asked)
     if form in ("csv", "tex", "html"):
         if asked.part == "tiers" and tiers is not None:
-            return formed(standing_table(tiers), form)
+            table = standing_table(tiers)
+            return formed(replace(table, notes=[of_what(board), *table.notes]), form)
         return render(board, "csv") if form == "csv" else formed(lines_table(board), form)
     above = ""
     if asked.part != "tiers":
@@ -130,7 +131,7 @@ def text(
         if form == "table":
             grid = fitted(grid, width, SPARE)
         if asked.part == "tiers":  # else the lines above have said so
-            grid = replace(grid, notes=[*caveats(found), *grid.notes])
+            grid = replace(grid, notes=[*caveats(found), of_what(board), *grid.notes])
         below = formed(grid, form, width)
     if knobs and tiers is not None:
         below = f"{below}\n{formed(knob_table(knobs), form, width)}"
@@ -138,7 +139,12 @@ def text(
 
 
 def _json(found: Found, asked: Asked) -> str:
-    body: dict[str, Any] = {"notes": caveats(found)}
+    about = {"name": found.board.grid.name, "hash": found.board.grid.hash}
+    body: dict[str, Any] = {
+        "grid": about,
+        "eval_set": found.board.eval_set,
+        "notes": caveats(found),
+    }
     if asked.part != "tiers":
         body = json.loads(render(found.board, "json"))
     if found.tiers is not None:

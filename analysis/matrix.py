@@ -58,6 +58,8 @@ class About(NamedTuple):
     """Its settings were chosen by looking at what no defender sees."""
     is_seen: bool = False
     """Its settings were chosen on attacks of this board."""
+    added_later: bool = False
+    """It has cells that joined the grid after its first run."""
 
     @property
     def is_beside(self) -> bool:
@@ -176,7 +178,7 @@ SELECT attack, rate_text, track, regime, model, target, defense, victim_seed,
        avg(clean_top1), avg(asr_top1), avg(asr_clean_victim_top1), avg(relative_cost),
        arg_max(status, CASE status WHEN 'ok' THEN 0 ELSE 1 END), min(asr_n),
        any_value(needs), any_value(phase), any_value(fidelity), bool_or(is_control), min(position),
-       any_value(tuned)
+       any_value(tuned), bool_or(added_later)
 FROM cells
 WHERE is_planned AND eval_set = ? AND rate > 0
 GROUP BY ALL
@@ -230,6 +232,7 @@ def _arranged(rows: Sequence[tuple[Any, ...]]) -> Matrix:
         about[row[6]] = known._replace(
             is_oracle=known.is_oracle or bool(tuned.get("oracle")),
             is_seen=known.is_seen or bool(tuned.get("seen")),
+            added_later=known.added_later or bool(row[20]),
         )
     clean, asr, base, cost = arrays
     described = tuple(about[name] for name in defenses)

@@ -244,11 +244,16 @@ def trouble(board: Board) -> list[str]:
     ]
 
 
+def of_what(board: Board) -> str:
+    """The grid and the evaluation set behind a board."""
+    name, digest = board.grid.name or "unnamed", board.grid.hash or "unknown"
+    return f"Grid {name}, hash {digest}, evaluation set {board.eval_set}."
+
+
 def footer(board: Board) -> list[str]:
     """The lines under every text form: what the numbers are and how complete they are."""
     return [
-        f"Grid {board.grid.name or 'unnamed'}, hash {board.grid.hash or 'unknown'}, "
-        f"evaluation set {board.eval_set}.",
+        of_what(board),
         completeness_words(board),
         *board.notes(),
     ]

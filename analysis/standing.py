@@ -80,6 +80,8 @@ class Standing:
     is_oracle: bool = False
     is_seen: bool = False
     """Its settings were chosen on what no defender sees, or on attacks of this board."""
+    added_later: bool = False
+    """It has cells that joined the grid after its first run."""
 
     @property
     def is_beside(self) -> bool:
@@ -194,6 +196,8 @@ class Standings:
             )
         if any(line.is_seen and not line.is_oracle for line in self.lines):
             told.append("seen: its settings were chosen on attacks of this board, unlike others'.")
+        if any(line.added_later for line in self.lines):
+            told.append("* has cells that joined the grid after its first run.")
         if any(line.pointwise is not None for line in self.lines):
             told.append(
                 "Pointwise: share of pictures on which any of the attacks succeeds at any rate,"
@@ -329,6 +333,7 @@ def _line(matrix: Matrix, d: int, chance: float) -> Standing:
         is_control=about.is_control,
         is_oracle=about.is_oracle,
         is_seen=about.is_seen,
+        added_later=about.added_later,
         asr=_of_share(over_strata(asr), pictures),
         clean=_of_share(over_strata(clean), pictures),
         loss=over_strata(loss),

@@ -77,7 +77,7 @@ def _texts(line: Standing) -> list[str]:
     return [
         line.letters or UNKNOWN,
         UNKNOWN if line.rank is None else "-".join(map(str, dict.fromkeys(line.rank))),
-        f"{line.defense}{told}",
+        f"{line.defense}{told}{' *' if line.added_later else ''}",
         needs_words(line),
         asr,
         loss,

@@ -25,6 +25,7 @@ from analysis.seeds import over_strata
 from analysis.standing import Standing, Standings, standings
 from analysis.standing_render import standing_table
 from analysis.text import FORMS, formed
+from grid.schema.columns import CELL
 from grid.schema.errors import ResultsError
 from grid.schema.writing import write_grid, write_rows
 from tests.boards import N, steady, write_board, write_pictures
@@ -105,6 +106,33 @@ def test_oracles_stand_beside_and_what_was_seen_is_marked(
         assert "looked (oracle)" in set(drawn[name].args[0].args[0]["defense"])
     compared = call(capsys, "compare", "looked", "finetune", "--in", tmp_path).out
     assert "! looked is an oracle" in compared
+
+
+def test_tiers_and_comparisons_say_of_which_grid_and_what_joined_later(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_board(tmp_path, {name: SPREAD[name] for name in ("none", "finetune")})
+    rows, cells = [], []
+    for attack, defense, seed in product(("badnet", "blended"), ("cleanclip",), range(3)):
+        cells.append(cell_columns(attack, "0.01", defense, seed))
+        rows += cell_rows(attack, "0.01", defense, seed, asr=0.2, added_later=attack == "badnet")
+    write_rows(tmp_path, rows)
+    old = json.loads((tmp_path / "grid.json").read_text())["cells"]
+    names = [column.name for column in CELL]
+    kept = [{name: cell[name] for name in names} for cell in old]
+    write_grid(tmp_path, "made", "0123456789abcdef", [*kept, *cells])
+    of_what = "Grid made, hash 0123456789abcdef, evaluation set report"
+    said = " ".join(call(capsys, "leaderboard", tmp_path, "--part", "tiers").out.split())
+    assert f"{of_what}." in said
+    assert " cleanclip * " in said
+    assert "* has cells that joined the grid after its first run." in said
+    told = call(capsys, "leaderboard", tmp_path, "--part", "tiers", "--format", "json").out
+    assert json.loads(told)["grid"] == {"name": "made", "hash": "0123456789abcdef"}
+    assert json.loads(told)["eval_set"] == "report"
+    later = {row["defense"]: row["added_later"] for row in json.loads(told)["tiers"]["rows"]}
+    assert later == {"none": False, "finetune": False, "cleanclip": True}
+    compared = call(capsys, "compare", "cleanclip", "finetune", "--in", tmp_path).out
+    assert f"{of_what}; of cleanclip cells joined it after its first run." in compared
 
 
 def test_failures_beat_nothing(tmp_path: Path) -> None:
