@@ -30,6 +30,7 @@ from victims.ingest.work import read_part, rows_path, settle
 from victims.pair_folders import MANIFEST, WORK, Folder, read_folder
 
 PLAN = "plan.json"
+TWICE = (Reason.DUPLICATE, Reason.DUPLICATE_MEMBER)  # whose like is in the corpus
 MOST_SKIPPED = 0.5  # of the rows; a corpus of fewer is not published unless that is asked for
 
 
@@ -214,7 +215,7 @@ def _check_skips(run: Run, kept: Kept) -> None:
         raise GridError(
             f"{run.request.source}: has no rows ({run.request.form}). Nothing was published."
         )
-    lost = {r: n for r, n in kept.skipped.items() if r != Reason.DUPLICATE}
+    lost = {r: n for r, n in kept.skipped.items() if r not in TWICE}
     share = sum(lost.values()) / max(1, kept.seen)
     if kept.total and (share <= MOST_SKIPPED or run.how.allow_skips):
         return

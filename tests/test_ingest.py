@@ -284,6 +284,7 @@ def test_samples_without_their_half_are_named(tmp_path: Path) -> None:
         "s.tar/c": "missing_caption",
         "s.tar/d": "caption_not_utf8",
         "s.tar/e": "malformed_row",
+        "s.tar/g": "missing_image",
     }
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "s.tar"]
 

@@ -4,17 +4,29 @@ are lost one at a time, and each is counted."""
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.feather as feather
+import pyarrow.parquet as pq
 import pytest
 
-from tests.pairs import ingested, request, world_pairs, write_shards, write_tar
+from tests.pairs import (
+    ingested,
+    request,
+    world_pairs,
+    write_pictures,
+    write_shards,
+    write_tar,
+)
 from victims.errors import GridError
 from victims.ingest.items import Job
 from victims.ingest.shards import tar_items
 from victims.ingest.tables import csv_items
+from victims.pair_folders import PAIRS
 from victims.tar_files import members
 
 
@@ -57,6 +69,80 @@ def test_memory_that_does_not_suffice_costs_a_shard(
     monkeypatch.setattr(tarfile, "open", full)
     (item,) = tar_items(Job(index=0, path=str(shards / "000.tar"), name="000.tar"), request(shards))
     assert (item.reason, item.detail) == ("unreadable_shard", "MemoryError")
+
+
+def test_no_sample_of_a_shard_is_lost_uncounted(tmp_path: Path) -> None:
+    """Endings behind a second dot, two samples of one key and second pictures went without a
+    word: the counts added up, and pairs were missing."""
+    a, b, c, d, e = (pair.png for pair in world_pairs(5))
+    members = [
+        *[("0.png", a), ("0.txt", b"kept"), ("0.png", b), ("0.txt", b"appended")],
+        *[("1.png", c), ("1.txt", b"two pictures"), ("1.jpg", d), ("1.seg.png", e)],
+        *[("2.v1.png", d), ("2.v1.txt", b"x"), ("2.v2.PNG", e), ("2.v2.txt", b"y")],
+        *[("3.jfif", e), ("3.txt", b"x"), ("4.md", b"x"), ("5", b"x")],
+    ]
+    path = write_tar(tmp_path / "s.tar", members)
+    with tarfile.open(path, "a") as tar:
+        link = tarfile.TarInfo("6.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "0.png"
+        tar.addfile(link)
+    items = list(tar_items(Job(index=0, path=str(path), name="s.tar"), request(path)))
+    assert [item.caption for item in items if item.reason is None] == [
+        *("kept", "appended", "two pictures")
+    ]
+    lost = {item.source[6:]: (item.reason, item.detail) for item in items if item.reason}
+    dotted = "a sample's name ends at its first dot, and what follows is no ending of a picture"
+    assert lost == {
+        "1.jpg": ("duplicate_member", "the picture of the sample is its png"),
+        "2.v1.png": ("missing_image", dotted),
+        "2.v2.png": ("missing_image", dotted),
+        "3": ("missing_image", "only txt, jfif"),
+        "4": ("missing_image", "only md"),
+        "5": ("missing_image", "only no ending"),
+        "6.png": ("missing_image", "is a link, or no file"),
+    }
+    assert {i.reason for i in items} == {None, "missing_image", "duplicate_member"}
+
+
+def test_an_archive_that_ends_between_two_members_was_cut(tmp_path: Path) -> None:
+    """Its last sample may have lost its caption or its picture; without the mark nobody knows."""
+    (pair, *_) = world_pairs(1)
+    path = write_tar(tmp_path / "s.tar", [(pair.name, pair.png), ("00000.txt", b"first")])
+    with tarfile.open(path) as tar:
+        *_, last = tar
+    path.write_bytes(path.read_bytes()[: last.offset_data + 512])
+    (item,) = tar_items(Job(index=0, path=str(path), name="s.tar"), request(path))
+    assert (item.reason, "cut short" in item.detail) == ("unreadable_shard", True)
+
+
+@pytest.mark.parametrize("form", ["shards", "parquet", "jsonl"])
+def test_the_first_caption_is_the_first_that_can_be_used(form: str, tmp_path: Path) -> None:
+    """In shards and Parquet a blank first caption cost the picture."""
+    pairs, captions = world_pairs(2), [["  ", "good", "more"], ["first", "second"]]
+    if form == "shards":
+        members = [
+            member
+            for n, (pair, own) in enumerate(zip(pairs, captions, strict=True))
+            for member in ((pair.name, pair.png), (f"0000{n}.json", json.dumps({"text": own})))
+        ]
+        source = write_tar(
+            tmp_path / "s.tar",
+            [(n, d.encode() if isinstance(d, str) else d) for n, d in members],
+        )
+    elif form == "parquet":
+        source = tmp_path / "p.parquet"
+        pq.write_table(pa.table({"image": [p.png for p in pairs], "text": captions}), source)
+    else:
+        source = write_pictures(tmp_path / "in", pairs)
+        lines = [
+            json.dumps({"file_name": p.name, "text": own})
+            for p, own in zip(pairs, captions, strict=True)
+        ]
+        (source / "metadata.jsonl").write_text("\n".join(lines))
+    found = ingested(request(source, captions="first"), tmp_path / "out").folder
+    kept = feather.read_table(found.root / PAIRS)["caption"].to_pylist()
+    assert kept == ["good", "first"]
+    assert found.about["skipped"] == {"missing_caption": 1}
 
 
 TABLES: list[tuple[str, str, dict[str, str], int]] = [

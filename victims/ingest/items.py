@@ -28,6 +28,7 @@ class Reason(StrEnum):
     MALFORMED_ROW = "malformed_row"
     UNREADABLE_SHARD = "unreadable_shard"
     DUPLICATE = "duplicate"
+    DUPLICATE_MEMBER = "duplicate_member"
 
 
 @dataclass(frozen=True, slots=True)

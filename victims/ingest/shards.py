@@ -9,13 +9,14 @@ import json
 import lzma
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Final
 
 from victims.errors import UsageError
 from victims.ingest.items import MAX_PICTURE_BYTES, Item, Job, Reason, Request, first_line, shown
-from victims.ingest.tables import CAPTION_COLUMNS, column, several
+from victims.ingest.tables import CAPTION_COLUMNS, column, several, usable
 from victims.tar_headers import BoundedHeader
 
 PICTURES: Final = {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm"}
@@ -26,36 +27,65 @@ _BROKEN: Final = (
 _BLOCK: Final = 512
 IMAGE_COLUMNS: Final = ("image", "jpg", "png", "webp", "image_bytes", "bytes", "img")
 _READ_ROWS: Final = 64
+_DOTTED: Final = "a sample's name ends at its first dot, and what follows is no ending of a picture"
 
-Sample = dict[str, bytes | None]  # by ending; None: too large to be a picture
+
+@dataclass(slots=True)
+class _Sample:
+    """What shares a key. Of members that are read their bytes, or None: too large; of all others
+    their endings, so that a sample that is no pair can say what it has."""
+
+    key: str
+    read: dict[str, bytes | None] = field(default_factory=dict)
+    others: dict[str, str] = field(default_factory=dict)  # by ending: why it is not read
+
+    def has(self, ending: str) -> bool:
+        return ending in self.read or ending in self.others
 
 
 def tar_items(job: Job, request: Request) -> Iterator[Item]:
     """The samples of a shard; what is wrong with the shard itself is its last candidate."""
-    key, sample = "", Sample()
+    sample, fault = None, ""
     try:
         with tarfile.open(job.path, "r:*", tarinfo=BoundedHeader) as tar:
             for member in tar:
                 # Nobody asks for an earlier one, and a small archive may hold millions.
                 tar.members.clear()  # type: ignore[attr-defined]
-                name, ending = _split(member.name)
-                if not member.isfile() or PurePosixPath(member.name).name.startswith("."):
+                key, ending = _split(member.name)
+                if member.isdir() or PurePosixPath(member.name).name.startswith("."):
                     continue
-                if name != key:
-                    yield from _of_sample(f"{job.name}/{shown(key)}", sample, request)
-                    key, sample = name, Sample()
-                if ending in PICTURES or ending in TEXTS:
-                    file = tar.extractfile(member)
-                    large = member.size > MAX_PICTURE_BYTES
-                    sample[ending] = None if large or file is None else file.read()
+                # As in open_clip's reader, an ending that is there already begins another sample:
+                # an archive that was appended to may hold two of one key, one behind the other.
+                if sample is None or key != sample.key or sample.has(ending):
+                    yield from _of_sample(job, sample, request)
+                    sample = _Sample(key)
+                _add(sample, ending, member, tar)
             fault = _after_the_end(tar)
     except _BROKEN as error:
         fault = first_line(error)
     if not fault:
-        yield from _of_sample(f"{job.name}/{shown(key)}", sample, request)
+        yield from _of_sample(job, sample, request)
     else:
         # The last sample may have lost a half; the shard's record stands for it.
         yield Item(job.name, reason=Reason.UNREADABLE_SHARD, detail=fault)
+
+
+def _add(sample: _Sample, ending: str, member: tarfile.TarInfo, tar: tarfile.TarFile) -> None:
+    """A member to its sample. Of pictures the first is the sample's, and no other is read."""
+    if not member.isfile():
+        sample.others[ending] = "is a link, or no file"
+    elif ending in PICTURES and (first := _picture_of(sample)):
+        sample.others[ending] = f"the picture of the sample is its {first}"
+    elif ending in PICTURES or ending in TEXTS:
+        file = tar.extractfile(member)
+        large = member.size > MAX_PICTURE_BYTES
+        sample.read[ending] = None if large or file is None else file.read()
+    else:
+        sample.others[ending] = "an ending that is not read"
+
+
+def _picture_of(sample: _Sample) -> str:
+    return next((ending for ending in sample.read if ending in PICTURES), "")
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -76,22 +106,36 @@ def _after_the_end(tar: tarfile.TarFile) -> str:
     return "" if not any(block) else f"what follows byte {tar.offset} is no member"
 
 
-def _of_sample(source: str, sample: Sample, request: Request) -> Iterator[Item]:
-    if not sample:
+def _of_sample(job: Job, sample: _Sample | None, request: Request) -> Iterator[Item]:
+    if sample is None:
         return
-    endings = [ending for ending in sample if ending in PICTURES]
-    if not endings:
-        yield Item(source, reason=Reason.MISSING_IMAGE, detail=f"only {', '.join(sample)}")
+    source, first = f"{job.name}/{shown(sample.key)}", _picture_of(sample)
+    if not first:
+        yield from _without_picture(source, sample)
         return
-    image = sample[endings[0]]
+    image = sample.read[first]
     if image is None:
-        yield Item(source, reason=Reason.TOO_LARGE, detail=endings[0])
-        return
-    for item in _captions(source, sample, request):
-        yield Item(item.source, image, item.caption, item.reason, item.detail)
+        yield Item(source, reason=Reason.TOO_LARGE, detail=first)
+    else:
+        for item in _captions(source, sample.read, request):
+            yield Item(item.source, image, item.caption, item.reason, item.detail)
+    for ending, why in sample.others.items():
+        if ending in PICTURES:
+            yield Item(f"{source}.{ending}", reason=Reason.DUPLICATE_MEMBER, detail=why)
 
 
-def _captions(source: str, sample: Sample, request: Request) -> Iterator[Item]:
+def _without_picture(source: str, sample: _Sample) -> Iterator[Item]:
+    """A candidate for each name that may be meant as a picture, or else one for the sample."""
+    dotted = [ending for ending in sample.others if ending.rpartition(".")[2] in PICTURES]
+    for ending in dotted:
+        why = sample.others[ending] if ending in PICTURES else _DOTTED
+        yield Item(f"{source}.{shown(ending)}", reason=Reason.MISSING_IMAGE, detail=why)
+    if not dotted:
+        there = ", ".join(shown(ending) or "no ending" for ending in (*sample.read, *sample.others))
+        yield Item(source, reason=Reason.MISSING_IMAGE, detail=f"only {there}")
+
+
+def _captions(source: str, sample: Mapping[str, bytes | None], request: Request) -> Iterator[Item]:
     """Candidates with the captions of a sample, of its text or of a field of its JSON."""
     text = None if request.caption_column else sample.get("txt", sample.get("caption"))
     try:
@@ -109,8 +153,7 @@ def _captions(source: str, sample: Sample, request: Request) -> Iterator[Item]:
     wanted = (request.caption_column,) if request.caption_column else CAPTION_COLUMNS
     fields = found if isinstance(found, dict) else {}
     captions = next((fields[name] for name in wanted if name in fields), None)
-    own = list(several(source, source, captions))
-    yield from own[:1] if request.captions == "first" else own
+    yield from usable(several(source, source, captions), request)
 
 
 def parquet_columns(path: Path, names: list[str], request: Request) -> tuple[str, str]:
@@ -166,6 +209,5 @@ def _of_row(source: str, image: Any, caption: Any, request: Request) -> Iterator
     if isinstance(caption, bytes):
         yield Item(source, reason=Reason.CAPTION_NOT_UTF8, detail="caption")
         return
-    own = list(several(source, source, caption))
-    for item in own[:1] if request.captions == "first" else own:
+    for item in usable(several(source, source, caption), request):
         yield Item(item.source, image, item.caption, item.reason, item.detail)

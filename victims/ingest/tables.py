@@ -120,6 +120,16 @@ def several(source: str, image: Any, caption: Any) -> Iterator[Item]:
             yield pair(f"{source}#{number}", image, one)
 
 
+def usable(items: Iterator[Item], request: Request) -> Iterator[Item]:
+    """The captions of one picture: all, or the first that can be used. What is none is counted."""
+    taken = False
+    for item in items:
+        if item.reason is None and taken and request.captions == "first":
+            continue
+        taken = taken or item.reason is None
+        yield item
+
+
 def text_lines(path: Path, request: Request) -> Iterator[Item]:
     """Lines of a picture's name, a tab or a comma, and its caption; a header is passed over."""
     with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
