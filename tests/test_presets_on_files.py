@@ -12,6 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from defenses.par import Par
 from grid.gridfile import load_grid
 from grid.init_file import limited, written
 from grid.registry import grid_source
@@ -119,6 +120,41 @@ def test_all_of_a_preset_runs_small_on_files(
     found = run_preset(preset, files, tmp_path, monkeypatch, capsys)
     assert {label: status for label, status in found.items() if status != "ok"} == {}
     assert set(found.values()) <= {"ok", "not_applicable"}
+
+
+# What a method is without its idea, beside the augmentation and the recipe that it shares.
+CONTROLS: dict[str, list[tuple[str, dict[str, object]]]] = {
+    "cleanclip": [("augment_only", {"like": "cleanclip"})],
+    "roclip": [("roclip", {"variant": "augment_only"})],
+    "par": [("par", {"variant": "augment_only"})],
+    "abd": [("abd", {"variant": "noise"})],
+    "safeclip": [("safeclip", {"variant": "augment_only"})],
+}
+PLAIN: tuple[str, dict[str, object]] = ("roclip", {"every": None, "augment": "none"})
+PAPER_RATE = Par.variants["paper_rate"]["lr_start"]
+
+
+@pytest.mark.parametrize("preset", REAL)
+def test_what_augments_stands_beside_its_controls_under_the_same_recipe(preset: str) -> None:
+    """Without them a preset credits a method with what its augmentation does, and SafeCLIP from
+    scratch with what 32 epochs at ten times the rate do."""
+    document = yaml.safe_load(grid_source(preset).text)
+    entries = [
+        next(iter(e.items())) if isinstance(e, dict) else (e, {}) for e in document["defenses"]
+    ]
+    for name, wanted in CONTROLS.items():
+        own = next((given for of, given in entries if of == name and "as" not in given), None)
+        if own is None:
+            continue
+        twins = [PLAIN] if name == "safeclip" and document.get("regime") == "S" else []
+        recipe = own.get("recipe", {})
+        for control, fields in [*wanted, *twins]:
+            assert any(
+                of == control and {**given, **fields} == given and given.get("recipe", {}) == recipe
+                for of, given in entries
+            ), (preset, name, control, fields)
+    rates = {given.get("variant"): given.get("lr_start") for of, given in entries if of == "par"}
+    assert rates.get("augment_only") == (PAPER_RATE if rates else None)
 
 
 # --- the file
