@@ -176,11 +176,12 @@ def _check_room(run: Run) -> None:
 
 
 def _largest_part(run: Run, most: int) -> int:
-    """The most rows of a part. Of a shard only its bytes are known before it is read: it is
-    reckoned to hold its share of the rows."""
+    """The most pairs of a part. Of a shard only its bytes are known before it is read, of a part of
+    a Parquet file the rows, each with several captions perhaps: each is reckoned to hold its share
+    of the pairs."""
     weights = [job.weight for job in run.prepared.jobs]
-    if run.prepared.rows is not None:
-        return min(most, max(weights, default=0))
+    if (rows := run.prepared.rows) is not None:
+        return min(most, -(-rows * max(weights, default=0) // max(1, sum(weights))))
     return min(most, -(-most * max(weights, default=0) // max(1, sum(weights))))
 
 

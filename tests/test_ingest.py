@@ -37,11 +37,12 @@ from tests.pairs import (
     write_tar,
 )
 from victims.errors import GridError, UsageError
-from victims.ingest import pictures
+from victims.ingest import below, pictures
 from victims.ingest import sources as sources_of_work
+from victims.ingest.below import Unusable
 from victims.ingest.items import Reason
 from victims.ingest.join import digest_again
-from victims.ingest.pictures import Unusable, decode, strict_pillow
+from victims.ingest.pictures import decode, strict_pillow
 from victims.ingest.sources import expand
 from victims.pair_folders import IMAGES, MANIFEST, PAIRS, SKIPPED, WORK, open_images, read_folder
 
@@ -151,7 +152,7 @@ def grey16() -> bytes:
 def test_every_bad_row_has_its_reason_and_the_others_their_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pictures, "MAX_PICTURE_BYTES", 200_000)
+    monkeypatch.setattr(below, "MAX_PICTURE_BYTES", 200_000)
     good = world_pairs(12)
     folder = write_pictures(tmp_path / "in" / "pictures", good)
     (tmp_path / "secret.png").write_bytes(good[0].png)

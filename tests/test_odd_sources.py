@@ -25,7 +25,7 @@ from tests.pairs import (
 from victims.errors import GridError
 from victims.ingest.items import Job
 from victims.ingest.shards import tar_items
-from victims.ingest.tables import csv_items
+from victims.ingest.tables import csv_items, folder_items, text_lines
 from victims.pair_folders import PAIRS
 from victims.tar_files import members
 
@@ -143,6 +143,57 @@ def test_the_first_caption_is_the_first_that_can_be_used(form: str, tmp_path: Pa
     kept = feather.read_table(found.root / PAIRS)["caption"].to_pylist()
     assert kept == ["good", "first"]
     assert found.about["skipped"] == {"missing_caption": 1}
+
+
+def test_a_caption_is_read_below_the_root_alone(tmp_path: Path) -> None:
+    """A link beside a picture put any file of the machine into the corpus as a caption."""
+    folder = write_pictures(tmp_path / "in", world_pairs(4))
+    (tmp_path / "secret").write_text("not for the corpus")
+    (folder / "00000.txt").symlink_to(tmp_path / "secret")
+    (folder / "00001.txt").symlink_to(folder / "00002.txt")
+    (folder / "00002.txt").write_text("within")
+    (folder / "00003.txt").mkdir()
+    items = {item.image: item for item in folder_items(folder, request(folder))}
+    assert {name: (i.caption, i.reason) for name, i in items.items()} == {
+        "00000.png": (None, "outside_root"),
+        "00001.png": ("within", None),
+        "00002.png": ("within", None),
+        "00003.png": (None, "missing_caption"),
+    }
+
+
+def test_a_caption_that_is_too_large_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_pictures(tmp_path, world_pairs(1))
+    (folder / "00000.txt").write_text("a caption of 24 bytes...")
+    monkeypatch.setattr("victims.ingest.below.MAX_PICTURE_BYTES", 23)
+    (item,) = folder_items(folder, request(folder))
+    assert (item.caption, item.reason) == (None, "too_large")
+
+
+def test_the_header_says_what_stands_between_columns(tmp_path: Path) -> None:
+    """A tab within a caption took the caption's start for a part of the picture's name."""
+    for header, between in (("image,caption", ","), ("image\tcaption", "\t")):
+        path = tmp_path / "captions.txt"
+        path.write_text(f"{header}\na.png{between}a\ttab, and a comma\nb.png{between}b\nc.png\n")
+        a, b, c = text_lines(path, request(path))
+        assert (a.image, a.caption) == ("a.png", "a\ttab, and a comma")
+        assert (b.image, b.caption) == ("b.png", "b")
+        assert (c.reason, c.detail) == ("malformed_row", "no comma" if between == "," else "no tab")
+
+
+def test_lists_of_captions_are_reckoned_with_before_there_is_no_room(tmp_path: Path) -> None:
+    """As many pairs were foretold as there are rows, and five times as many were written."""
+    source, captions = tmp_path / "p.parquet", [["a", "b", "c", "d", "e"], [], ["f"]]
+    images = [pair.png for pair in world_pairs(3)]
+    pq.write_table(pa.table({"image": images, "caption": captions}), source, row_group_size=1)
+    said: list[str] = []
+    found = ingested(request(source), tmp_path / "all", said).folder
+    assert found.rows == 6
+    assert any(line.startswith("up to 7 pairs: ") for line in said), "an empty list may hold one"
+    ingested(request(source, captions="first"), tmp_path / "first", said)
+    assert any(line.startswith("up to 3 pairs: ") for line in said)
 
 
 TABLES: list[tuple[str, str, dict[str, str], int]] = [

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import io
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from victims.ingest.items import MAX_PICTURE_BYTES, Reason, first_line
+from victims.ingest.below import Unusable, read_below
+from victims.ingest.items import Reason, first_line
 from victims.picture_files import fit
 
 # Formats of photographs. Pillow knows others, some of which run programs to be read.
@@ -22,14 +21,6 @@ FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 CONVERTED, ANIMATED = "converted", "animated"
 _MOST_PIXELS: Final = 89_478_485  # Pillow's own limit, which a process may have changed
 _DEEP_MODES: Final = ("I", "I;16", "I;16L", "I;16B", "I;16N")
-
-
-class Unusable(Exception):
-    """Why a file gives no picture."""
-
-    def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
 
 
 class Picture(NamedTuple):
@@ -41,18 +32,10 @@ class Picture(NamedTuple):
 
 def read_picture(root: str, path: str) -> bytes:
     """The bytes of a picture's file below the root, wherever links lead."""
-    joined = os.path.join(root, path)  # noqa: PTH118 - a path may hold bytes that are no text
     try:
-        real, above = os.path.realpath(joined), os.path.realpath(root)
-        if os.path.commonpath([real, above]) != above:
-            raise Unusable(Reason.OUTSIDE_ROOT, f"{path} leads out of {root}")
-        found = Path(real)
-        size = found.stat().st_size
-        if size > MAX_PICTURE_BYTES:
-            raise Unusable(Reason.TOO_LARGE, f"{size} bytes")
-        if not found.is_file():
-            raise Unusable(Reason.MISSING_IMAGE, f"{path} is no file")
-        return found.read_bytes()
+        return read_below(root, path)
+    except Unusable:
+        raise
     except (FileNotFoundError, NotADirectoryError) as error:
         raise Unusable(Reason.MISSING_IMAGE, f"no file {path}") from error
     except (OSError, ValueError) as error:  # a name with a zero byte, say

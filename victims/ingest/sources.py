@@ -36,7 +36,8 @@ _BRACES: Final = re.compile(r"\{([^{}]*)\}")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
     """What a run works through. ``state`` says of every file how it was when this was written,
-    ``fingerprint`` which contents they have; ``rows`` is the number of candidates where known."""
+    ``fingerprint`` which contents they have; ``rows`` is the most candidates that there
+    can be, where known."""
 
     jobs: Sequence[Job]
     state: Mapping[str, Any]
@@ -178,23 +179,35 @@ def _parquet(files: Sequence[Path], request: Request, state: Mapping[str, Any]) 
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    jobs, total = list[Job](), 0
+    jobs, total, captions = list[Job](), 0, 0
     for path in files:
         try:
             with pq.ParquetFile(path) as file:
                 names, about = file.schema_arrow.names, file.metadata
                 rows = [about.row_group(n).num_rows for n in range(about.num_row_groups)]
+                groups = [about.row_group(n) for n in range(len(rows))]
+                parquet_columns(path, names, request)
+                held = sum(_captions_in(group, names, request, path) for group in groups)
         except (OSError, pa.ArrowException) as error:
             fault = first_line(error)
             jobs.append(Job(index=len(jobs), path=str(path), name=path.name, fault=fault))
             continue
-        parquet_columns(path, names, request)
         for piece in _pieces(rows, Job(index=0, path=str(path), name=path.name)):
             jobs.append(replace(piece, index=len(jobs)))
         total += sum(rows)
+        captions += held
     if not total and not any(job.fault for job in jobs):
         raise UsageError(f"{request.source}: has no rows.")
-    return Prepared(jobs=jobs, state=state, fingerprint=_by_size(files), rows=total)
+    return Prepared(jobs=jobs, state=state, fingerprint=_by_size(files), rows=captions)
+
+
+def _captions_in(group: Any, names: list[str], request: Request, path: Path) -> int:
+    """The most pairs that a group of rows gives: of lists of captions each is one."""
+    rows: int = group.num_rows
+    wanted = parquet_columns(path, names, request)[1]
+    columns = [group.column(n) for n in range(group.num_columns)]
+    of_lists = (c.num_values for c in columns if c.path_in_schema.startswith(f"{wanted}."))
+    return rows if request.captions == "first" else max([rows, *of_lists])
 
 
 def _pieces(rows: Sequence[int], of: Job) -> Iterator[Job]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from victims.errors import UsageError, near
+from victims.ingest.below import Unusable, read_below
 from victims.ingest.items import Item, Reason, Request, first_line, shown
 from victims.ingest.table_rows import table_rows
 from victims.picture_files import ENDINGS
@@ -131,18 +132,23 @@ def usable(items: Iterator[Item], request: Request) -> Iterator[Item]:
 
 
 def text_lines(path: Path, request: Request) -> Iterator[Item]:
-    """Lines of a picture's name, a tab or a comma, and its caption; a header is passed over."""
+    """Lines of a picture's name, a tab or a comma, and its caption; a header is passed over, and
+    what stands between its columns stands between those of all lines."""
     with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        between = request.separator
         for number, line in enumerate(file, start=1):
             text, source = line.rstrip("\r\n"), f"{shown(path.name)}:{number}"
-            separator = request.separator or ("\t" if "\t" in text else ",")
+            separator = between or ("\t" if "\t" in text else ",")
             name, found, caption = text.partition(separator)
             if number == 1 and name.strip().lower() in IMAGE_COLUMNS:
+                between = separator if found else between
                 continue
             if not text.strip():
                 continue
             if not found:
-                yield Item(source, reason=Reason.MALFORMED_ROW, detail="no tab or comma")
+                wanted = {"\t": "no tab", ",": "no comma"}.get(between, f"no {between!r}")
+                detail = wanted if between else "no tab or comma"
+                yield Item(source, reason=Reason.MALFORMED_ROW, detail=detail)
                 continue
             # Flickr's files number the captions of a picture: name.jpg#0.
             name = name.strip().partition("#")[0] if ".jpg#" in name else name.strip()
@@ -155,7 +161,7 @@ def folder_items(source: Path, request: Request) -> Iterator[Item]:
     """A folder of pictures: its file of captions, or else a text beside each picture."""
     listed = source if source.is_file() else caption_file(source)
     if listed is None:
-        yield from _beside(source)
+        yield from _beside(source, request.root)
     elif listed.suffix == ".jsonl":
         yield from json_lines(listed, request)
     elif listed.suffix in (".csv", ".tsv") and _has_header(listed, request):
@@ -176,7 +182,7 @@ def caption_file(folder: Path) -> Path | None:
     return next((folder / n for n in CAPTION_FILES if (folder / n).is_file()), None)
 
 
-def _beside(folder: Path) -> Iterator[Item]:
+def _beside(folder: Path, root: str) -> Iterator[Item]:
     """Every picture below a folder, by name, with the lines of the text of the same stem."""
     for above, folders, names in os.walk(folder):
         folders.sort()
@@ -186,9 +192,16 @@ def _beside(folder: Path) -> Iterator[Item]:
                 continue
             image = str(path.relative_to(folder))
             try:
-                text = path.with_suffix(".txt").read_bytes().decode("utf-8-sig")
+                text = read_below(root, str(path.absolute().with_suffix(".txt"))).decode(
+                    "utf-8-sig"
+                )
             except FileNotFoundError:
                 yield Item(shown(image), image, reason=Reason.MISSING_CAPTION, detail="no .txt")
+                continue
+            except Unusable as error:
+                missing = error.reason == Reason.MISSING_IMAGE
+                reason = Reason.MISSING_CAPTION if missing else error.reason
+                yield Item(shown(image), image, reason=reason, detail=shown(error.detail))
                 continue
             except (OSError, UnicodeDecodeError) as error:
                 yield Item(

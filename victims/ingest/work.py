@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from victims.ingest.below import Unusable
 from victims.ingest.items import Item, Job, Reason, Request
 from victims.ingest.listing import listed_items
-from victims.ingest.pictures import Unusable, decode, read_picture, strict_pillow
+from victims.ingest.pictures import decode, read_picture, strict_pillow
 from victims.ingest.shards import parquet_items, tar_items
 
 PARTS: Final = "parts"
