@@ -465,9 +465,10 @@ PARTS: dict[str, Callable[[], str]] = {
 def parts() -> dict[str, Callable[[], str]]:
     """All parts by name: NAME-board, NAME-short, NAME-made and more of every board there is, and
     NAME-figures of every benchmark that was recorded."""
-    from docs import gpu_tables, real_tables, scale_tables
+    from docs import gpu_tables, model_tables, real_tables, scale_tables
 
     found = {**PARTS, **scale_tables.parts(), **gpu_tables.parts(), **real_tables.parts()}
+    found |= model_tables.parts()
     for path in boards():
         name = path.name.removesuffix("-board.json")
         found[f"{name}-board"] = partial(_board_rows, path, lambda row: True)

@@ -25,6 +25,7 @@ from victims.architectures import (
     fetched,
     has_quick_gelu,
     refusal,
+    resampling_doubts,
     tag_names,
     tag_of,
 )
@@ -157,6 +158,8 @@ def _tagged(
             f"model: {tag.arch} gets {named[tag.quick_gelu]} in place of {named[own]}: its weights"
             f" {tag.name} were trained with it"
         )
+    whose = f"the weights {tag.name} of {tag.arch}"
+    notes += resampling_doubts(whose, tag.interpolation, tag.resize_mode)
     try:
         path = fetched(tag)
     except GridError as error:

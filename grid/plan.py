@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
+from typing import Final
 
 from grid.cautions import lone_seeds, rising_rates
 from grid.measure import MeasureStage
@@ -21,6 +22,11 @@ from victims.keys import Key
 from victims.store import Store
 
 Group = tuple[str, str, int]
+_UNASKED: Final = (
+    "gate: nothing is asked of the start weights, so that a wrong activation, other class names or"
+    " an order of classes would be found in the board alone. gate: {reference: R} asks for their"
+    " accuracy first; R is best some points below what is published of them"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +103,8 @@ class Plan:
         judges = (planned.cell.defense.guide for planned in self.cells)
         for weights in (self.grid.weights, *(judge.weights for judge in judges if judge)):
             said |= dict.fromkeys(weights.notes if weights else ())
+        if self.grid.weights and self.grid.gate.reference is None:
+            said[_UNASKED] = None
         for cell in (planned.cell for planned in self.cells):
             words = cell.defense.method.caution(cell.count / rows, rows)
             if words:

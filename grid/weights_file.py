@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from grid.nodes import Raw
 from grid.own_paths import own_path
-from victims.architectures import Colour, config_of, tag_names
+from victims.architectures import RESAMPLED, Colour, config_of, resampling_doubts, tag_names
 from victims.errors import near
 from victims.models import EMBEDDED, ModelSpec, model_config
 from victims.pretrained import KINDS
@@ -54,6 +54,7 @@ class Beside(NamedTuple):
 
     quick_gelu: bool | None = None
     colours: tuple[Colour, Colour] | None = None
+    resampling: tuple[str, str] = RESAMPLED
     doubt: str = ""
 
 
@@ -75,9 +76,13 @@ def read_beside(path: Path, spec: ModelSpec) -> Beside:
             f" ({strange}). If it is the file's, `arch` is another; else write quick_gelu, mean and"
             " std as the weights want them."
         )
+    own = zip(("interpolation", "resize_mode"), RESAMPLED, strict=True)
+    interpolation, resize_mode = (str(pictures.get(name, usual)) for name, usual in own)
+    resampling = (interpolation, resize_mode)
     if len(mean) != 3 or len(std) != 3:
-        return Beside(quick_gelu)
-    return Beside(quick_gelu, ((mean[0], mean[1], mean[2]), (std[0], std[1], std[2])))
+        return Beside(quick_gelu, None, resampling)
+    colours = ((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
+    return Beside(quick_gelu, colours, resampling)
 
 
 def _strange(said: Mapping[str, Any], spec: ModelSpec) -> str:
@@ -114,6 +119,7 @@ def notes_of(path: Path, beside: Beside, *, activation: bool, colours: bool) -> 
     """What was taken from the file beside the weights, or why nothing was."""
     if beside.doubt:
         return [beside.doubt]
+    doubts = resampling_doubts(f"the weights of {path.name}", *beside.resampling)
     taken = []
     if activation and beside.quick_gelu is not None:
         taken.append("QuickGELU" if beside.quick_gelu else "GELU")
@@ -121,5 +127,5 @@ def notes_of(path: Path, beside: Beside, *, activation: bool, colours: bool) -> 
         mean, std = beside.colours
         taken.append(f"mean {list(mean)} and std {list(std)}")
     if not taken:
-        return []
-    return [f"model: {CONFIG} beside {path.name} says {', '.join(taken)}: taken from it"]
+        return doubts
+    return [*doubts, f"model: {CONFIG} beside {path.name} says {', '.join(taken)}: taken from it"]

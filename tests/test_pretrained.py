@@ -349,6 +349,30 @@ def test_a_tag_brings_its_colours(hub: Path) -> None:
         read_model(entry(arch=ARCH, pretrained="halves", mean=[0, 0, 0], std=[1, 1, 1]), 16)
 
 
+def test_weights_that_want_other_pictures_are_said(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SigLIP's and MobileCLIP's lost points to another way of resizing, and nothing told of it."""
+    keep(hub, "org/halves", "weights.safetensors", network(False))
+    other = {**registry._PRETRAINED[ARCH]["halves"], "interpolation": "bilinear"}
+    monkeypatch.setitem(registry._PRETRAINED[ARCH], "halves", other | {"resize_mode": "squash"})
+    found = read_model(entry(arch=ARCH, pretrained="halves"), 16)
+    assert found.weights is not None
+    (note,) = found.weights.notes
+    assert "halves of Tiny-Test-16 want pictures that are resized otherwise" in note
+    assert "bilinear (bicubic here), squash (shortest here)" in note
+    path = tmp_path / "mine.safetensors"
+    save_file({n: t.contiguous() for n, t in network(False).state_dict().items()}, path)
+    config = {"model_cfg": CONFIG, "preprocess_cfg": {"resize_mode": "squash"}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    beside = read_model(entry(arch=ARCH, pretrained=str(path)), 16)
+    assert beside.weights is not None
+    (note,) = [note for note in beside.weights.notes if "resized" in note]
+    assert "the weights of mine.safetensors" in note
+    assert "squash (shortest here). " in note
+    assert "bilinear" not in note
+
+
 def test_what_is_not_cached_and_cannot_be_fetched_says_what_to_download(hub: Path) -> None:
     with pytest.raises(UsageError) as told:
         read_model(entry(arch=ARCH, pretrained="openai"), 16)
@@ -623,6 +647,18 @@ def test_a_judge_can_be_pretrained_too(tmp_path: Path) -> None:
 
 
 # --- the gate of the start weights
+
+
+def test_a_plan_says_where_nothing_is_asked_of_the_start_weights(tmp_path: Path) -> None:
+    weights_file(tmp_path)
+
+    def asked(**changes: Any) -> bool:
+        plan = make_plan(grid_from(tmp_path, "w.safetensors", **changes))
+        return not any("nothing is asked of the start weights" in said for said in plan.cautions())
+
+    assert not asked()
+    assert asked(gate={**TINY["gate"], "reference": 0})
+    assert not any("start weights" in said for said in make_plan(tiny_grid(tmp_path)).cautions())
 
 
 def test_no_victim_is_trained_from_weights_that_fail(

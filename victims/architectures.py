@@ -12,7 +12,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from victims.errors import GridError
@@ -21,6 +21,8 @@ Colour = tuple[float, float, float]
 
 OPENAI_MEAN: Colour = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD: Colour = (0.26862954, 0.26130258, 0.27577711)
+# How pictures are made to a model's size, here always: bicubic, by the short side, the middle cut.
+RESAMPLED: Final = ("bicubic", "shortest")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +34,8 @@ class Tag:
     quick_gelu: bool
     mean: Colour
     std: Colour
+    interpolation: str = RESAMPLED[0]
+    resize_mode: str = RESAMPLED[1]
     hub: str = ""
     url: str = ""
     entry: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -94,6 +98,8 @@ def tag_of(arch: str, name: str) -> Tag | None:
         quick_gelu=bool(entry.get("quick_gelu", False)),
         mean=_colour(entry.get("mean", OPENAI_MEAN)),
         std=_colour(entry.get("std", OPENAI_STD)),
+        interpolation=str(entry.get("interpolation", RESAMPLED[0])),
+        resize_mode=str(entry.get("resize_mode", RESAMPLED[1])),
         hub=str(entry.get("hf_hub", "")),
         url=str(entry.get("url", "")),
         entry=entry,
@@ -109,6 +115,20 @@ def agreed_colours(arch: str) -> tuple[Colour, Colour] | None:
     """The mean and the spread that all tags of an architecture have in common."""
     found = {(tag.mean, tag.std) for name in tag_names(arch) if (tag := tag_of(arch, name))}
     return next(iter(found)) if len(found) == 1 else None
+
+
+def resampling_doubts(whose: str, interpolation: str, resize_mode: str) -> list[str]:
+    """What to know of weights that were trained on pictures that were resized in another way."""
+    wanted, here = (interpolation, resize_mode), RESAMPLED
+    if wanted == here:
+        return []
+    other = [
+        f"{there} ({own} here)" for there, own in zip(wanted, here, strict=True) if there != own
+    ]
+    return [
+        f"model: {whose} want pictures that are resized otherwise: {', '.join(other)}. All pictures"
+        " here are resized alike, so that their accuracy may be some points below what is published"
+    ]
 
 
 def cached(tag: Tag) -> Path | None:
