@@ -69,6 +69,7 @@ from victims.overfitting import (
     outside_loss,
 )
 from victims.recipe import Clock, Recipe, Runtime, Schedule, Select
+from victims.recompute import Passes
 from victims.selection import TextFeatures
 from victims.store import Store
 from victims.training import Fit, FitReport, Objective, PlainClip, PlainClipSpec
@@ -303,6 +304,33 @@ def test_a_missing_patch_is_the_same_as_its_removal(small_store: Store, kept: li
     assert torch.allclose(found, seen_by(model, images, kept), atol=1e-5)
     if len(kept) < 16:
         assert not torch.allclose(found, model.encode_image(images), atol=1e-3)
+
+
+def test_pictures_without_patches_pass_in_parts_too(small_store: Store) -> None:
+    """Their activations were all kept at once, however small ``micro_batch`` was."""
+    images = view(small_store, rows=12).reader(torch.device("cpu"))(np.arange(12))
+    mask = torch.rand(12, 16, generator=torch.Generator().manual_seed(0)) < 0.5
+    weight_BD = torch.randn(12, vit().width, generator=torch.Generator().manual_seed(1))
+    found = []
+    for passes in (Passes(), Passes(parts=3, rows=4)):
+        model, seen = vit(), list[int]()
+        model.passes = passes
+
+        def hear(*call: Any, seen: list[int] = seen) -> None:
+            seen.append(len(call[2]))
+
+        model.net.visual.conv1.register_forward_hook(hear)
+        features_BD = encode_patches(model, images, mask)
+        assert max(seen) == (12 if passes.parts == 1 else 4)
+        torch.autograd.backward((features_BD * weight_BD).sum())
+        assert (model.meter.images_forward, model.meter.images_backward) == (12, 12)
+        grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        found.append({"features": features_BD.detach(), **grads})
+    whole, cut = found
+    assert whole.keys() == cut.keys()
+    assert len(whole) > 10
+    for name in whole:
+        assert torch.allclose(whole[name], cut[name], rtol=1e-4, atol=1e-6), name
 
 
 def test_local_patches_are_left_out_one_by_one(small_store: Store) -> None:

@@ -133,6 +133,15 @@ def encode_patches(model: Clip, image_BCHW: Tensor, kept_BP: Tensor) -> Tensor:
     """
     model.meter.images_forward += len(image_BCHW)
     model.meter.images_backward += len(image_BCHW) * torch.is_grad_enabled()
+
+    def tower(row_B: Tensor) -> Tensor:
+        return _patch_features(model, image_BCHW[row_B], kept_BP[row_B])
+
+    row_B = torch.arange(len(image_BCHW), device=image_BCHW.device)
+    return F.normalize(model.pass_through(tower, row_B).float(), dim=-1)
+
+
+def _patch_features(model: Clip, image_BCHW: Tensor, kept_BP: Tensor) -> Tensor:
     visual = model.net.visual
     x_BPW = visual.conv1(model.normalise(image_BCHW)).flatten(2).transpose(1, 2)
     start_BW = visual.class_embedding.expand(len(x_BPW), 1, -1)
@@ -142,7 +151,8 @@ def encode_patches(model: Clip, image_BCHW: Tensor, kept_BP: Tensor) -> Tensor:
     bias_BLL = bias_BL[:, None].expand(-1, bias_BL.shape[1], -1)
     heads = visual.transformer.resblocks[0].attn.num_heads
     x_BLW = visual.transformer(x_BLW, attn_mask=bias_BLL.repeat_interleave(heads, dim=0))
-    return F.normalize((visual.ln_post(x_BLW[:, 0]) @ visual.proj).float(), dim=-1)
+    features_BD: Tensor = visual.ln_post(x_BLW[:, 0]) @ visual.proj
+    return features_BD
 
 
 def patch_gains(model: Clip, image_CHW: Tensor, text_D: Tensor) -> Tensor:
