@@ -38,7 +38,8 @@ def rising_rates(stages: Iterable[Stage]) -> Iterator[str]:
         else:
             continue
         steps = fit.epochs * (rows // fit.batch_size)
-        if 0 < steps < _warm_up(fit, rows):
+        # A single step shows that files are read: its rate is nobody's concern.
+        if 1 < steps < _warm_up(fit, rows):
             found.setdefault((rows, steps, fit.warmup_steps), {})[name] = None
     for (rows, steps, warm_up), who in found.items():
         yield (

@@ -17,7 +17,6 @@ from grid.schema.writing import write_rows
 from grid.spec import Grid
 from tests.grids import (
     RECIPE,
-    TINY,
     Answer,
     call,
     numbers,
@@ -169,9 +168,7 @@ def test_a_device_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixtur
 
     if torch.cuda.is_available():
         pytest.skip("this machine has the device")
-    # A repair that takes a single step has no warm-up, or it would draw a caution besides.
-    recipes = {**TINY["recipes"], "repair": {**RECIPE, "warmup_steps": 1}}
-    file = write_grid_file(tmp_path, execution={"device": "cuda"}, recipes=recipes)
+    file = write_grid_file(tmp_path, execution={"device": "cuda"})
     answer = call(capsys, "run", file, "--executor", "serial", *places(tmp_path))
     assert answer.code == 1
     assert "execution.device is cuda, and torch finds no such device here" in one_message(answer)

@@ -233,6 +233,7 @@ def test_a_fit_that_ends_in_its_warm_up_is_a_caution(tmp_path: Path) -> None:
         "repair": {**quick, "warmup_steps": 3},
     }
     said = [line for line in plan_of(tmp_path, recipes=recipes).cautions() if "rises" in line]
+    assert not [line for line in plan_of(tmp_path).cautions() if "rises" in line], "one step"
     ends = "and the learning rate still rises at the last one: warmup_steps is"
     assert said == [
         f"plain training: 4 steps on 64 rows, {ends} 5. Give it fewer, or more epochs",
