@@ -277,15 +277,23 @@ def separated(values_DS: Floats, alpha: float = ALPHA) -> tuple[npt.NDArray[np.b
     return differ, len(pairs)
 
 
-def separated_by_draws(score_ND: Floats, alpha: float = ALPHA) -> tuple[npt.NDArray[np.bool_], int]:
-    """The same of a score that has draws alone: twice the rarer side of their differences."""
+def separated_by_draws(
+    score_ND: Floats, measured_D: Floats, alpha: float = ALPHA
+) -> tuple[npt.NDArray[np.bool_], int]:
+    """The same of a score that has draws alone: how many draws of a difference are as far from
+    their middle as the measured difference is from 0.
+
+    The middle is subtracted since a maximum of draws lies above the maximum that was measured, by
+    more where more attacks are near it: equal defenses would differ in that.
+    """
     draws, num = score_ND.shape
     pairs = list(combinations(range(num), 2))
     ps = []
     for a, b in pairs:
         difference = score_ND[:, a] - score_ND[:, b]
-        least = min(int((difference <= 0).sum()), int((difference >= 0).sum()))
-        ps.append(min(1.0, 2 * (least + 1) / (draws + 1)))
+        off = np.round(np.abs(difference - difference.mean()), NOISE)
+        seen = round(abs(float(measured_D[a] - measured_D[b])), NOISE)
+        ps.append((int((off >= seen).sum()) + 1) / (draws + 1))
     differ = np.zeros((num, num), dtype=bool)
     for (a, b), p in zip(pairs, holm(ps), strict=True):
         differ[a, b] = differ[b, a] = p <= alpha

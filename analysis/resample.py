@@ -56,10 +56,11 @@ class Bootstrap:
     @cached_property
     def speaks_of(self) -> str:
         """``seeds``, or ``pictures`` where no stratum has several."""
-        return "seeds" if self._freedom else "pictures"
+        return "seeds" if self.freedom else "pictures"
 
     @cached_property
-    def _freedom(self) -> int:
+    def freedom(self) -> int:
+        """Degrees of freedom between victim seeds."""
         return seed_freedom(self.matrix.is_sound_SR)
 
     @cached_property
@@ -67,7 +68,7 @@ class Bootstrap:
         """What each seed's effect is multiplied by."""
         rng = np.random.default_rng([self.seed, self.draws])
         normal_NR = rng.standard_normal((self.draws, len(self.matrix.seeds)))
-        chance_N = rng.chisquare(self._freedom, self.draws) / self._freedom
+        chance_N = rng.chisquare(self.freedom, self.draws) / self.freedom
         return np.asarray(normal_NR / np.sqrt(chance_N)[:, None])
 
     def _masked(self, values_DSR: Floats) -> Floats:
@@ -153,12 +154,16 @@ class Bootstrap:
         """The largest over attacks of the mean ASR over their strata. It is the maximum of noisy
         numbers: what was measured lies above what it estimates. So the interval is as wide as all
         attacks' together: a maximum is off by no more than the one that is off most."""
-        measured_D = (self._means_DS(self.matrix.asr_DSR) @ self._attack_AS.T).max(axis=1)
         half_D = np.percentile(self._worst[1], 100 - 2 * TAIL, axis=0)
         return [
             Span(float(v), max(0.0, float(v - half)), min(1.0, float(v + half)))
-            for v, half in zip(measured_D, half_D, strict=True)
+            for v, half in zip(self.worst_D, half_D, strict=True)
         ]
+
+    @property
+    def worst_D(self) -> Floats:
+        """The largest over attacks, as measured."""
+        return np.asarray((self._means_DS(self.matrix.asr_DSR) @ self._attack_AS.T).max(axis=1))
 
     @property
     def worst_ND(self) -> Floats:

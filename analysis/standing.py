@@ -38,6 +38,8 @@ BUDGET = "finetune"
 """The control of equal data and budget that every repair must beat."""
 BY_TESTS = "signed-rank tests over strata and t tests over victim seeds, each"
 BY_WORST = "ordered by worst-case ASR"
+# Of two seeds the draws of a maximum tell equal defenses apart on most boards.
+LEAST_FREEDOM, LEAST_FREEDOM_WORST = 1, 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,12 +126,12 @@ class Standings:
             f"Over {self.strata} {strata} (an attack at a rate) with sound victims, {seeds}"
             f"{caution}; tiers {self.score}, within a tier by name.{self._letters_told()}",
         ]
-        if self.speaks_of == "seeds":
+        if self.tested:
             found.append(
                 f"Ranks: middle 95 % of {self.draws:,} draws of the whole board, in which every"
                 " victim seed's effect varies by the t distribution, the same for all defenses."
             )
-        else:
+        elif self.speaks_of != "seeds":
             found.append(
                 "One seed gives no ranks: its pictures tell how well one victim was measured, and"
                 " not how another would fare. Intervals here are of pictures."
@@ -169,8 +171,10 @@ class Standings:
 
     def _verdict(self) -> str:
         """What the tiers say, in one sentence."""
-        if not self.tested:
+        if self.speaks_of != "seeds":
             return "One seed: indicative. Nothing is told apart, for others may fare differently."
+        if not self.tested:
+            return "Two seeds: indicative. They tell no worst cases apart, which takes three."
         most = max(self.families, default=0)
         if not most:
             return "Nothing is compared here."
@@ -218,7 +222,8 @@ class Standings:
 
     def _letters_told(self) -> str:
         if not self.tested:
-            return " One seed gives no letters."
+            few = "Two seeds give no letters and ranks by worst case"
+            return f" {few if self.speaks_of == 'seeds' else 'One seed gives no letters'}."
         pairs = [str(number) for number in self.families if number]
         within = ", within each group of equal needs" if self.groups != [()] else ""
         return (
@@ -256,7 +261,7 @@ def standings(
     if by_needs:
         groups = list(dict.fromkeys(lines[d].needs for d in compared))
     families, p, least, volume = list[int](), 1.0, list[float](), None
-    speaks_of = Bootstrap(matrix, draws).speaks_of
+    whole = Bootstrap(matrix, draws)
     for group in groups:
         members = [d for d in compared if not by_needs or lines[d].needs == group]
         board = Bootstrap(matrix.filled(members, chance), draws)
@@ -277,9 +282,9 @@ def standings(
         groups=groups,
         strata=len(matrix.strata),
         seeds=int(matrix.is_sound_SR.sum(axis=1).min()),
-        speaks_of=speaks_of,
+        speaks_of=whole.speaks_of,
         score=BY_WORST if worst_case else "ordered by mean ASR",
-        tested=_tested(worst_case, speaks_of),
+        tested=_tested(worst_case, whole.freedom),
         at_ca_loss=at_ca_loss,
         families=families,
         friedman_p=p,
@@ -290,9 +295,9 @@ def standings(
     )
 
 
-def _tested(worst_case: bool, speaks_of: str) -> str:
-    """What gives letters; nothing where one seed is all there is."""
-    if speaks_of != "seeds":
+def _tested(worst_case: bool, freedom: int) -> str:
+    """What gives letters; nothing where seeds are too few."""
+    if freedom < (LEAST_FREEDOM_WORST if worst_case else LEAST_FREEDOM):
         return ""
     return "draws of victim seeds" if worst_case else BY_TESTS
 
@@ -380,13 +385,13 @@ def _ranked(
     worst, middle = board.worst(), board.interquartile()
     score = np.array([span.value for span in worst]) if worst_case else mean_DS.mean(axis=1)
     order = sorted(range(num), key=lambda d: (score[d], matrix.defenses[d]))
-    has_seeds = board.speaks_of == "seeds"
+    has_seeds, is_tested = board.freedom > 0, bool(_tested(worst_case, board.freedom))
     if worst_case:
-        differ, pairs = separated_by_draws(board.worst_ND)
+        differ, pairs = separated_by_draws(board.worst_ND, board.worst_D)
     else:
         differ, pairs = told_apart(np.where(matrix.is_sound_SR, matrix.asr_DSR, np.nan))
     groups = groups_of(order, differ)
-    if not has_seeds:
+    if not is_tested:
         groups = [()] * num
     ranks = board.ranks(board.worst_ND if worst_case else None)
     front = board.on_front()
@@ -400,7 +405,7 @@ def _ranked(
             "middle": middle[d],
             "worst": worst[d],
             "worst_attack": max(means[d], key=lambda a: means[d][a]),
-            "rank": (int(ranks[d][0]), int(ranks[d][1])) if has_seeds else None,
+            "rank": (int(ranks[d][0]), int(ranks[d][1])) if is_tested else None,
             "groups": groups[d],
             "letters": letters(groups[d]),
             "on_front": float(front[d]) if has_seeds else None,

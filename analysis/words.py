@@ -142,7 +142,8 @@ WORDS = (
         "Worst case",
         "the largest over attacks of the mean ASR; a maximum of noisy numbers lies above what it"
         " estimates, so its interval is as wide as all attacks' together. With --worst-case tiers"
-        " follow it, told apart by draws",
+        " follow it, told apart by draws of their difference about its own middle; that takes three"
+        " seeds, and fewer have no letters and ranks",
         ("Worst-case ASR %",),
     ),
     Word(

@@ -308,10 +308,20 @@ def test_pairs_are_told_apart_only_with_strata_enough() -> None:
 def test_draws_tell_apart_what_never_overlaps() -> None:
     rng = np.random.default_rng(4)
     draws = rng.normal([0.1, 0.12, 0.6], 0.03, (4000, 3))
-    differ, family = inference.separated_by_draws(draws)
+    differ, family = inference.separated_by_draws(draws, np.array([0.1, 0.12, 0.6]))
     assert family == 3
     assert differ.tolist() == [
         [False, False, True],
         [False, False, True],
         [True, True, False],
     ]
+
+
+def test_draws_of_a_maximum_are_held_against_their_own_middle() -> None:
+    """Two that measure alike: one's draws lie higher, since more of its attacks are near."""
+    rng = np.random.default_rng(5)
+    draws = np.stack([rng.normal(0.6, 0.01, 4000), rng.normal(0.5, 0.01, 4000)], axis=1)
+    assert not inference.separated_by_draws(draws, np.array([0.5, 0.5]))[0].any()
+    assert inference.separated_by_draws(draws, np.array([0.6, 0.5]))[0].any()
+    still = np.full((4000, 2), 0.5)
+    assert not inference.separated_by_draws(still, np.array([0.5, 0.5]))[0].any()
