@@ -45,6 +45,14 @@ class Span(NamedTuple):
     high: float
 
 
+class Volume(NamedTuple):
+    """A hypervolume as measured, and by how much draws of the board exceed that on average: about
+    as much as it exceeds what it estimates, or less."""
+
+    value: float
+    optimism: float
+
+
 @dataclass(frozen=True)
 class Bootstrap:
     """Draws of a matrix of defenses that have a number on every one of its victims."""
@@ -207,9 +215,13 @@ class Bootstrap:
             drawn_ND[n] = interquartile_mean((asr_DSR + shift_DS[..., None])[:, sound])
         return _spans(interquartile_mean(asr_DSR[:, sound]), drawn_ND)
 
-    def volume(self, defenses: Sequence[int], undefended: int) -> Span:
+    def volume(self, defenses: Sequence[int], undefended: int) -> Volume:
         """Hypervolume of some defenses' (clean accuracy, 1 - ASR): from five points below the
-        undefended victim's accuracy at full ASR, as a share of that box."""
+        undefended victim's accuracy at full ASR, as a share of that box.
+
+        Whatever noise makes the best of several counts for it, so what was measured lies above
+        what it estimates, and an interval of draws, which lie above that again, would not cover.
+        """
 
         def of(clean_D: Floats, asr_D: Floats) -> float:
             top = float(clean_D[undefended])
@@ -222,7 +234,7 @@ class Bootstrap:
             self._means_DS(self.matrix.clean_DSR) @ self._all_S,
             self._means_DS(self.matrix.asr_DSR) @ self._all_S,
         )
-        return _spans(np.array([measured]), np.array(drawn)[:, None])[0]
+        return Volume(measured, max(0.0, float(np.mean(drawn)) - measured))
 
 
 def _spans(measured_D: Floats, drawn_ND: Floats) -> list[Span]:

@@ -28,7 +28,7 @@ from analysis.inference import (
     strata_needed,
 )
 from analysis.matrix import FULL, UNDEFENDED, Matrix
-from analysis.resample import DRAWS, Bootstrap, Span
+from analysis.resample import DRAWS, Bootstrap, Span, Volume
 from analysis.seeds import over_strata
 from analysis.spread import Spread
 from analysis.stats import wilson
@@ -112,7 +112,7 @@ class Standings:
     """Pairs that were tested together, by group."""
     friedman_p: float
     detectable: float | None
-    volume: Span | None
+    volume: Volume | None
     draws: int
     spread: Spread | None
 
@@ -160,7 +160,9 @@ class Standings:
         if self.volume is not None:
             found.append(
                 f"Hypervolume of (CA, 1 - ASR) from 5 points below the undefended accuracy, more is"
-                f" better: {self.volume.value:.2f} [{self.volume.low:.2f}, {self.volume.high:.2f}]."
+                f" better: {self.volume.value:.2f}, without an interval. It is optimistic, for noise"
+                f" alone makes some defense best: by {self.volume.optimism:.2f} or more, as draws"
+                " have it."
             )
         return found
 

@@ -167,7 +167,10 @@ WORDS = (
     Word(
         "Hypervolume",
         "of (CA, 1 - ASR), from 5 points below the undefended accuracy at full ASR, as a share of"
-        " that box",
+        " that box. It has no interval: noise alone makes some defense best, so it lies above what"
+        " it estimates, the more the more defenses and the fewer seeds there are, and intervals of"
+        " draws held the truth on half of boards with five defenses. Beside it stands by how much"
+        " draws exceed it, which is about its optimism, or less",
     ),
     Word(
         "Standard deviations",

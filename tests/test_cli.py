@@ -46,10 +46,10 @@ def places(folder: Path) -> tuple[object, ...]:
 
 
 def one_message(answer: Answer) -> str:
-    """The message, which is all that was said but for cautions."""
+    """The message, which is all that was said."""
     assert answer.out == ""
     assert "Traceback" not in answer.err
-    lines = [n for n in answer.err.strip().splitlines() if not n.startswith("caution: ")]
+    lines = answer.err.strip().splitlines()
     assert lines[0].startswith("grid: ") or "Usage:" in lines[0]
     return answer.err
 
