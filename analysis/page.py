@@ -52,7 +52,7 @@ class Prose:
 
 @dataclass(frozen=True, slots=True)
 class Notes:
-    """A list of remarks, or of warnings."""
+    """A list of remarks, or of warnings. What stands between backticks is code."""
 
     lines: Sequence[str]
     is_warning: bool = False
@@ -294,7 +294,7 @@ def _block(block: Block) -> str:
 
 
 def _notes(notes: Notes) -> str:
-    items = "".join(f"<li>{_text(line)}</li>" for line in notes.lines)
+    items = "".join(f"<li>{_marked(line)}</li>" for line in notes.lines)
     if not items:
         return ""
     if not notes.is_warning:

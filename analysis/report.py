@@ -44,6 +44,7 @@ from analysis.words import amount
 from grid.schema.errors import ResultsError
 from grid.schema.status import STATUS_WORDS, Status
 from grid.schema.whole import write_whole
+from victims.errors import counted
 
 MOST_COMPARED = 30
 MOST_LINES, MOST_VICTIMS = 5_000, 1_000
@@ -115,10 +116,11 @@ def _what(tables: Tables, board: Board) -> Section:
     """Grid, versions, hardware, cost."""
     (row,) = tables.query(
         """SELECT min(written_at), max(written_at), list(DISTINCT device), list(DISTINCT commit),
-                  list(DISTINCT versions), count(DISTINCT victim_seed), count(DISTINCT victim_key)
-           FROM newest WHERE metric = 'cell' AND status = 'ok'"""
+                  list(DISTINCT versions), count(DISTINCT victim_seed), count(DISTINCT victim_key),
+                  count(DISTINCT victim_key) FILTER (defense = 'none' AND status = 'invalid_victim')
+           FROM newest WHERE metric = 'cell' AND status IN ('ok', 'inert', 'invalid_victim')"""
     ).rows
-    first, last, devices, commits, versions, seeds, victims = row
+    first, last, devices, commits, versions, seeds, victims, invalid = row
     ((seconds, training),) = tables.query(
         "SELECT sum(seconds), sum(device_seconds) FROM stages WHERE NOT reused"
     ).rows
@@ -131,21 +133,41 @@ def _what(tables: Tables, board: Board) -> Section:
     )
     pairs = [
         ("Cells", f"{state.planned} planned: {counts}"),
-        ("Victims", f"{victims} models, {seeds} seed{'s' if seeds != 1 else ''}"),
-        ("Written", f"{first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC" if first else "nothing"),
-        ("Devices", ", ".join(map(str, devices or ())) or "unknown"),
         (
-            "Code",
-            ", ".join(str(c).removesuffix("-dirty")[:12] for c in commits or () if c) or "unknown",
+            "Victims",
+            f"{counted(victims, 'model')}{f', {invalid} of them invalid' if invalid else ''},"
+            f" {counted(seeds, 'seed')}",
         ),
+        ("Written", _span_of_time(first, last) if first else "nothing"),
+        ("Devices", ", ".join(map(str, devices or ())) or "unknown"),
+        ("Code", ", ".join(_code(str(c)) for c in commits or () if c) or "unknown"),
         ("Versions", "; ".join(_versions(v) for v in versions or () if v) or "unknown"),
         (
             "Cost",
-            f"{(seconds or 0) / 3600:.2f} hours of stages, {(training or 0) / 3600:.2f} of them"
-            f" training; {failed} attempts failed",
+            f"{_duration(seconds or 0)} of stages, {_duration(training or 0)} of it training;"
+            f" {counted(failed, 'attempt')} failed",
         ),
     ]
     return Section(name="what", title="What was run", blocks=[Facts(pairs=pairs)])
+
+
+def _code(commit: str) -> str:
+    """A commit, and whether the files that ran were changed after it."""
+    digest = commit.removesuffix("-dirty")
+    return digest[:12] + (" (modified)" if digest != commit else "")
+
+
+def _span_of_time(first: datetime, last: datetime) -> str:
+    """From the first to the last, to the minute, which may be one."""
+    begin, end = (f"{at:%Y-%m-%d %H:%M}" for at in (first, last))
+    return f"{begin} UTC" if begin == end else f"{begin} to {end} UTC"
+
+
+def _duration(seconds: float) -> str:
+    """A time in the unit that suits it."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
 def _versions(text: str) -> str:
@@ -362,7 +384,8 @@ def _attacks(
             Prose(
                 "`grid gallery` draws what every attack does, and `evaluate: {exhibits: true}` in"
                 " the grid file keeps pictures, features and training curves: this page then shows"
-                " them."
+                " them.",
+                has_code=True,
             )
         )
     parts = []

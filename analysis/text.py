@@ -184,7 +184,15 @@ def _tex(grid: Grid) -> str:
 
 def _html(grid: Grid) -> str:
     def row(cells: Sequence[str], tag: str) -> str:
-        sides = ("right" if is_number else "left" for is_number in grid.are_numbers)
+        # 3e-3 could be broken behind its hyphen.
+        sides = (
+            "right;white-space:nowrap"
+            if is_number and tag == "td"
+            else "right"
+            if is_number
+            else "left"
+            for is_number in grid.are_numbers
+        )
         cells_ = (
             f'<{tag} style="text-align:{side}">{html.escape(cell)}</{tag}>'
             for cell, side in zip(cells, sides, strict=True)

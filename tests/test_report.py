@@ -6,24 +6,28 @@ import re
 import subprocess
 import sys
 from html import unescape
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from analysis.appendix import BLOCKS, appendix, in_blocks
 from analysis.board import load_board
 from analysis.captions import TITLES, caption
-from analysis.leaderboard import Asked
+from analysis.leaderboard import Asked, load
+from analysis.leaderboard import text as leaderboard_text
 from analysis.methods import method_of, methods_of
 from analysis.page import Shown, Told
 from analysis.render import COLUMNS
-from analysis.report import write_report
+from analysis.report import _duration, write_report
 from analysis.report_tables import sorted_cell
 from analysis.standing_render import HEADINGS
 from analysis.words import BY_HEADING, amount
+from grid.schema.writing import write_grid, write_rows, write_table
 from tests.boards import steady, write_board, write_pictures
 from tests.grids import call, environment
+from tests.rows import EPOCH, cell_columns, cell_rows
 
 if TYPE_CHECKING:
     from tests.browsers import Open
@@ -182,8 +186,44 @@ def test_what_is_said_of_many_comparisons_follows_holm(
     assert "left out" not in table
     monkeypatch.setattr("analysis.report.MOST_COMPARED", 1)
     text = write_report(tmp_path, tmp_path / "report.html", Asked()).read_text()
-    assert "4 of 5 defenses are left out: `grid compare DEFENSE finetune` compares them." in text
+    said = "4 of 5 defenses are left out: <code>grid compare DEFENSE finetune</code> compares them."
+    assert said in text
     assert "d0 leaves the smaller ASR over strata." in text
+
+
+def test_what_was_run_is_told_in_full(tmp_path: Path) -> None:
+    """A changed working tree looked like its commit, invalid victims were not there, and 14.6
+    seconds were 0.00 hours."""
+    rows, cells = [], []
+    for seed, attack in product(range(2), ("badnet", "blended", "sig")):
+        ended = "invalid_victim" if attack == "sig" else "ok"
+        about: Any = {"victim_key": f"victim-{attack}-{seed}", "commit": "0123456789abcdef-dirty"}
+        cells.append(cell_columns(attack, "0.01", "none", seed))
+        rows += cell_rows(attack, "0.01", "none", seed, status=ended, **about)
+    write_rows(tmp_path, rows)
+    write_grid(tmp_path, "told", "0", cells)
+    stage: dict[str, Any] = {"key": "victim-0", "kind": "victim", "name": "a victim", "inputs": []}
+    stage |= {"started_at": EPOCH, "ended_at": EPOCH, "reused": False}
+    write_table(tmp_path, "stages", [{**stage, "seconds": 14.6, "device_seconds": 9.0}])
+    text = write_report(tmp_path, tmp_path / "report.html", Asked()).read_text()
+    what = text[text.index('<section id="what"') : text.index('<section id="validity"')]
+    facts = dict(re.findall(r"<div><dt>([^<]*)</dt><dd>([^<]*)</dd></div>", what))
+    assert facts["Victims"] == "6 models, 2 of them invalid, 2 seeds"
+    assert facts["Code"] == "0123456789ab (modified)"
+    assert facts["Cost"] == "14.6 s of stages, 9.0 s of it training; 0 attempts failed"
+    assert facts["Written"] == f"{EPOCH:%Y-%m-%d %H:%M} UTC"
+    assert "`" not in re.sub(r"<script>.*?</script>|<style>.*?</style>", "", text, flags=re.DOTALL)
+    assert "<code>grid gallery</code>" in text
+    assert _duration(900) == "15.0 min"
+    assert _duration(9000) == "2.5 hours"
+
+
+def test_numbers_of_an_html_table_are_not_broken(board: Path) -> None:
+    """3e-3 stood on two lines."""
+    shown = leaderboard_text(load(board, Asked()), Asked(), "html")
+    numbers = re.findall(r'<td style="([^"]*)">[\d.]+ \[', shown)
+    assert numbers
+    assert set(numbers) == {"text-align:right;white-space:nowrap"}
 
 
 def test_a_board_too_long_for_a_page_is_cut_and_says_so(
