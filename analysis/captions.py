@@ -12,7 +12,8 @@ TITLES = {
     "detection": "Telling poisoned rows",
 }
 OF_ATTACK = {
-    "gallery": "Pictures of the evaluation set before and after the trigger, and what it changed.",
+    "gallery": "Pictures of the evaluation set before and after the trigger, and what it changed:"
+    " grey is no change.",
     "feature_map": "Image features of clean and triggered pictures, each model's in a plane of its"
     " own: of one victim, and of what defenses made of it. Panels are turned and mirrored so that"
     " the clean pictures lie as near as can be to where the victim has them.",

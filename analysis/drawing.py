@@ -58,7 +58,9 @@ def figures_in(
     poisoned = own[own["rate"] > 0]
     found: dict[str, Callable[[], Any]] = {
         "heat_map": partial(figures.heat_map, _over_seeds(poisoned)),
-        "rate_curves": partial(figures.rate_curves, own[own["status"] == "ok"], order),
+        "rate_curves": partial(
+            figures.rate_curves, own[own["status"] == "ok"], order, _invalid_rates(own)
+        ),
         "profile": partial(figures.profile, _of_sound_victims(poisoned), order),
         "cost": partial(figures.cost, _costs(tables, asked)),
     }
@@ -67,7 +69,9 @@ def figures_in(
         attacks, defenses = set(poisoned["attack"]), set(own["defense"])
         others = beside(imported, attacks, defenses, asked.eval_set)
         found["trade_off"] = partial(figures.trade_off, points, *others)
-        found["rank_plot"] = partial(figures.rank_plot, _ranks(tiers))
+        found["rank_plot"] = partial(
+            figures.rank_plot, _ranks(tiers), "worst ASR" if tiers.score == BY_WORST else "mean ASR"
+        )
     curves = exhibits.rocs(tables)
     if len(curves):
         found["detection"] = partial(figures.detection, curves, order)
@@ -151,6 +155,20 @@ def _of_sound_victims(cells: pd.DataFrame) -> pd.DataFrame:
         cells[is_sound][victim], on=victim
     )
     return sound.assign(asr=sound["asr"].where(sound["status"] == "ok"))
+
+
+def _invalid_rates(cells: pd.DataFrame) -> dict[str, list[float]]:
+    """By attack, the rates of which every victim is invalid."""
+    none = cells[(cells["defense"] == UNDEFENDED) & cells["rate"].notna()]
+    are_invalid: dict[tuple[str, float], bool] = {}
+    for attack, rate, status in zip(none["attack"], none["rate"], none["status"], strict=True):
+        place = str(attack), float(rate)
+        are_invalid[place] = are_invalid.get(place, True) and status == Status.INVALID_VICTIM
+    found: dict[str, list[float]] = {}
+    for (attack, rate), is_invalid in are_invalid.items():
+        if is_invalid:
+            found.setdefault(attack, []).append(rate)
+    return found
 
 
 def _over_seeds(cells: pd.DataFrame) -> pd.DataFrame:

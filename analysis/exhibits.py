@@ -90,12 +90,14 @@ def pictures(tables: Tables) -> list[Stamped]:
 def victims(tables: Tables) -> dict[str, str]:
     """By attack, of which victim exhibits are shown, in words."""
     rows = tables.query(
-        f"WITH shown AS ({SHOWN}) SELECT DISTINCT outcomes.attack, rate, count, target,"  # noqa: S608
-        " victim_seed FROM outcomes JOIN shown USING (cell)"
+        f"WITH shown AS ({SHOWN}) SELECT outcomes.attack, rate, count, target,"  # noqa: S608
+        " victim_seed, bool_or(outcomes.status = 'invalid_victim')"
+        " FROM outcomes JOIN shown USING (cell) GROUP BY ALL"
     ).rows
     return {
         str(attack): f"{amount(rate, count)}, target {target}, victim seed {seed}"
-        for attack, rate, count, target, seed in rows
+        + (", invalid: it failed its gate" if is_invalid else "")
+        for attack, rate, count, target, seed, is_invalid in rows
     }
 
 

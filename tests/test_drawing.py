@@ -105,3 +105,12 @@ def test_failures_remove_no_lift_and_leave_marks(tmp_path: Path) -> None:
     assert parts.to_dict() == {"none": False, "flaky": True, "whole": False}
     scores = given(drawn, "rank_plot").set_index("defense")["score"]
     assert list(scores[scores.isna()].index) == ["flaky"], "no mean of what did not fail alone"
+
+
+def test_a_rate_whose_victims_are_invalid_is_named(tmp_path: Path) -> None:
+    ended = {("none", "badnet", "0.02", s): "invalid_victim" for s in range(3)}
+    ended |= {("none", "sig", "0.02", 0): "invalid_victim"}
+    asr = {"none": steady(0.9)}
+    write_board(tmp_path, asr, attacks=ATTACKS, rates=("0.01", "0.02"), status=ended)
+    drawn: Any = figures_of(tmp_path, Asked())["rate_curves"]
+    assert drawn.args[0].args[2] == {"badnet": [0.02]}

@@ -40,9 +40,9 @@ def draw_named(figure: Any, axis: Any, points: Sequence[Point], limits: Callable
     for point in points:
         number = numbers.get(id(point))
         label = None if number is None else f"{number}{FIXED * 2}{point.name}"
-        axis.plot(
-            [point.x], [point.y], ls="", label=label, gid=f"point {point.name}", **point.style
-        )
+        # One at the edge of the panel is whole.
+        style = {"clip_on": False, **point.style}
+        axis.plot([point.x], [point.y], ls="", label=label, gid=f"point {point.name}", **style)
     limits()
     legend(figure, [axis], is_packed=True)
     texts = [

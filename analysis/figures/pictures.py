@@ -27,9 +27,10 @@ class Stamped(NamedTuple):
 
 
 def gallery(pictures: Sequence[Stamped]) -> Any:
-    """A row per attack: the clean picture, the triggered one, and what differs, amplified by the
-    factor above it: the largest whole one that cuts off no more than a hundredth of it. A factor
-    that all have stands above the first alone."""
+    """A row per attack: the clean picture, the triggered one, and what differs: no change is grey,
+    as in the gallery of training pairs, and a change amplified by the factor above it, the largest
+    whole one that cuts off no more than a hundredth of it. A factor that all have stands above the
+    first alone."""
     if not pictures:
         raise NothingToDraw("there are no pictures")
     for picture in pictures:
@@ -65,22 +66,24 @@ def gallery(pictures: Sequence[Stamped]) -> Any:
 
 
 LETTERS = 18
+GREY = 128
+"""Of a difference: no change."""
 TITLE: dict[str, Any] = {"fontsize": SMALL, "loc": "center", "pad": 2}
 
 
 def _difference(picture: Stamped) -> npt.NDArray[np.int64]:
-    return np.abs(picture.triggered.astype(np.int64) - picture.clean.astype(np.int64))
+    return picture.triggered.astype(np.int64) - picture.clean.astype(np.int64)
 
 
 def _factor(picture: Stamped) -> int:
     """By how much a difference can be amplified; 0 where there is none."""
-    difference = _difference(picture)
+    difference = np.abs(_difference(picture))
     differing = difference[difference > 0]
-    return int(255 // np.percentile(differing, 99)) if len(differing) else 0
+    return max(1, int(GREY // np.percentile(differing, 99))) if len(differing) else 0
 
 
 def _picture_row(axes: Sequence[Any], picture: Stamped, factor: int) -> None:
-    difference = np.minimum(factor * _difference(picture), 255).astype(np.uint8)
+    difference = np.clip(GREY + factor * _difference(picture), 0, 255).astype(np.uint8)
     for axis, image in zip(axes, (picture.clean, picture.triggered, difference), strict=True):
         axis.set_visible(True)
         # One channel is a plane for the reader of pictures.

@@ -12,11 +12,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def rank_plot(frame: pd.DataFrame) -> Any:
+def rank_plot(frame: pd.DataFrame, score: str = "score") -> Any:
     """Intervals of ranks, the best on top, among defenses that are given the same.
 
     Columns: defense, score (less is better, 0 to 1), rank_low, rank_high, letters, needs (text or a
-    sequence), partial. Who shares a letter is not told apart. Partial defenses are hollow.
+    sequence), partial. Who shares a letter is not told apart. Partial defenses are hollow. What the
+    ``score`` is heads its column.
     """
     import seaborn as sns
 
@@ -59,7 +60,7 @@ def rank_plot(frame: pd.DataFrame) -> Any:
     )
     axis.grid(axis="y", visible=False)
     axis.set_xticks(range(1, int(max(ranks)) + 1, math.ceil(max(ranks) / 7)))
-    _beside(axis, 1.0, "top", "score, %", "ties")
+    _beside(axis, 1.0, "top", f"{score}, %", "tier")
     axis.plot([], [], color=blue, lw=4, solid_capstyle="round", label="interval of ranks")
     if any(entry.is_partial for _, entry in rows):
         axis.plot([], [], marker="o", ms=5, mfc="white", mec=blue, ls="", label="cells are missing")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from analysis.figures.panels import (
+    SMALL,
     UNDEFENDED,
     as_numbers,
     line_style,
@@ -22,15 +23,23 @@ from analysis.theme import LETTER_INCHES, Look, NothingToDraw, legend
 if TYPE_CHECKING:
     import pandas as pd
 
+MOST_LINES = 8
+"""More lines in a small panel cannot be told apart."""
 MOST_ATTACKS = 60
 """Of more panels a picture tells nothing, and takes minutes."""
 
 
-def rate_curves(frame: pd.DataFrame, order: Sequence[str] = ()) -> Any:
+def rate_curves(
+    frame: pd.DataFrame,
+    order: Sequence[str] = (),
+    invalid: Mapping[str, Sequence[float]] | None = None,
+) -> Any:
     """ASR and, below, clean accuracy against the poison rate: a pair of panels per attack.
 
     Columns: attack, rate, defense, seed, asr, clean. Lines are means over seeds, bands reach from
     the least to the largest seed. Up to the smallest rate the axis is linear, so that it has a 0.
+    Of more than `MOST_LINES` defenses those of least ASR have names, and the rest are grey. What of
+    an attack is ``invalid`` is said in its panel.
     """
     require(frame, "attack rate defense seed asr clean", "cells")
     known = frame.assign(
@@ -43,7 +52,7 @@ def rate_curves(frame: pd.DataFrame, order: Sequence[str] = ()) -> Any:
     attacks, defenses = names_in(known["attack"]), names_in(known["defense"])
     if len(attacks) > MOST_ATTACKS:
         raise NothingToDraw(f"{len(attacks):,} attacks are more than {MOST_ATTACKS}")
-    looks = ordered_looks(defenses, order)
+    looks, bold = ordered_looks(defenses, order), _named(known, defenses)
     figure, panels = panel_grid(attacks, height=1.0 if len(attacks) > 1 else 1.4, rows=2)
     clean = (
         percent_limits(100 * known["clean"], -4, 104) if known["clean"].notna().any() else (0, 100)
@@ -53,14 +62,38 @@ def rate_curves(frame: pd.DataFrame, order: Sequence[str] = ()) -> Any:
         for defense in defenses:
             of_both = of_attack[of_attack["defense"] == defense]
             for axis, name in ((above, "asr"), (below, "clean")):
-                _rate_line(axis, of_both, name, defense, looks[defense])
+                if defense in bold:
+                    _rate_line(axis, of_both, name, defense, looks[defense])
+                else:
+                    _grey_line(axis, of_both, name, defense, len(defenses) - len(bold))
         above.set_ylim(-4, 104)
         below.set_ylim(*clean)
+        if lost := sorted((invalid or {}).get(attack, ())):
+            words = f"{', '.join(f'{100 * rate:.4g} %' for rate in lost)}: invalid victim"
+            above.annotate(words, (0.5, 0.5), xycoords="axes fraction", ha="center", va="center",
+                           fontsize=SMALL, color="0.35", gid=f"invalid {attack}")  # fmt: skip
         for axis in (above, below):
             _rate_axis(axis, sorted(set(of_attack["rate"])))
     outer_labels(panels, "poison rate, %", ("ASR, %", "clean acc., %"))
     legend(figure, [axis for pair in panels for axis in pair], is_packed=True)
     return figure
+
+
+def _named(known: pd.DataFrame, defenses: Sequence[str]) -> set[str]:
+    """The undefended victim, and of many defenses those of least mean ASR."""
+    if len(defenses) <= MOST_LINES:
+        return set(defenses)
+    means = known[known["rate"] > 0].groupby("defense")["asr"].mean().dropna()
+    best = [name for name in means.sort_values(kind="stable").index if name != UNDEFENDED]
+    return {UNDEFENDED, *best[: MOST_LINES - 1]}
+
+
+def _grey_line(axis: Any, frame: pd.DataFrame, name: str, defense: str, num: int) -> None:
+    """One of the others, whose names would help nobody."""
+    over = 100 * frame.dropna(subset=[name]).groupby("rate")[name].mean()
+    if len(over):
+        axis.plot(over.index, over, color="0.78", lw=0.7, marker=".", ms=2, zorder=1.5,
+                  label=f"each of {num} others", gid=f"mean {defense}")  # fmt: skip
 
 
 def _rate_line(axis: Any, frame: pd.DataFrame, name: str, defense: str, look: Look) -> None:

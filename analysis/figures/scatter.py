@@ -56,7 +56,7 @@ def trade_off(frame: pd.DataFrame, published: pd.DataFrame | None = None, note: 
     others = {} if published is None or published.empty else _others(published)
     every = list(chain(*others.values()))
     x_limits = percent_limits([*xs, *(p.x for p in every if _is_near(p.x, xs))], -4, 104)
-    y_limits = percent_limits([*ys, *(p.y for p in every if _is_near(p.y, ys))], -4, 104)
+    y_limits = percent_limits([*ys, *(p.y for p in every if _is_near(p.y, ys))], 0, 104)
     far = 0
     for point in every:
         points.append(_within(point, x_limits, y_limits))
@@ -127,7 +127,9 @@ def _within(point: Point, xs: tuple[float, float], ys: tuple[float, float]) -> P
 
 def _intervals(axis: Any, xs: Floats, ys: Floats, bounds: Mapping[str, Floats]) -> None:
     """Error bars; an end that is not known, or infinite as with one seed, is left out."""
-    style = {"color": "0.6", "lw": 0.7, "zorder": 2}
+    # Darker than the lines of the panel, with which they were mistaken.
+    style = {"color": "0.35", "lw": 1.0, "zorder": 2}
+    is_any = False
     for name, horizontal in (("clean", True), ("asr", False)):
         low, high = bounds[f"{name}_low"], bounds[f"{name}_high"]
         here = np.isfinite(low) & np.isfinite(high)
@@ -135,6 +137,9 @@ def _intervals(axis: Any, xs: Floats, ys: Floats, bounds: Mapping[str, Floats]) 
             continue
         draw, along = (axis.hlines, ys) if horizontal else (axis.vlines, xs)
         draw(along[here], low[here], high[here], gid=f"intervals {name}", **style)
+        is_any = True
+    if is_any:
+        axis.plot([], [], label="interval of 95 %", **style)
 
 
 def _kinds(axis: Any, points: Sequence[Point]) -> None:
