@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from analysis.campaigns import SEES_WORDS, CampaignBoard, SearchResult, Trial
 from analysis.render import UNKNOWN, percent
+from analysis.text import csv_cell
 from grid.schema.errors import no_such
 
 
@@ -343,7 +344,8 @@ def _csv(board: CampaignBoard) -> str:
     writer.writeheader()
     for line in campaign_lines(board):
         settings = None if line.settings is None else json.dumps(line.settings)
-        writer.writerow({**_plain(line), "settings": settings})
+        cells = {**_plain(line), "settings": settings}
+        writer.writerow({name: csv_cell(cell) for name, cell in cells.items()})
     return output.getvalue()
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from analysis.board import Board, BoardRow
 from analysis.published import WORDS, Published
 from analysis.published import lines as printed
-from analysis.text import UNPRINTABLE, Grid, printable
+from analysis.text import UNPRINTABLE, Grid, csv_cell, printable
 from grid.schema.errors import AskedError, no_such
 from grid.schema.status import STATUS_WORDS, Status
 from grid.schema.status import completeness_words as words_of
@@ -435,7 +435,8 @@ def _csv(board: Board) -> str:
     writer.writeheader()
     for row in board.lines:
         lists = {"needs": " ".join(row.needs), "lr": " ".join(f"{r:g}" for r in row.lr or [])}
-        writer.writerow({**asdict(row), **lists})
+        cells = {**asdict(row), **lists}
+        writer.writerow({name: csv_cell(cell) for name, cell in cells.items()})
     return output.getvalue()
 
 

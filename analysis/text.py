@@ -18,6 +18,8 @@ from grid.schema.errors import no_such
 UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]"
 )
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 T = TypeVar("T")
 FORMS = ("table", "md", "csv", "json", "tex", "html")
 TEX = str.maketrans(
@@ -159,13 +161,21 @@ def _markdown(grid: Grid) -> str:
     return "\n".join([*lines, *map(row, grid.lines), "", *(f"- {n}" for n in grid.notes)]) + "\n"
 
 
+def csv_cell(cell: Any) -> Any:
+    """A cell of a CSV. A spreadsheet computes a text that begins as a formula does, and may send
+    what is beside it elsewhere: an apostrophe before it keeps it text. Numbers are as they are."""
+    if isinstance(cell, str) and cell.startswith(FORMULA) and not NUMBER.fullmatch(cell):
+        return f"'{cell}"
+    return "" if cell is None else cell
+
+
 def _csv(grid: Grid) -> str:
     output = io.StringIO()
     names = list(dict.fromkeys(name for value in grid.values for name in value))
     writer = csv.DictWriter(output, names, lineterminator="\n")
-    writer.writeheader()
+    writer.writerow({name: csv_cell(name) for name in names})
     for value in grid.values:
-        writer.writerow({name: "" if cell is None else cell for name, cell in value.items()})
+        writer.writerow({name: csv_cell(cell) for name, cell in value.items()})
     return printable(output.getvalue())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -58,3 +59,20 @@ def test_a_set_that_is_not_there_is_named_alike(
         assert told.code == 2
         assert "no evaluation set 'reprt'" in told.err
         assert "Did you mean 'report'? There are: report." in told.err
+
+
+def test_no_name_is_a_formula_to_a_spreadsheet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A defense that was called =HYPERLINK(...) was a link beside the numbers."""
+    names = ("=HYPERLINK(1)", "+x", "-y", "@z")
+    asr = {"none": steady(0.95), **{name: steady(0.2) for name in names}}
+    write_board(tmp_path, asr, attacks=ATTACKS[:2])
+    found = load(tmp_path, Asked())
+    for part in ("lines", "tiers"):
+        lines = list(csv.DictReader(io.StringIO(text(found, Asked(part=part), "csv"))))
+        assert {line["defense"] for line in lines} == {"none", *(f"'{name}" for name in names)}
+    assert {row["defense"] for row in json.loads(text(found, Asked(), "json"))["rows"]} >= {*names}
+    query = "SELECT -1.5 AS number, '-2' AS text, '=1' AS formula"
+    told = call(capsys, "sql", query, "--in", tmp_path, "--format", "csv").out
+    assert told == "number,text,formula\n-1.5,-2,'=1\n"
