@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from analysis import exhibits
 from analysis.drawing import figures_of
 from analysis.leaderboard import Asked
+from analysis.reader import read_tables
 from grid.schema.writing import write_grid, write_rows
-from tests.boards import steady, write_board
+from tests.boards import steady, write_board, write_exhibits
 from tests.rows import cell_columns, cell_rows
 
 ATTACKS = ("badnet", "blended", "sig", "wanet")
@@ -114,3 +116,12 @@ def test_a_rate_whose_victims_are_invalid_is_named(tmp_path: Path) -> None:
     write_board(tmp_path, asr, attacks=ATTACKS, rates=("0.01", "0.02"), status=ended)
     drawn: Any = figures_of(tmp_path, Asked())["rate_curves"]
     assert drawn.args[0].args[2] == {"badnet": [0.02]}
+
+
+def test_exhibits_of_an_invalid_victim_say_so(tmp_path: Path) -> None:
+    for folder, ended in ((tmp_path / "bad", "invalid_victim"), (tmp_path / "good", "ok")):
+        status = {("none", "badnet", "0.01", 0): ended}
+        write_board(folder, {"none": steady(0.2)}, attacks=["badnet"], seeds=[0], status=status)
+        write_exhibits(folder, {"none": "badnet-0.01-none-0-0"})
+        (said,) = read_tables(folder, exhibits.victims).values()
+        assert said.endswith("invalid: it failed its gate") == (ended != "ok")
