@@ -303,12 +303,15 @@ class Scheduler:
             self.problem = outcome.message
         elif outcome.ended is Ended.DAMAGED and self.attempts[key] < MAX_ATTEMPTS:
             self._remake(stage, outcome.damaged)
-        elif outcome.ended is Ended.INFRASTRUCTURE and self.attempts[key] < MAX_ATTEMPTS:
+        elif self._is_worth_another(outcome, self.attempts[key]):
             self.say(f"{key} ({stage.family}) will be tried again: {outcome.message}")
             self._ready_if_free(key)
         else:
             ended = Ended.METHOD if outcome.ended is Ended.METHOD else Ended.INFRASTRUCTURE
             self._block(key, ended, f"{stage.family}: {outcome.message}")
+
+    def _is_worth_another(self, outcome: Outcome, attempts: int) -> bool:
+        return outcome.ended is Ended.INFRASTRUCTURE and outcome.again and attempts < MAX_ATTEMPTS
 
     def _finish(self, key: Key) -> None:
         self.done.add(key)

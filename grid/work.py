@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from grid.stages import Bench, Stage
-from victims.errors import GridError
+from victims.errors import BadData, GridError
 from victims.lab import Ledger, Watch
 from victims.pulse import beat
 from victims.recipe import Runtime
@@ -55,6 +55,7 @@ class Outcome:
     made: tuple[str, ...] = ()
     cost: Mapping[str, float] = field(default_factory=dict)
     peak_memory_bytes: int | None = None
+    again: bool = True  # whether another attempt may end otherwise
 
 
 _stores: dict[str, Store] = {}
@@ -111,12 +112,13 @@ MACHINE_SAYS = re.compile(
 
 
 def is_machines(error: BaseException) -> bool:
-    """Whether an error is the machine's: what would come again elsewhere is the method's."""
+    """Whether an error is the machine's or its files': all others are the method's."""
     import torch
 
     kinds: tuple[type[BaseException], ...] = (
         OSError,
         MemoryError,
+        BadData,
         torch.cuda.OutOfMemoryError,
         torch.AcceleratorError,
     )
@@ -133,6 +135,7 @@ def _failure(error: BaseException) -> dict[str, Any]:
     named = first if isinstance(error, GridError) else f"{type(error).__name__}: {first}"
     return {
         "ended": Ended.INFRASTRUCTURE if machine else Ended.METHOD,
+        "again": not isinstance(error, BadData),
         "message": named,
         "detail": "" if isinstance(error, GridError) else traceback.format_exc(limit=12),
     }

@@ -106,8 +106,8 @@ def food101(root: Path) -> None:
 
 
 def oxford_pets(root: Path) -> None:
-    train = ["Abyssinian_1 1 1 1", "american_bulldog_2 2 2 1"]
-    test = ["Abyssinian_3 1 1 1", "american_bulldog_4 2 2 1"]
+    train = ["Abyssinian_1 1 1 1", "american_bulldog_2 2 2 1", "Bombay_5 8 1 3"]
+    test = ["Abyssinian_3 1 1 1", "american_bulldog_4 2 2 1", "Bombay_6 8 1 3"]
     names = [line.partition(" ")[0] for line in (*train, *test)]
     pictures = {f"images/{name}.jpg": encoded(int(name[-1])) for name in names}
     said = {"annotations/trainval.txt": train, "annotations/test.txt": ["#Image CLASS-ID", *test]}
@@ -147,10 +147,16 @@ def fgvc_aircraft(root: Path) -> None:
     write(root / "fgvc-aircraft-2013b" / "data", {**pictures, **lists(said)})
 
 
+LANDS = (
+    *("AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial", "Pasture"),
+    *("PermanentCrop", "Residential", "River", "SeaLake"),
+)
+
+
 def eurosat(root: Path) -> None:
     files = {
         f"{of}/{of}_{row}.jpg": encoded(10 * place + row)
-        for place, of in enumerate(("AnnualCrop", "SeaLake"))
+        for place, of in enumerate(LANDS)
         for row in range(10)
     }
     write(root / "eurosat" / "2750", files)

@@ -24,6 +24,7 @@ from tests.grids import RECIPE, TINY, numbers, outcomes, records, run_serial, wr
 from tests.processes import command, wait_for, worker_of
 from tests.stages import Note
 from victims.checkpoints import read_state
+from victims.errors import BadData
 from victims.keys import Key
 from victims.recipe import Runtime
 from victims.store import Store
@@ -60,6 +61,7 @@ MACHINES: list[BaseException] = [
     RuntimeError("NCCL communicator was aborted on rank 1."),
     RuntimeError("CUDA error: an illegal memory access was encountered"),
     RuntimeError("CUDA driver error: unknown error"),
+    BadData("val/1.png: cannot be read as a picture"),
 ]
 
 

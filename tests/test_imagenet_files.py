@@ -479,6 +479,10 @@ def test_names_by_id_may_be_those_of_more_classes(tmp_path: Path) -> None:
         ({"val/val.txt": "x.JPEG 0\n"}, r"speaks of x\.JPEG and 0 more pictures"),
         ({"val/val.txt": f"{val_name(0)} 0\n"}, r"has no line for .*\(6 such"),
         ({"val/val.txt": "no number\n"}, "line 1: needs a file name and the number"),
+        (
+            {"val/labels.csv": "image,label\na.JPEG,n01440764\n"},
+            r"labels\.csv, line 2: label 'n01440764' of 'a\.JPEG' is no number",
+        ),
         ({"val/labels.csv": "image;label\na;1\n"}, "line 2: needs the columns image and label"),
         ({"LOC_val_solution.csv": "ImageId,PredictionString\na,\n"}, "line 2: needs ImageId"),
         ({"imagenet_2012_validation_synset_labels.txt": "n1\n"}, "line 1: 'n1' is no id"),

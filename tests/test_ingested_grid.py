@@ -20,7 +20,16 @@ from grid.gridfile import load_grid
 from grid.planning import make_plan
 from grid.preflight import data_places
 from grid.stages import Bench, CorpusStage, TriggerStage
-from tests.grids import OPEN_GATE, RECIPE, call, numbers, outcomes, run_serial, write_grid_file
+from tests.grids import (
+    OPEN_GATE,
+    RECIPE,
+    call,
+    numbers,
+    outcomes,
+    records,
+    run_serial,
+    write_grid_file,
+)
 from tests.pairs import ingested, labelled_folder, request, world_pairs, write_shards
 from victims.corpora import Reader, build_corpus, corpus_key, open_corpus, whole
 from victims.errors import GridError, UsageError
@@ -508,3 +517,26 @@ def test_a_grid_on_files_from_ingest_to_board(
     assert len(kept) == 1
     sets = [other.data.corpus("report"), other.data.corpus("tuning")]
     assert all(isinstance(spec, EvaluationSet) for spec in sets)
+
+
+def test_a_damaged_picture_is_no_method_s_fault_and_is_read_once(
+    made: Made, tmp_path: Path
+) -> None:
+    """Every attack and defense of the board had failed, for a picture that nobody could read."""
+    labelled = shutil.copytree(made.labelled, tmp_path / "labelled")
+    torn = next((labelled / "test").glob("*/*.png"))
+    torn.write_bytes(torn.read_bytes()[:90])
+    grid = grid_of(tmp_path, made, {"judge": {"root": str(labelled)}}, defenses=["none"])
+    report = run_serial(grid, tmp_path / "out", tmp_path / "store")
+    assert set(report.counts) == {"failed_infrastructure"}
+    detail = {str(row["detail"]) for row in outcomes(tmp_path / "out").values()}
+    assert all(f"{torn.name}: cannot be read as a picture" in words for words in detail)
+    tried = [row for row in records(tmp_path / "out", "attempts") if row["outcome"] != "ok"]
+    assert [(row["outcome"], row["attempt"]) for row in tried] == [("failed_infrastructure", 1)]
+    # The same command goes on once it is mended.
+    shutil.copy(made.labelled / torn.relative_to(labelled), torn)
+    again = run_serial(
+        grid_of(tmp_path, made, {"judge": {"root": str(labelled)}}, defenses=["none"]),
+        *(tmp_path / "out", tmp_path / "store"),
+    )
+    assert "failed_infrastructure" not in again.counts

@@ -48,6 +48,12 @@ def test_every_set_has_prompts() -> None:
     assert default_templates("image_folder") == "photo"
     assert prompt_templates("photo") == ("a photo of a {}.",)
     assert prompt_templates("label") == ("{}",)
+    assert prompt_templates("review") == ("a {} review of a movie.",)
+    assert prompt_templates("car") == (
+        *("a photo of a {}.", "a photo of the {}.", "a photo of my {}.", "i love my {}!"),
+        *("a photo of my dirty {}.", "a photo of my clean {}.", "a photo of my new {}."),
+        "a photo of my old {}.",
+    )
     cifar = prompt_templates("cifar")
     assert len(cifar) == 18
     assert {"a photo of a {}.", "a low contrast photo of the {}.", "a photo of the big {}."} <= {

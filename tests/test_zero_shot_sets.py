@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,7 +27,7 @@ Row = tuple[bytes, str]
 # Of each set, its classes and the pictures of the world that are trained on and tested.
 EXPECTED: dict[str, tuple[tuple[str, ...], list[int], list[int]]] = {
     "food101": (("apple pie", "pho"), [11, 12, 13], [14, 15]),
-    "oxford_pets": (("Abyssinian", "American Bulldog"), [1, 2], [3, 4]),
+    "oxford_pets": (("Abyssinian", "American Bulldog", "Bombay"), [1, 2, 5], [3, 4, 6]),
     "dtd": (("banded", "polka-dotted"), [1, 2, 3], [4, 5]),
     "fgvc_aircraft": (("DC-3", "F-16A/B"), [1, 2], [3, 4]),
     "stanford_cars": (
@@ -42,9 +43,15 @@ EXPECTED: dict[str, tuple[tuple[str, ...], list[int], list[int]]] = {
         [4, 5],
     ),
 }
+# To the letter of data/prompts.md of CLIP's authors.
+LANDS = (
+    *("annual crop land", "forest", "brushland or shrubland", "highway or road"),
+    *("industrial buildings or commercial buildings", "pasture land", "permanent crop land"),
+    *("residential buildings or homes or apartments", "river", "lake or sea"),
+)
 CUT: dict[str, tuple[tuple[str, ...], int, int]] = {
     "caltech101": (("accordion", "side of a car"), 60, 3 + 2),
-    "eurosat": (("annual crop land", "lake or sea"), 16, 4),
+    "eurosat": (LANDS, 80, 20),
     "flowers102": (("pink primrose", "hard-leaved pocket orchid", "canterbury bells"), 204, 102),
     "stl10": (("airplane", "bird", "car"), 4, 2),
 }
@@ -241,6 +248,22 @@ def test_arrays_that_do_not_fit_say_so(tmp_path: Path) -> None:
         DATASETS["svhn"](tmp_path).test()
 
 
+def test_a_class_that_is_not_there_is_named(tmp_path: Path) -> None:
+    """A copy without rivers was judged as if EuroSAT had nine classes."""
+    shutil.rmtree(made("eurosat", tmp_path) / "eurosat" / "2750" / "River")
+    with pytest.raises(GridError, match="no pictures of River, of its 10 classes"):
+        DATASETS["eurosat"](tmp_path)
+    movies = made("rendered_sst2", tmp_path) / "rendered-sst2"
+    shutil.rmtree(movies / "valid")
+    with pytest.raises(GridError, match="no pictures in valid/negative/"):
+        DATASETS["rendered_sst2"](tmp_path)
+    for part in ("train", "valid", "test"):
+        shutil.rmtree(movies / part / "negative", ignore_errors=True)
+        write(movies, {f"{part}/positive/1.png": encoded(1)})
+    with pytest.raises(GridError, match="no pictures of negative, of its 2 classes"):
+        DATASETS["rendered_sst2"](tmp_path)
+
+
 # --- .mat files
 
 
@@ -303,3 +326,24 @@ def test_no_damage_gets_past_the_reader_as_another_error(tmp_path: Path) -> None
         path.write_bytes(body)
         with pytest.raises(GridError, match=r"a\.mat"):
             read_mat(path)
+
+
+def test_what_no_mat_file_can_mean_is_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small element holds four bytes at most: one of five would be read out of the next."""
+    path = tmp_path / "a.mat"
+    savemat(path, {"x": np.arange(3)})
+    whole = path.read_bytes()
+    path.write_bytes(whole + struct.pack("<HH", 5, 5) + bytes(12))
+    with pytest.raises(GridError, match="a small element of 5 bytes"):
+        read_mat(path)
+    monkeypatch.setattr("victims.mat_files._MOST", 4096)
+    for length, fits in ((300, True), (1000, False)):
+        savemat(path, {"x": np.zeros(length)}, do_compression=True)
+        assert path.stat().st_size < 400
+        if fits:
+            assert read_mat(path)["x"].size == length
+        else:
+            with pytest.raises(GridError, match="an array of more than 2 GiB"):
+                read_mat(path)

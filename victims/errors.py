@@ -22,6 +22,11 @@ class MethodFailure(GridError):
     """A method failed on its own terms (a loss that is not finite, say): an outcome."""
 
 
+class BadData(GridError):
+    """Files that were given are not fit to be read: no method's fault, and nothing that trying
+    again mends."""
+
+
 class Forbidden(GridError):
     """Code reached for what it must not see: undeclared needs, the truth, the report split."""
 

@@ -20,6 +20,7 @@ from victims.picture_files import text_of
 
 WNID: Final = re.compile(r"n\d{8}")
 _NUMBERED: Final = re.compile(r"_val_(\d{8})")
+_SYNSETS: Final = "imagenet_2012_validation_synset_labels.txt"
 _GROUND_TRUTH: Final = "ILSVRC2012_validation_ground_truth.txt"
 _MAPPINGS: Final = ("meta.mat", "ILSVRC2012_mapping.txt", "map_clsloc.txt")
 
@@ -143,16 +144,25 @@ def _numbers(table: Path, names: Sequence[str], places: Sequence[Path]) -> Label
 def _labels_csv(table: Path, names: Sequence[str], places: Sequence[Path]) -> Labels:
     found: Labels = {}
     for line, row in enumerate(csv.DictReader(text_of(table).splitlines()), 2):
-        name, number = row.get("image") or "", row.get("label") or ""
+        name, number = row.get("image"), row.get("label")
+        if name is None or number is None:
+            there = ", ".join(key for key in row if key) or "none"
+            raise GridError(
+                f"{table}, line {line}: needs the columns image and label; columns there: {there}"
+            )
         if not name or not number.isdecimal():
-            raise GridError(f"{table}, line {line}: needs the columns image and label (a number)")
+            raise GridError(
+                f"{table}, line {line}: label {number!r} of {name!r} is no number. It must be the"
+                " number of the class, in the order of the ids of WordNet from 0; of ids write"
+                f" {_SYNSETS}, one a line."
+            )
         found[PurePosixPath(name).name] = int(number)
     return found
 
 
 # The official ones first; the last is a copy's copy.
 _TABLES: Final[Mapping[str, Callable[[Path, Sequence[str], Sequence[Path]], Labels]]] = {
-    "imagenet_2012_validation_synset_labels.txt": _synset_labels,
+    _SYNSETS: _synset_labels,
     _GROUND_TRUTH: _ground_truth,
     "LOC_val_solution.csv": _solution,
     "val.txt": _numbers,

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from victims.corpora import Rows
-from victims.errors import GridError, UsageError
+from victims.errors import BadData, GridError, UsageError
 from victims.tar_files import Member, Source
 
 ENDINGS: Final = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
@@ -68,12 +68,12 @@ def open_picture(path: Source) -> Image.Image:
         with Image.open(read) as image:
             image.load()
             if image.mode.split(";")[0] in _DEEP:
-                raise GridError(f"{path}: more than 8 bits a channel ({image.mode}). Convert it.")
+                raise BadData(f"{path}: more than 8 bits a channel ({image.mode}). Convert it.")
             if "transparency" in image.info:
                 return image.convert("RGBA").convert("RGB")
             return image.convert("RGB")
     except _UNREADABLE as error:
-        raise GridError(
+        raise BadData(
             f"{path}: cannot be read as a picture ({type(error).__name__}: {error}). "
             "Put an intact copy there, or take the file out of the set."
         ) from error

@@ -83,10 +83,23 @@ def sorted_into(*parts: str) -> Listing:
     """Pictures of some parts, each a folder with one of every class."""
 
     def read(folder: Path) -> Iterator[Row]:
-        for part in parts:
-            for of in entries(folder / part):
-                if of.is_dir():
-                    yield from ((f"{part}/{of.name}/{p.name}", of.name) for p in pictures_in(of))
+        rows = {
+            part: [
+                (f"{part}/{of.name}/{path.name}", of.name)
+                for of in entries(folder / part)
+                if of.is_dir()
+                for path in pictures_in(of)
+            ]
+            for part in parts
+        }
+        every = {of for own in rows.values() for _, of in own}
+        for part, own in rows.items():
+            if missing := sorted(every - {of for _, of in own}):
+                raise GridError(
+                    f"{folder}: no pictures in {part}/{missing[0]}/, and there are of that class"
+                    " elsewhere. Unpack the whole set there."
+                )
+            yield from own
 
     return read
 

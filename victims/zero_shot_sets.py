@@ -51,11 +51,17 @@ def _place(name: str) -> str:
     return _spoken(name.replace("/", " "))
 
 
+def _as_numbers(of: str) -> str:
+    """The classes of some sets are numbers on disk, and all others are words."""
+    return of.zfill(4) if of.isdecimal() else of
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Set:
     """Where a set lies and how it is read. ``needs`` is what its folder is known by; ``train`` and
     ``test`` list pictures; ``spoken`` turns a class's name on disk into words, or
-    ``names`` knows them all."""
+    ``names`` knows them all. ``classes`` are on disk in every whole copy, where no list says so;
+    ``order`` is that of the classes."""
 
     homes: tuple[str, ...]
     needs: str
@@ -64,6 +70,8 @@ class _Set:
     words: Mapping[str, str] | None = None
     spoken: Callable[[str], str] = _spoken
     names: Callable[[Path], tuple[str, ...]] | None = None
+    classes: tuple[str, ...] = ()
+    order: Callable[[str], str] = _as_numbers
 
 
 def read_set(dataset: str, root: Path) -> Found:
@@ -80,8 +88,13 @@ def read_set(dataset: str, root: Path) -> Found:
     if trained != tested:
         odd = ", ".join(sorted(trained ^ tested)[:5])
         raise GridError(f"{dataset}: {folder}: not both trained on and tested: {odd}")
-    # The classes of one set are numbers on disk, and all others are words.
-    kinds = sorted(trained, key=lambda of: of.zfill(4) if of.isdecimal() else of)
+    if missing := sorted(set(about.classes) - trained):
+        raise GridError(
+            f"{dataset}: {folder}: no pictures of {', '.join(missing[:5])}, of its"
+            f" {len(about.classes)} classes. Accuracy on the others is that of an easier set:"
+            " unpack the whole set there."
+        )
+    kinds = sorted(trained, key=about.order)
     number = {of: label for label, of in enumerate(kinds)}
     classes = require_unique(_named(about, kinds, folder), folder)
     parts = {
@@ -223,6 +236,7 @@ _SETS: Final[Mapping[str, _Set]] = {
         train=cut(last_fifth, tested=False),
         test=cut(last_fifth, tested=True),
         words=_LANDS,
+        classes=tuple(_LANDS),
     ),
     "fgvc_aircraft": _Set(
         homes=("fgvc-aircraft-2013b/data", "data", ""),
@@ -253,12 +267,14 @@ _SETS: Final[Mapping[str, _Set]] = {
         train=listed("annotations/trainval.txt", row=breed, below="images/", ending=".jpg"),
         test=listed("annotations/test.txt", row=breed, below="images/", ending=".jpg"),
         spoken=_title,
+        order=str.casefold,  # as the release numbers them
     ),
     "rendered_sst2": _Set(
         homes=("rendered-sst2", ""),
         needs="test/positive",
         train=sorted_into("train", "valid"),
         test=sorted_into("test"),
+        classes=("negative", "positive"),
     ),
     "stanford_cars": _Set(
         homes=("stanford_cars", "stanford-cars", ""),

@@ -194,7 +194,8 @@ class _Trial:
             self.outcomes.append(plain_outcome(stage, outcome, attempt))
             if outcome.ended is Ended.OK:
                 return
-            if outcome.ended is not Ended.INFRASTRUCTURE or attempt >= MAX_ATTEMPTS:
+            tried = outcome.ended is not Ended.INFRASTRUCTURE or attempt >= MAX_ATTEMPTS
+            if tried or not outcome.again:
                 raise _Failed(outcome.ended, f"{stage.family}: {outcome.message}")
 
 
