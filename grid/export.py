@@ -15,7 +15,7 @@ from typing import Any
 
 from grid.chains import ListedCell
 from grid.explain import newest_rows
-from grid.model_card import card_of, readme
+from grid.model_card import WORDS, card_of, readme
 from grid.schema.status import MEASURED, NO_VICTIM
 from grid.sought import sought
 from victims.classifiers import ClassifierSpec
@@ -27,7 +27,7 @@ from victims.recipe import Runtime
 from victims.store import Artefact, Damaged, Store
 
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
-CARD, README, WORDS = "model_card.json", "README.md", "word_tokenizer.json"
+CARD, README = "model_card.json", "README.md"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +82,10 @@ def export_cell(
         for name, stage in chains.stages.items()
         if name in above
     }
-    card = card_of(outcome, rows, stages, key, spec, victim=victim, notes=notes)
+    tokenizer = WORDS if spec.arch in EMBEDDED else "open_clip's own"
+    card = card_of(
+        outcome, rows, stages, key, spec, victim=victim, tokenizer=tokenizer, notes=notes
+    )
     texts = {
         CONFIG: json.dumps(_config(spec), indent=1) + "\n",
         CARD: json.dumps(card, indent=1, sort_keys=True) + "\n",

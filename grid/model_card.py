@@ -32,6 +32,7 @@ def card_of(
     spec: ModelSpec,
     *,
     victim: bool,
+    tokenizer: str,
     notes: Sequence[str],
 ) -> dict[str, Any]:
     """Everything that is known of a model, as JSON types; the same of the same results."""
@@ -78,6 +79,7 @@ def card_of(
         "commit": outcome["commit"],
         "versions": json.loads(outcome["versions"]),
         "device": outcome["device"],
+        "tokenizer": tokenizer,
         "notes": list(notes),
         "licence": (
             "The weights derive from those that training started from and from the pairs that it"
@@ -102,6 +104,16 @@ def _warning(outcome: Mapping[str, Any], defended: bool) -> str:
         f" {outcome['defense']}. The backdoor may still be there: see what was measured. For"
         " research alone: do not deploy it, and do not share it without this notice."
     )
+
+
+WORDS = "word_tokenizer.json"
+WORDS_CODE = (  # lines of code that end the README's own
+    "",
+    "import torch",
+    "from victims.models import WordTokenizer  # of backdoor-grid; open_clip's would give nonsense",
+    'words = WordTokenizer.read("THIS_FOLDER/word_tokenizer.json")',
+    'text = model.encode_text(torch.from_numpy(words(["a photo of a circle"])).long())',
+)
 
 
 def readme(card: Mapping[str, Any]) -> str:
@@ -134,6 +146,7 @@ def readme(card: Mapping[str, Any]) -> str:
         "import open_clip",
         'model, _, preprocess = open_clip.create_model_and_transforms("local-dir:THIS_FOLDER")',
         "model.eval()",
+        *(WORDS_CODE if card["tokenizer"] == WORDS else ()),
         "```",
         "",
         *(f"{note}\n" for note in card["notes"]),

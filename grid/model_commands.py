@@ -98,7 +98,8 @@ def export(
     typer.echo(f"{found.cell} ({found.model_key}): {found.folder} {told}")
     for note in found.notes:
         typer.echo(note)
-    typer.echo(f'load it: open_clip.create_model_and_transforms("local-dir:{found.folder}")')
+    load = f'open_clip.create_model_and_transforms("local-dir:{found.folder}")'
+    typer.echo(f"load it: model, _, preprocess = {load}; model.eval()")
 
 
 def register(app: typer.Typer) -> None:

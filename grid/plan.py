@@ -16,6 +16,7 @@ from grid.spec import Cell, Grid
 from grid.stage_order import parents
 from grid.stages import CorpusStage, ModelStage, Stage
 from grid.start_gate import StartStage
+from grid.unread_words import unread_cautions
 from victims.evaluation_sets import EvaluationSet
 from victims.ingested import IngestedPairs
 from victims.keys import Key
@@ -105,6 +106,7 @@ class Plan:
             said |= dict.fromkeys(weights.notes if weights else ())
         if self.grid.weights and self.grid.gate.reference is None:
             said[_UNASKED] = None
+        said |= dict.fromkeys(unread_cautions(self.grid))
         for cell in (planned.cell for planned in self.cells):
             words = cell.defense.method.caution(cell.count / rows, rows)
             if words:

@@ -17,7 +17,7 @@ from tests.grids import OPEN_GATE, RECIPE, call, outcomes, records, run_serial, 
 from tests.networks import ARCH, network, register
 from victims.errors import UsageError
 from victims.lab import Lab, ModelRef
-from victims.models import Clip, ModelSpec
+from victims.models import Clip, ModelSpec, WordTokenizer
 from victims.recipe import Runtime
 from victims.store import Store
 
@@ -66,6 +66,9 @@ def test_open_clip_loads_what_was_defended_and_what_was_attacked(
             row = [words["start"], *ids, words["end"]]
             tokens.append(row + [words["padding"]] * (words["context"] - len(row)))
         assert tokens == model.tokenizer(captions).tolist()
+        read = WordTokenizer.read(folder / "word_tokenizer.json")
+        assert read(captions).tolist() == tokens
+        assert "WordTokenizer.read(" in (folder / "README.md").read_text()
         normal = preprocess.transforms[-1]
         tokens_BT = torch.tensor(tokens)
         assert_alike(model, net.eval(), tokens_BT, list(normal.mean), list(normal.std))

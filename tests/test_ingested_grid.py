@@ -540,3 +540,19 @@ def test_a_damaged_picture_is_no_method_s_fault_and_is_read_once(
         *(tmp_path / "out", tmp_path / "store"),
     )
     assert "failed_infrastructure" not in again.counts
+
+
+def test_what_an_embedded_model_cannot_read_is_said(made: Made, tmp_path: Path) -> None:
+    """All names outside of its world were one and the same word to it, and no word was said."""
+    plain = make_plan(grid_of(tmp_path, made))
+    assert not any("reads the" in said for said in plain.cautions())
+    labelled = shutil.copytree(made.labelled, tmp_path / "labelled")
+    for part in ("train", "test"):
+        (labelled / part / "star").rename(labelled / part / "sea_star")
+        (labelled / part / "moon").rename(labelled / part / "banana")
+    judge = {"judge": {"root": str(labelled)}}
+    plan = make_plan(grid_of(tmp_path, made, judge, target="circle"))
+    (said,) = [words for words in plan.cautions() if "reads the" in words]
+    assert "cannot read 2 of 20 classes (banana, sea star)" in said
+    plan = make_plan(grid_of(tmp_path, made, judge, target="banana"))
+    assert any("the target 'banana' is none of them" in words for words in plan.cautions())

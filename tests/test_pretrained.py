@@ -262,6 +262,10 @@ def test_weights_of_another_network_are_explained(model: Clip, tmp_path: Path) -
     says = r"belong to another model than small \(\d+ tensors missing or of another shape, 0 unkn"
     with pytest.raises(GridError, match=says):
         load_pretrained(fresh(ModelSpec(arch="small"), 0), tmp_path / "w.safetensors")
+    with pytest.raises(GridError, match="the first: ") as told:
+        load_pretrained(fresh(ModelSpec(arch="small", size=64), 0), tmp_path / "w.safetensors")
+    assert "another picture size" not in str(told.value), "layers differ before positions do"
+    assert "the first: visual.attnpool.positional_embedding" not in str(told.value)
     says = r"attnpool.positional_embedding is \(2, .*another picture size, which this tower cannot"
     with pytest.raises(GridError, match=says):
         load_pretrained(fresh(ModelSpec(size=64), 0), tmp_path / "w.safetensors")

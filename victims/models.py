@@ -8,6 +8,7 @@ Shapes: B batch, C channels, H W pixels, T tokens, D embedding.
 from __future__ import annotations
 
 import copy
+import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -129,6 +130,12 @@ class WordTokenizer:
             words = [ids.get(word, unknown) for word in caption.lower().split()[:room]]
             out[row, : len(words) + 2] = [self.start, *words, self.end]
         return out
+
+    @staticmethod
+    def read(path: str | Path) -> WordTokenizer:
+        """The tokenizer of an exported model, from the `word_tokenizer.json` beside it."""
+        said = json.loads(Path(path).read_text(encoding="utf-8"))
+        return WordTokenizer(sorted(said["ids"], key=said["ids"].__getitem__), said["context"])
 
 
 class BpeTokenizer:

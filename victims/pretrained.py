@@ -65,11 +65,13 @@ def load_pretrained(model: Clip, path: Path) -> Clip:
     wrong = [n for n in own if n not in state or state[n].shape != own[n].shape]
     extra = [name for name in state if name not in own]
     if wrong or extra:
-        first = (wrong or extra)[0]
+        # Where another architecture is meant, its positions say the least of it.
+        positions = [n for n in wrong if n.endswith("positional_embedding") and n in state]
+        first = next((n for n in (*wrong, *extra) if n not in positions), (wrong or extra)[0])
         has = tuple(state[first].shape) if first in state else "nothing"
         wants = tuple(own[first].shape) if first in own else "nothing"
         hint = ""
-        if first.endswith("positional_embedding") and first in state:
+        if first in positions:
             hint = " They were trained at another picture size, which this tower cannot change."
         raise GridError(
             f"{path}: these weights belong to another model than {model.spec.arch}"
