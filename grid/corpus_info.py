@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from victims.draws import numpy_rng
-from victims.errors import GridError
+from victims.errors import GridError, counted, size_words
 from victims.pair_folders import PAIRS, ChosenCaptions, Folder, open_images, read_folder
 
 QUANTILES: Final = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -74,12 +74,12 @@ def info_words(found: dict[str, Any]) -> str:
     frequent = ", ".join(f"{w} {share:.1%}" for w, share in found["frequent_words"].items())
     of = f" (of {found['captions_read']:,} captions)" * (found["captions_read"] < found["rows"])
     lines = [
-        f"{found['root']}: {found['rows']:,} pairs, {found['size']} x {found['size']} px,"
-        f" {found['pixel_bytes'] / 1e9:,.2f} GB of pixels",
+        f"{found['root']}: {counted(found['rows'], 'pair')}, {found['size']} x {found['size']} px,"
+        f" {size_words(found['pixel_bytes'])} of pixels",
         f"digest           {found['digest']}",
         f"made             {found['made']} of {found['request']['source']}"
         f" ({found['request']['form']}, fingerprint {found['fingerprint'][:16]})",
-        f"looked at        {found['seen']:,} rows; skipped: {skipped or 'none'}",
+        f"looked at        {counted(found['seen'], 'row')}; skipped: {skipped or 'none'}",
         f"among the pairs  {notes or 'nothing converted'}",
         f"pictures         {_pictures(found)}",
         f"words a caption  {told}{of}",
@@ -92,7 +92,7 @@ def info_words(found: dict[str, Any]) -> str:
 def _pictures(found: dict[str, Any]) -> str:
     if "pictures" not in found:
         return "which pairs show one picture is not said: ingest again to keep them in one split"
-    return f"{found['pictures']:,}, up to {found['most_captions']:,} pairs of one"
+    return f"{found['pictures']:,}, up to {counted(found['most_captions'], 'pair')} of one"
 
 
 def contact_sheet(root: Path, samples: int, picture: Path) -> None:

@@ -21,12 +21,12 @@ from typing import Any
 from grid.ingest_parts import How, Run, advice, run_parts, told
 from grid.lock import LOCK, only_driver
 from grid.progress import PartsProgress
-from victims.errors import GridError, UsageError
+from victims.errors import GridError, UsageError, counted, size_words
 from victims.ingest.items import Job, Reason, Request
 from victims.ingest.join import JOINING, join
 from victims.ingest.keep import Kept, choose
 from victims.ingest.sources import Prepared, prepare, source_state, state_digest
-from victims.ingest.work import read_part, rows_path, settle
+from victims.ingest.work import PARTS, read_part, rows_path, settle
 from victims.pair_folders import MANIFEST, WORK, Folder, read_folder
 
 PLAN = "plan.json"
@@ -67,7 +67,8 @@ def ingest(request: Request, out: Path, how: How, say: Callable[[str], None]) ->
         num_parts = _num_parts(run)
         kept = choose(run.work, num_parts, request.limit)
         _check_skips(run, kept)
-        say(f"{kept.seen:,} rows looked at, {kept.total:,} pairs; joining {num_parts} parts")
+        looked = f"{counted(kept.seen, 'row')} looked at, {counted(kept.total, 'pair')}"
+        say(f"{looked}; joining {counted(num_parts, 'part')}")
         progress = PartsProgress(num_parts, num_parts, say)
         with contextlib.closing(progress):
             join(out, run.work, kept, request.size, _about(run), progress.joined)
@@ -128,6 +129,10 @@ def _prepared(run: Run) -> Prepared:
     path, request = run.work / PLAN, _plain(run.request)
     if path.is_file():
         kept = json.loads(path.read_text(encoding="utf-8"))
+        if _is_worthless(run, kept["request"], request):
+            run.say(f"--out {run.out}: had no pair by other options, and is begun anew")
+            shutil.rmtree(run.work)
+            return _prepared(run)
         _require_same(run.out, kept["request"], request, "request")
         _require_same(run.out, kept["state"], source_state(run.request), "source")
         jobs = [Job(**job) for job in kept.pop("jobs")]
@@ -157,6 +162,16 @@ def _prepared(run: Run) -> Prepared:
     return found
 
 
+def _is_worthless(run: Run, was: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether other options were tried and gave no pair, a wrong root, say: nothing is lost."""
+    if was == now or (run.work / JOINING).exists():
+        return False
+    row_bytes, parts = 3 * int(was["size"]) ** 2, run.work / PARTS
+    indices = [int(path.stem) for path in parts.glob("*.parquet")] if parts.is_dir() else []
+    found = [read_part(run.work, index, row_bytes) for index in indices]
+    return not any(part is None or part.kept for part in found)
+
+
 def _check_room(run: Run) -> None:
     """Say what the pixels may take; a disk that cannot hold them is said before, not after."""
     rows, limit = run.prepared.rows, run.request.limit
@@ -166,12 +181,13 @@ def _check_room(run: Run) -> None:
     there = sum(path.stat().st_size for path in run.out.rglob("*") if path.is_file())
     pixels, part = most * run.row_bytes, _largest_part(run, most) * run.row_bytes
     wanted, free = pixels + part, shutil.disk_usage(run.out).free
-    run.say(f"up to {most:,} pairs: {_size(pixels)} of pixels; {_size(free)} are free")
+    there_is = f"{size_words(free)} are free"
+    run.say(f"up to {counted(most, 'pair')}: {size_words(pixels)} of pixels; {there_is}")
     if wanted > free + there:
         raise GridError(
-            f"--out {run.out}: {_size(wanted)} are needed (pairs x 3 x size x size bytes, and"
-            f" {_size(part)} for a part that lies there twice while parts are joined), and"
-            f" {_size(free)} are free there. Give another --out, a smaller --size or a --limit."
+            f"--out {run.out}: {size_words(wanted)} are needed (pairs x 3 x size x size bytes, and"
+            f" {size_words(part)} for a part that lies there twice while parts are joined), and"
+            f" {there_is} there. Give another --out, a smaller --size or a --limit."
         )
 
 
@@ -183,14 +199,6 @@ def _largest_part(run: Run, most: int) -> int:
     if (rows := run.prepared.rows) is not None:
         return min(most, -(-rows * max(weights, default=0) // max(1, sum(weights))))
     return min(most, -(-most * max(weights, default=0) // max(1, sum(weights))))
-
-
-def _size(num_bytes: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:,.1f} GB"
 
 
 def _num_parts(run: Run) -> int:
@@ -243,9 +251,11 @@ def _about(run: Run) -> dict[str, Any]:
 def words(found: Ingested) -> str:
     """What came of it: a table by reason."""
     about = found.folder.about
-    lines = [f"{'looked at':24}{about['seen']:>12,}", f"{'pairs':24}{about['rows']:>12,}"]
-    lines += [f"  {name + ' (kept)':22}{count:>12,}" for name, count in about["notes"].items()]
-    lines += [f"skipped: {name:15}{count:>12,}" for name, count in about["skipped"].items()]
+    told = {"looked at": about["seen"], "pairs": about["rows"]}
+    told |= {f"  {name} (kept)": count for name, count in about["notes"].items()}
+    told |= {f"skipped: {name}": count for name, count in about["skipped"].items()}
+    width = max(map(len, told)) + 1
+    lines = [f"{name:{width}}{count:>12,}" for name, count in told.items()]
     made = f"in {found.wall_seconds:g} s" if found.is_new else "was there already"
     root, size = found.folder.root, found.folder.size
     lines.append(f"{root}: {size} x {size} px, digest {found.folder.digest[:16]}; {made}")

@@ -1,4 +1,4 @@
-"""Progress of a run: a live line on a terminal; else a line after ten seconds and per minute."""
+"""Progress of a run: a live line on a terminal; else a line after some seconds and per minute."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from grid.status_words import duration
 class Line:
     """The line itself: when there is to be one, and where it goes."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.say = say
+    def __init__(self, say: Callable[[str], None], waits: Sequence[float] = (10, 60)) -> None:
+        self.say, self.waits = say, list(waits)
         self.started = self.said = time.monotonic()
-        self.has_said = False
         self._status: Any = None
         if sys.stderr.isatty():
             from rich.console import Console
@@ -29,13 +28,14 @@ class Line:
     def is_due(self) -> bool:
         """Whether anybody would see a new one now."""
         quiet = time.monotonic() - self.said
-        return self._status is not None or quiet >= (60 if self.has_said else 10)
+        return self._status is not None or quiet >= self.waits[0]
 
     def show(self, line: str) -> None:
         if self._status is not None:
             self._status.update(line)
         else:
-            self.said, self.has_said = time.monotonic(), True
+            self.said = time.monotonic()
+            self.waits = self.waits[1:] or self.waits  # the last one stays
             self.say(line)
 
     def close(self) -> None:
@@ -88,7 +88,8 @@ class PartsProgress:
     """Rows looked at, parts done, rate and time to go of a source that is worked through."""
 
     def __init__(self, num_parts: int, weight: int, say: Callable[[str], None]) -> None:
-        self.num_parts, self.weight, self.line = num_parts, weight, Line(say)
+        self.num_parts, self.weight = num_parts, weight
+        self.line = Line(say, (3, 5, 10, 20, 30, 60))
 
     def update(self, *, parts: int, rows: int, weight: int) -> None:
         """Say where it is: parts done of all, rows and weight done since this run began."""
@@ -97,7 +98,8 @@ class PartsProgress:
         elapsed = time.monotonic() - self.line.started
         told = [f"{parts}/{self.num_parts} parts", f"{rows:,} rows"]
         if elapsed > 1 and rows:
-            told.append(f"{rows / elapsed:,.0f} rows/s")
+            rate = rows / elapsed
+            told.append(f"{rate:,.0f} rows/s" if rate >= 10 else f"{rate:.1f} rows/s")
         if elapsed > 1 and weight:
             left = elapsed * (self.weight - weight) / weight
             told.append(f"about {duration(left)} to go")

@@ -624,7 +624,11 @@ def test_the_commands_tell_what_there_is(
     sheet = tmp_path / "sheet.png"
     info = call(capsys, "corpus", "info", out, "--samples", 5, "--picture", sheet)
     assert again["digest"] in info.out
-    assert "pictures         20, up to 1 pairs of one" in info.out
+    assert "pictures         20, up to 1 pair of one" in info.out
+    assert "61.4 kB of pixels" in info.out
+    assert "20 pairs; joining 3 parts" in made.err
+    lines = [line for line in made.out.splitlines() if line.startswith(("looked", "pairs", "skip"))]
+    assert len({len(line) for line in lines}) == 1, "counts end in one column"
     assert sum(pair.caption in info.out for pair in pairs) >= 5
     with Image.open(sheet) as image:
         assert image.size[0] > image.size[1]
@@ -650,6 +654,10 @@ def test_a_source_that_is_not_there_is_said(
     out = ("--out", tmp_path / "o", "--workers", 1)
     said = call(capsys, "ingest", tmp_path / "trian.csv", *out)
     assert (said.code, "Did you mean 'train.csv'" in said.err) == (2, True)
+    said = call(capsys, "ingest", tmp_path / "trian", *out)
+    assert said.code == 2
+    assert "trian: no such file or folder" in said.err
+    (tmp_path / "x.dat").touch()
     said = call(capsys, "ingest", tmp_path / "x.dat", *out)
     assert (said.code, "Give --format" in said.err) == (2, True)
 
@@ -662,14 +670,18 @@ def test_a_run_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: False)
     said: list[str] = []
     line = progress.PartsProgress(40, 1000, said.append)
-    for now[0] in (5.0, 10.0, 69.0, 70.0):
-        line.update(parts=12, rows=int(100 * now[0]), weight=250)
+    for now[0] in range(200):
+        line.update(parts=12, rows=100 * int(now[0]), weight=250)
     line.joined(13)
     line.close()
-    assert said == [
-        "12/40 parts, 1,000 rows, 100 rows/s, about 30 s to go",
-        "12/40 parts, 7,000 rows, 100 rows/s, about 4 min to go",
-    ]
+    assert [int(words.split()[2].replace(",", "")) // 100 for words in said] == [
+        *(3, 8, 18, 38, 68, 128, 188)
+    ], "soon, then more and more rarely, and a minute apart at last"
+    assert said[1] == "12/40 parts, 800 rows, 100 rows/s, about 24 s to go"
+    slow = progress.PartsProgress(40, 1000, said.append)
+    now[0] += 10
+    slow.update(parts=0, rows=3, weight=0)
+    assert said[-1] == "0/40 parts, 3 rows, 0.3 rows/s", "slow is not nothing"
 
 
 @pytest.mark.exhaustive

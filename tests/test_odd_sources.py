@@ -22,11 +22,11 @@ from tests.pairs import (
     write_shards,
     write_tar,
 )
-from victims.errors import GridError
+from victims.errors import GridError, UsageError
 from victims.ingest.items import Job
 from victims.ingest.shards import tar_items
-from victims.ingest.tables import csv_items, folder_items, text_lines
-from victims.pair_folders import PAIRS
+from victims.ingest.tables import coco_items, csv_items, folder_items, text_lines
+from victims.pair_folders import PAIRS, SKIPPED
 from victims.tar_files import members
 
 
@@ -194,6 +194,56 @@ def test_lists_of_captions_are_reckoned_with_before_there_is_no_room(tmp_path: P
     assert any(line.startswith("up to 7 pairs: ") for line in said), "an empty list may hold one"
     ingested(request(source, captions="first"), tmp_path / "first", said)
     assert any(line.startswith("up to 3 pairs: ") for line in said)
+
+
+def test_a_duplicate_says_of_which_row_it_is_one(tmp_path: Path) -> None:
+    pairs = world_pairs(5)
+    order = [pairs[0], pairs[1], pairs[1], pairs[2], pairs[0], pairs[1], pairs[3]]
+    rows = [pair._replace(name=f"{n:05d}.png") for n, pair in enumerate(order)]
+    write_shards(tmp_path / "in", rows, 3)
+    found = ingested(request(tmp_path / "in"), tmp_path / "out").folder
+    table = pq.read_table(found.root / SKIPPED)
+    said = dict(zip(table["source"].to_pylist(), table["detail"].to_pylist(), strict=True))
+    assert said == {
+        "000.tar/00002": "of 000.tar/00001",
+        "001.tar/00004": "of 000.tar/00000",
+        "001.tar/00005": "of 000.tar/00001",
+    }
+
+
+def test_an_annotation_of_no_picture_is_told_in_words(tmp_path: Path) -> None:
+    """It read ``KeyError: 123456``."""
+    notes: list[Any] = [{"image_id": 123456, "caption": "x"}, {"image_id": 1}, {"image_id": [1]}]
+    notes[2]["caption"] = "y"
+    body = {"images": [{"id": 1, "file_name": "a.png"}], "annotations": notes}
+    (tmp_path / "c.json").write_text(json.dumps(body))
+    items = [item for item in coco_items(tmp_path / "c.json") if item.reason == "malformed_row"]
+    assert [item.detail for item in items] == [
+        "image_id 123456 is the id of no picture in `images`",
+        "an annotation needs image_id and caption",
+        "image_id [1] is the id of no picture in `images`",
+    ]
+
+
+def test_options_that_gave_no_pair_are_no_obstacle_to_others(tmp_path: Path) -> None:
+    """After a wrong root the right one was refused, though there was nothing to lose."""
+    pictures = write_pictures(tmp_path / "pictures", world_pairs(3))
+    table = tmp_path / "a.csv"
+    table.write_text("image,caption\n00000.png,a\n00001.png,b\n")
+    (tmp_path / "wrong").mkdir()
+    with pytest.raises(GridError, match="Is --root the folder"):
+        ingested(request(table, root=tmp_path / "wrong"), tmp_path / "out")
+    said: list[str] = []
+    assert ingested(request(table, root=pictures), tmp_path / "out", said).folder.rows == 2
+    assert any("begun anew" in line for line in said)
+    with pytest.raises(UsageError, match="was begun with other options"):
+        ingested(request(table, root=tmp_path / "wrong"), tmp_path / "out")
+    # Pairs that are there are never thrown away.
+    table.write_text("image,caption\n00000.png,a\nx.png,b\ny.png,c\n")
+    with pytest.raises(GridError, match="2 of 3 rows gave no pair"):
+        ingested(request(table, root=pictures), tmp_path / "some")
+    with pytest.raises(UsageError, match="was begun with other options"):
+        ingested(request(table, root=tmp_path / "wrong"), tmp_path / "some")
 
 
 TABLES: list[tuple[str, str, dict[str, str], int]] = [

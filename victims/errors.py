@@ -53,6 +53,15 @@ def require_all(who: str, *checks: tuple[bool, str]) -> None:
         raise UsageError(f"{who}: {'; '.join(faults)}")
 
 
+def size_words(num_bytes: float) -> str:
+    """A number of bytes in the unit that suits it."""
+    for unit in ("B", "kB", "MB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:,.1f} GB"
+
+
 def counted(number: int, noun: str, many: str = "") -> str:
     """A number of things in words: ``1 cell``, ``2 cells``; ``many`` where it is not noun and s."""
     return f"{number:,} {noun if number == 1 else many or noun + 's'}"

@@ -188,15 +188,21 @@ def _write_skipped(out: Path, work: Path, kept: Kept) -> None:
 
     names = ("source", "reason", "detail")
     schema = pa.schema([(name, pa.string()) for name in names])
+    firsts = dict.fromkeys(kept.equals.values(), "")
     with pq.ParquetWriter(out / SKIPPED, schema) as writer:
+        place = 0  # among the pairs of all parts that have pixels
         for index in range(len(kept.pairs)):
             part = columns_of(work, index, names)
             taken = kept.taken(index, part["reason"])
-            rows = [
-                (source, reason or Reason.DUPLICATE.value, detail or "of a row of an earlier part")
-                for source, reason, detail, is_pair in zip(*part.values(), taken, strict=False)
-                if not is_pair
-            ]
+            at, rows = place, list[tuple[str, str, str]]()
+            for source, reason, detail, is_pair in zip(*part.values(), taken, strict=False):
+                if is_pair and at in firsts:
+                    firsts[at] = source
+                if not is_pair:
+                    same = "" if reason else f"of {firsts[kept.equals[at]]}"
+                    rows.append((source, reason or Reason.DUPLICATE.value, detail or same))
+                at += reason is None
+            place += len(kept.pairs[index])
             if rows:
                 columns = [list(column) for column in zip(*rows, strict=True)]
                 writer.write_table(pa.table(columns, schema=schema))

@@ -23,7 +23,8 @@ _NO_PAIR: Final = np.empty(0, dtype=bool)
 class Kept:
     """Of every part which of the pairs that it has pixels of are kept, and how many of its first
     rows were looked at; then what became of all rows. ``pictures`` says of each kept pair which is
-    the first kept pair of the same picture."""
+    the first kept pair of the same picture, ``equals`` of each pair that an earlier part has which
+    pair that is, both by their place among the pairs of all parts that have pixels."""
 
     pairs: Sequence[Mask]
     pictures: npt.NDArray[np.int64]
@@ -31,6 +32,7 @@ class Kept:
     seen: int
     skipped: Mapping[str, int]
     notes: Mapping[str, int]
+    equals: Mapping[int, int]
 
     @property
     def total(self) -> int:
@@ -68,6 +70,7 @@ def choose(work: Path, num_parts: int, limit: int | None) -> Kept:
         seen=sum(looked_at),
         skipped={},
         notes={},
+        equals={n: int(equal[n]) for n in np.flatnonzero(equal != np.arange(len(equal))).tolist()},
     )
     return _counted(work, kept)
 

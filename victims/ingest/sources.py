@@ -72,6 +72,8 @@ def form_of(source: str) -> Form:
             return "webdataset"
         return "parquet" if any(name.endswith(".parquet") for name in names) else "folder"
     form = next((form for ending, form in _ENDINGS.items() if source.endswith(ending)), None)
+    if form is None and not expand(source):
+        raise _nothing(path)
     if form is None:
         raise UsageError(
             f"{source}: its form cannot be told from its name. Give --format: {', '.join(FORMS)}."
@@ -93,9 +95,13 @@ def files_of(source: str, form: Form) -> list[Path]:
     else:
         found = expand(source)
     if not found or not any(p.exists() for p in found):
-        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UsageError(f"{source}: no such file.{near(path.name, beside)}")
+        raise _nothing(path)
     return found
+
+
+def _nothing(path: Path) -> UsageError:
+    beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    return UsageError(f"{path}: no such file or folder.{near(path.name, beside)}")
 
 
 def root_of(source: str, form: Form) -> str:

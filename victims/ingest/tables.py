@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -212,6 +212,11 @@ def _beside(folder: Path, root: str) -> Iterator[Item]:
             yield from several(shown(image), image, lines if len(lines) > 1 else "".join(lines))
 
 
+def _known(names: Mapping[Any, Any], image: Any) -> Any:
+    """The picture of an id, which may be anything that JSON can say."""
+    return names.get(image) if isinstance(image, str | int) else None
+
+
 def coco_items(path: Path) -> Iterator[Item]:
     """Captions in COCO's form, by the order of the annotations; then pictures without any."""
     try:
@@ -228,9 +233,13 @@ def coco_items(path: Path) -> Iterator[Item]:
         source = f"{shown(path.name)}#{number}"
         try:
             image, caption = annotation["image_id"], annotation["caption"]
-            name = names[image]
-        except (KeyError, TypeError) as error:
-            yield Item(source, reason=Reason.MALFORMED_ROW, detail=first_line(error))
+        except (KeyError, TypeError):
+            detail = "an annotation needs image_id and caption"
+            yield Item(source, reason=Reason.MALFORMED_ROW, detail=detail)
+            continue
+        if (name := _known(names, image)) is None:
+            detail = f"image_id {image!r} is the id of no picture in `images`"[:300]
+            yield Item(source, reason=Reason.MALFORMED_ROW, detail=shown(detail))
             continue
         captioned.add(image)
         yield pair(source, name, caption)

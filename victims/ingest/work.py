@@ -135,7 +135,7 @@ def run_part(
 ) -> Part:
     """Work a piece through and leave its files; ``tick`` hears of every candidate."""
     columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
-    decoder, known, kept, seen = _Decoder(request), set[bytes](), 0, 0
+    decoder, known, kept, seen = _Decoder(request), dict[bytes, str](), 0, 0
     (work / PARTS).mkdir(parents=True, exist_ok=True)
     scratch = work / PARTS / f".{job.index:06d}-{uuid.uuid4().hex[:8]}.tmp"
     try:
@@ -162,9 +162,9 @@ def run_part(
                         reason, detail = error.reason, error.detail
                     else:
                         if digest in known:
-                            reason, detail = Reason.DUPLICATE, "of a row of the same part"
+                            reason, detail = Reason.DUPLICATE, f"of {known[digest]}"
                         else:
-                            known.add(digest)
+                            known[digest] = item.source
                             file.write(found.pixels)
                             kept += 1
                 row = (item.source, item.caption, digest, picture, reason, detail, " ".join(notes))
