@@ -5,7 +5,7 @@ judges.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -44,6 +44,13 @@ class _Judge:
     tuning_from: PartName = "train"
     report: int | None = None
     seed: int = 0
+
+
+def check_corpus_keys(raw: Raw) -> None:
+    """Refuse keys that no `corpus` has, whatever the files are that it names."""
+    raw.check_keys([f.name for f in fields(_Corpus)])
+    if (judge := raw.items().get("judged_by")) is not None:
+        judge.check_keys([f.name for f in fields(_Judge)])
 
 
 def corpus_data(raw: Raw) -> CorpusData:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 
 from attacks.base import Track
 from defenses.base import Regime
-from grid.corpus_file import corpus_data
+from grid.corpus_file import check_corpus_keys, corpus_data
 from grid.data import CorpusData, Data, FilesData, LabelledWorldData, WorldData
 from grid.decode import decode
 from grid.entries import (
@@ -32,7 +32,7 @@ from grid.execution import Execution
 from grid.further_sets import with_further_sets
 from grid.gate import Gate
 from grid.guides import read_guides
-from grid.model_entry import Model, read_model
+from grid.model_entry import Model, check_model_keys, read_model
 from grid.nodes import Raw, Where, parse
 from grid.own_paths import own_path
 from grid.registry import Source, grid_source
@@ -67,6 +67,15 @@ def check_keys(raw: Raw) -> None:
     decode(ClassifierRecipes if labelled else Recipes, file.recipes)
     if file.gate.node.data is not None:
         decode(Gate, file.gate.without("rate"))
+    if file.model is not None:
+        check_model_keys(file.model)
+    for kind, item in file.data.items().items():
+        if kind == "corpus":
+            check_corpus_keys(item)
+        elif kind in DATASETS:
+            item.check_keys([f.name for f in fields(_Files)])
+        elif kind == "world" and item.node.data is not None:
+            item.check_keys([*_OF_WORLD, *_OF_SPLITS])
 
 
 def grid_of(raw: Raw, source: Source) -> Grid:
@@ -195,6 +204,8 @@ class _File:
 
 # The side that the pictures of a labelled set have, unless a file says another.
 _SIDES = {"tiny_imagenet": 64}
+_OF_WORLD = tuple(f.name for f in fields(World))
+_OF_SPLITS = tuple(f.name for f in fields(WorldData) if f.name != "world")
 
 
 def _data(raw: Raw, labelled: bool) -> Data:
@@ -214,12 +225,10 @@ def _data(raw: Raw, labelled: bool) -> Data:
     cls = LabelledWorldData if labelled else WorldData
     if item.node.data is None:
         return cls()
-    of_world = [f.name for f in fields(World)]
-    of_splits = [f.name for f in fields(WorldData) if f.name != "world"]
-    item.check_keys([*of_world, *of_splits])
-    world = decode(World, item.only(of_world))
+    item.check_keys([*_OF_WORLD, *_OF_SPLITS])
+    world = decode(World, item.only(_OF_WORLD))
     require_seed(world.seed, item.items().get("seed", item))
-    return replace(decode(cls, item.only(of_splits)), world=world)
+    return replace(decode(cls, item.only(_OF_SPLITS)), world=world)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

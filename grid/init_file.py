@@ -8,8 +8,10 @@ one class, and a gate that lets every victim through.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
+from grid.data import WorldData
 from grid.decode import type_hints
 from grid.edited import dumped, edited
 from grid.gridfile import check_keys
@@ -72,7 +74,7 @@ def limited(document: Mapping[str, Any], name: str, rows: int) -> dict[str, Any]
         raise UsageError(f"--limit {rows}: at least {SMALLEST} rows, for a batch and some poison")
     found: dict[str, Any] = {"name": f"{document.get('name', name)}-limit{rows}"}
     found |= {key: value for key, value in document.items() if key != "name"}
-    found["data"] = {key: _data(value, rows) for key, value in found["data"].items()}
+    found["data"] = {key: _data(key, value, rows) for key, value in found["data"].items()}
     for key in ("seeds", "defense_seeds", "targets"):
         if key in found:
             found[key] = found[key][:1]
@@ -95,9 +97,13 @@ def _asked_of_start(gate: Any) -> dict[str, Any]:
     return {} if reference is None else {"reference": reference}
 
 
-def _data(value: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    """A form of `data` with fewer rows of each split that it counts."""
-    found = dict(value)
+def _data(kind: str, value: Mapping[str, Any] | None, rows: int) -> dict[str, Any]:
+    """A form of `data` with fewer rows of each split that it counts, of the embedded world also
+    of those that it leaves at their defaults."""
+    found = dict(value or {})
+    if kind == "world":
+        defaults = {f.name: f.default for f in fields(WorldData) if f.name != "world"}
+        found |= {name: count for name, count in defaults.items() if name not in found}
     for split in ("public", "suspect", "clean", "tuning", "report", "shifted"):
         if isinstance(found.get(split), int):
             found[split] = min(found[split], rows if split != "clean" else rows // 2)

@@ -7,8 +7,8 @@ knows, so `quick_gelu`, `mean` and `std` can be written.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 from grid.decode import decode
@@ -60,6 +60,12 @@ class _Given:
             raise ValueError("mean and std belong together: give both, or neither")
         if self.std is not None and min(self.std) <= 0:
             raise ValueError(f"std must be above 0, got {list(self.std)}")
+
+
+def check_model_keys(raw: Raw) -> None:
+    """Refuse keys that no `model` has, whatever the files are that it names."""
+    if isinstance(raw.node.data, Mapping):
+        raw.check_keys([f.name for f in fields(_Given)])
 
 
 def read_model(raw: Raw | None, size: int) -> Model:

@@ -185,6 +185,14 @@ def test_changes_are_told_and_meant(tmp_path: Path, capsys: pytest.CaptureFixtur
     for wrong, meant in (("attaks=[badnet]", "attacks"), ("recipes.victim.lrate=1", "lr")):
         refused = call(capsys, "init", "demo", "--set", wrong)
         assert (refused.code, f"Did you mean '{meant}'?" in refused.err) == (2, True)
+    for wrong, meant in (
+        *(("model.arc=RN101", "arch"), ("data.corpus.suspekt=9", "suspect")),
+        ("data.corpus.judged_by.templats=label", "templates"),
+    ):
+        refused = call(capsys, "init", "rn50-cc3m", "--set", wrong)
+        assert (refused.code, f"Did you mean '{meant}'?" in refused.err) == (2, True), wrong
+    refused = call(capsys, "init", "demo", "--set", "data.world.sizes=9")
+    assert (refused.code, "Did you mean 'size'?" in refused.err) == (2, True)
     # Whether the files that a grid names are there is asked when it is planned.
     assert call(capsys, "init", "rn50-cc3m", "--set", "seeds=[0]").code == 0
     for wrong in ("seeds", "=1", "target.name=x"):
@@ -199,6 +207,15 @@ def test_a_limited_file_is_small_and_still_poisons(tmp_path: Path) -> None:
     assert grid.name == "papers-limit64"
     assert grid.data.suspect == 64
     assert {count for a in grid.attacks for count in grid.levels(a).values()} == {0, 8}
+    bare = tmp_path / "bare.yaml"
+    bare.write_text(grid_source("demo").text)
+    document = yaml.safe_load(bare.read_text())
+    document["data"]["world"] = {"size": 32, "suspect": 5000}
+    bare.write_text(yaml.safe_dump(document))
+    bare.write_text(written(grid_source(str(bare)), (), 64))
+    data = load_grid(str(bare)).data
+    splits = ("public", "suspect", "clean", "tuning", "report", "shifted")
+    assert [data.rows(split) for split in splits] == [64, 64, 32, 64, 64, 64], "defaults as well"
     assert grid.victim.epochs == grid.repair.epochs == 1
     assert len(grid.seeds) == 1
     assert "label_consistent" not in written(grid_source("rn50-cc3m"), (), 64)
