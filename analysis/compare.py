@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from analysis.board import grid_info
+from analysis.bounded import of_difference
 from analysis.inference import (
     ALPHA,
     Floats,
@@ -148,6 +149,7 @@ def compare(tables: Tables, first: str, second: str, eval_set: str = "report") -
     )
     kept = both.any(axis=1)
     failed_DSR = matrix.has_failed_DSR()
+    pictures = int(matrix.pictures_S[kept].min())
     asr_S, clean_S = np.nanmean(asr[kept], axis=1), np.nanmean(clean[kept], axis=1)
     return Comparison(
         first=first,
@@ -157,13 +159,13 @@ def compare(tables: Tables, first: str, second: str, eval_set: str = "report") -
         of_second=_measured(matrix, b),
         strata=int(kept.sum()),
         seeds=int(both[kept].sum(axis=1).min()),
-        asr=over_strata(asr),
-        asr_strata=over_differences(list(asr_S)),
-        clean=over_strata(clean),
-        clean_strata=over_differences(list(clean_S)),
+        asr=of_difference(over_strata(asr), pictures),
+        asr_strata=of_difference(over_differences(list(asr_S)), pictures),
+        clean=of_difference(over_strata(clean), pictures),
+        clean_strata=of_difference(over_differences(list(clean_S)), pictures),
         p_signed_rank=signed_rank(list(asr_S)),
         p_sign_flip=sign_flip(list(asr_S)),
-        p_seeds=seeds_p(asr),
+        p_seeds=seeds_p(asr, pictures),
         clean_p_signed_rank=signed_rank(list(clean_S)),
         first_better=improvement(
             matrix.asr_DSR[a][kept], np.where(both, matrix.asr_DSR[b], np.nan)[kept]

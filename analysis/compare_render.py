@@ -84,8 +84,7 @@ def _over_strata(found: Comparison, mean: Mean) -> str:
     """The interval that strata have as a sample, where a test of them could find anything."""
     if least_p(found.strata) > ALPHA:
         return ""
-    kept = mean._replace(low=max(-1.0, mean.low), high=min(1.0, mean.high))
-    return f", {_points(kept)} were strata a sample"
+    return f", {_points(mean)} were strata a sample"
 
 
 def cells_table(found: Comparison) -> Grid:

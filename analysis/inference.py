@@ -32,6 +32,14 @@ class Mean(NamedTuple):
     df: int
 
 
+class Span(NamedTuple):
+    """What was measured and a 95 % interval from draws."""
+
+    value: float
+    low: float
+    high: float
+
+
 def mcnemar(only_first: int, only_second: int) -> float:
     """Exact two-sided p that two models fail on different pictures by chance alone, of the
     pictures on which one of them fails."""

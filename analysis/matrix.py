@@ -89,6 +89,11 @@ class Matrix:
     status_DSR: npt.NDArray[np.str_]
     pictures_S: npt.NDArray[np.int64]
 
+    @property
+    def pictures(self) -> int:
+        """Of how many pictures every ASR is at the least; 0 where none is known."""
+        return int(min(self.pictures_S, default=0))
+
     def index(self, defense: str) -> int:
         """Where a defense stands; a name that is not there is refused."""
         if defense not in self.defenses:

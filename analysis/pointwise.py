@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from analysis.bounded import of_share
 from analysis.inference import Floats, Mean
 from analysis.matrix import Matrix
 from analysis.reader import Tables
@@ -32,7 +33,7 @@ worst AS (
     GROUP BY ALL
 )
 SELECT defense, track, regime, model, target, victim_seed,
-       avg(is_fooled::INT), min(strata)
+       avg(is_fooled::INT), min(strata), count(*)
 FROM worst
 GROUP BY ALL
 """
@@ -49,15 +50,17 @@ def pointwise(tables: Tables, matrix: Matrix, eval_set: str = "report") -> dict[
     place_R = {seed: r for r, seed in enumerate(matrix.seeds)}
     shares: dict[str, Floats] = {}
     whole: dict[str, npt.NDArray[np.bool_]] = {}
-    for defense, *kind, seed, share, strata in tables.query(SQL, eval_set, eval_set).rows:
+    pictures: dict[str, int] = {}
+    for defense, *kind, seed, share, strata, n in tables.query(SQL, eval_set, eval_set).rows:
         if tuple(kind) not in place_K or seed not in place_R:
             continue
+        pictures[defense] = min(n, pictures.get(defense, n))
         k, r = place_K[tuple(kind)], place_R[seed]
         shares.setdefault(defense, np.full(wanted_KR.shape, np.nan))[k, r] = share
         of_own = whole.setdefault(defense, wanted_KR == 0)
         of_own[k, r] = strata == wanted_KR[k, r]
     return {
-        defense: over_strata(np.where(wanted_KR > 0, share_KR, np.nan))
+        defense: of_share(over_strata(np.where(wanted_KR > 0, share_KR, np.nan)), pictures[defense])
         for defense, share_KR in shares.items()
         if whole[defense].all()
     }

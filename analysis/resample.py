@@ -22,9 +22,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from analysis.inference import Floats, interquartile_mean
+from analysis.bounded import of_share
+from analysis.inference import Floats, Span, interquartile_mean
 from analysis.matrix import Matrix
-from analysis.seeds import seed_effects, seed_freedom
+from analysis.seeds import over_strata, seed_effects, seed_freedom
 from analysis.stats import Point, hypervolume
 
 DRAWS = 10_000
@@ -35,14 +36,6 @@ WORST_LOSS = 0.05
 # Of statistics that sort every draw, so many draws are enough.
 SORTED_DRAWS = 2_000
 NOISE = 1e-12
-
-
-class Span(NamedTuple):
-    """What was measured and a 95 % interval from the draws."""
-
-    value: float
-    low: float
-    high: float
 
 
 class Volume(NamedTuple):
@@ -162,11 +155,16 @@ class Bootstrap:
         """The largest over attacks of the mean ASR over their strata. It is the maximum of noisy
         numbers: what was measured lies above what it estimates. So the interval is as wide as all
         attacks' together: a maximum is off by no more than the one that is off most."""
-        half_D = np.percentile(self._worst[1], 100 - 2 * TAIL, axis=0)
-        return [
-            Span(float(v), max(0.0, float(v - half)), min(1.0, float(v + half)))
-            for v, half in zip(self.worst_D, half_D, strict=True)
-        ]
+        if len(self._attack_AS) == 1 and self.freedom:  # no maximum: the mean, and its t interval
+            means = map(over_strata, self._masked(self.matrix.asr_DSR))
+            found = [Span(*mean[:3]) for mean in means]
+        else:
+            half_D = np.percentile(self._worst[1], 100 - 2 * TAIL, axis=0)
+            found = [
+                Span(float(v), float(v - half), float(v + half))
+                for v, half in zip(self.worst_D, half_D, strict=True)
+            ]
+        return [of_share(span, self.matrix.pictures) for span in found]
 
     @property
     def worst_D(self) -> Floats:
@@ -213,7 +211,8 @@ class Bootstrap:
             else:
                 shift_DS = spread_DS * rng.standard_normal(spread_DS.shape)
             drawn_ND[n] = interquartile_mean((asr_DSR + shift_DS[..., None])[:, sound])
-        return _spans(interquartile_mean(asr_DSR[:, sound]), drawn_ND)
+        found = _spans(interquartile_mean(asr_DSR[:, sound]), drawn_ND)
+        return [of_share(span, self.matrix.pictures) for span in found]
 
     def volume(self, defenses: Sequence[int], undefended: int) -> Volume:
         """Hypervolume of some defenses' (clean accuracy, 1 - ASR): from five points below the
@@ -238,9 +237,9 @@ class Bootstrap:
 
 
 def _spans(measured_D: Floats, drawn_ND: Floats) -> list[Span]:
-    """Intervals of shares; what was measured lies in its own."""
+    """Intervals of draws; what was measured lies in its own."""
     low, high = np.percentile(drawn_ND, [TAIL, 100 - TAIL], axis=0)
     return [
-        Span(float(v), max(0.0, min(float(lo), float(v))), min(1.0, max(float(hi), float(v))))
+        Span(float(v), min(float(lo), float(v)), max(float(hi), float(v)))
         for v, lo, hi in zip(measured_D, low, high, strict=True)
     ]

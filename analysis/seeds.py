@@ -12,6 +12,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from analysis.bounded import paired_p
 from analysis.inference import NOISE, Floats, Mean
 from analysis.stats import t_cdf, t_quantile
 
@@ -86,13 +87,14 @@ def over_strata(values_SR: Floats) -> Mean:
     return Mean(value, value - half, value + half, df)
 
 
-def seeds_p(values_SR: Floats) -> float:
-    """Two-sided p that such a mean over strata is 0, by the t test of `over_strata`; 1 of one seed,
-    which says nothing of others."""
+def seeds_p(values_SR: Floats, pictures: int = 0) -> float:
+    """Two-sided p that a mean difference over strata is 0, by the t test of `over_strata`, and no
+    smaller than so many pictures allow; 1 of one seed, which says nothing of others."""
     found = over_strata(np.round(values_SR, NOISE))
     if not found.df or not found.value:
         return 1.0
     spread = (found.high - found.value) / t_quantile(0.975, found.df)
+    least = paired_p(found.value, pictures) if pictures else 0.0
     if spread == 0:
-        return 0.0
-    return 2 * (1 - t_cdf(abs(found.value) / spread, found.df))
+        return least
+    return max(least, 2 * (1 - t_cdf(abs(found.value) / spread, found.df)))

@@ -15,23 +15,23 @@ from typing import Any
 
 import numpy as np
 
-from analysis.apart import told_apart
+from analysis.apart import told_apart, worst_told_apart
+from analysis.bounded import of_difference, of_share
 from analysis.inference import (
     ALPHA,
     Mean,
+    Span,
     detectable,
     friedman,
     groups_of,
     improvement,
     letters,
-    separated_by_draws,
     strata_needed,
 )
 from analysis.matrix import FULL, UNDEFENDED, Matrix
-from analysis.resample import DRAWS, Bootstrap, Span, Volume
+from analysis.resample import DRAWS, Bootstrap, Volume
 from analysis.seeds import over_strata
 from analysis.spread import Spread
-from analysis.stats import wilson
 from grid.schema.errors import AskedError
 
 BUDGET = "finetune"
@@ -331,7 +331,7 @@ def _line(matrix: Matrix, d: int, chance: float) -> Standing:
             over_strata(np.where(gaps, 0.0, loss)).value,
             over_strata(np.where(gaps, most, loss)).value,
         )
-    pictures = int(matrix.pictures_S.min())
+    pictures = matrix.pictures
     return Standing(
         defense=matrix.defenses[d],
         needs=about.needs,
@@ -341,10 +341,10 @@ def _line(matrix: Matrix, d: int, chance: float) -> Standing:
         is_oracle=about.is_oracle,
         is_seen=about.is_seen,
         added_later=about.added_later,
-        asr=_of_share(over_strata(asr), pictures),
-        clean=_of_share(over_strata(clean), pictures),
-        loss=over_strata(loss),
-        lift=over_strata(asr - base),
+        asr=of_share(over_strata(asr), pictures),
+        clean=of_share(over_strata(clean), pictures),
+        loss=of_difference(over_strata(loss), pictures),
+        lift=of_difference(over_strata(asr - base), pictures),
         relative_cost=float(costs.mean()) if len(costs) else None,
         coverage=coverage,
         failures=matrix.failures(d),
@@ -352,16 +352,6 @@ def _line(matrix: Matrix, d: int, chance: float) -> Standing:
         bounds=bounds,
         loss_bounds=loss_bounds,
     )
-
-
-def _of_share(mean: Mean, pictures: int) -> Mean:
-    """The interval of a mean of shares: within 0 to 1, and no narrower than the pictures of one
-    model allow, since seeds that agree do not make these more numerous."""
-    if math.isnan(mean.value) or math.isinf(mean.low) or not pictures:
-        return mean
-    inside = wilson(mean.value * pictures, pictures)
-    low, high = min(mean.low, inside.low), max(mean.high, inside.high)
-    return mean._replace(low=max(0.0, low), high=min(1.0, high))
 
 
 def _improves(matrix: Matrix, d: int) -> float | None:
@@ -389,9 +379,12 @@ def _ranked(
     order = sorted(range(num), key=lambda d: (score[d], matrix.defenses[d]))
     has_seeds, is_tested = board.freedom > 0, bool(_tested(worst_case, board.freedom))
     if worst_case:
-        differ, pairs = separated_by_draws(board.worst_ND, board.worst_D)
+        differ, pairs = worst_told_apart(board)
     else:
-        differ, pairs = told_apart(np.where(matrix.is_sound_SR, matrix.asr_DSR, np.nan))
+        differ, pairs = told_apart(
+            np.where(matrix.is_sound_SR, matrix.asr_DSR, np.nan),
+            matrix.pictures,
+        )
     groups = groups_of(order, differ)
     if not is_tested:
         groups = [()] * num

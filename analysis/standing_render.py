@@ -7,10 +7,9 @@ from dataclasses import asdict
 from itertools import compress
 from typing import Any
 
-from analysis.inference import Mean
+from analysis.inference import Mean, Span
 from analysis.matrix import UNDEFENDED
 from analysis.render import NEED_WORDS, UNKNOWN, percent
-from analysis.resample import Span
 from analysis.standing import Standing, Standings
 from analysis.text import Grid
 
