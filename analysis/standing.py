@@ -160,7 +160,7 @@ class Standings:
         if self.volume is not None:
             found.append(
                 f"Hypervolume of (CA, 1 - ASR) from 5 points below the undefended accuracy, more is"
-                f" better: {self.volume.value:.2f}, without an interval. It is optimistic, for noise"
+                f" better: {self.volume.value:.2f}, without an interval. It is optimistic, as noise"
                 f" alone makes some defense best: by {self.volume.optimism:.2f} or more, as draws"
                 " have it."
             )
