@@ -120,8 +120,8 @@ WORDS = (
         " squared. Where strata have unequal numbers of seeds, Satterthwaite's degrees of freedom"
         " count; a stratum of one seed is taken to vary as the others do, which cannot be checked."
         " Strata are the board's own and no sample. As everywhere, no interval is narrower than the"
-        " pictures of one model allow (of differences: if all that differ did so one way), or leaves"
-        " what a share or a difference can be",
+        " pictures of one model allow (of differences: if all that differ did so one way), or"
+        " leaves what a share or a difference can be",
         ("Mean ASR %", "CA lost, points"),
     ),
     Word(
