@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from analysis.board import Board, read_board
 from analysis.imports.reading import as_published, imported_in
 from analysis.knobs import Knob, knob_table, load_knobs
+from analysis.left_out import left_out
 from analysis.matrix import load_matrix
 from analysis.pointwise import pointwise
 from analysis.reader import Tables, read_tables
@@ -81,6 +82,7 @@ def read(tables: Tables, asked: Asked) -> Found:
         chance=1 / board.grid.classes if board.grid.classes else 0.0,
         spread=load_spread(tables, asked.eval_set),
     )
+    found = replace(found, left_out=left_out(tables, asked.eval_set))
     if asked.worst_case:
         each = pointwise(tables, matrix, asked.eval_set)
         lines = [replace(line, pointwise=each.get(line.defense)) for line in found.lines]

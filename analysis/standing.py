@@ -115,6 +115,8 @@ class Standings:
     volume: Volume | None
     draws: int
     spread: Spread | None
+    left_out: tuple[str, ...] = ()
+    """Attacks that these are not over, with the reason of each."""
 
     def notes(self) -> list[str]:
         """One sentence each, what matters most first."""
@@ -126,6 +128,8 @@ class Standings:
             f"Over {self.strata} {strata} (an attack at a rate) with sound victims, {seeds}"
             f"{caution}; tiers {self.score}, within a tier by name.{self._letters_told()}",
         ]
+        if self.left_out:
+            found.append(f"Left out of all that is said here: {', '.join(self.left_out)}.")
         if self.tested:
             found.append(
                 f"Ranks: middle 95 % of {self.draws:,} draws of the whole board, in which every"

@@ -24,6 +24,7 @@ ARE_NUMBERS = (False, True, False, False, *[True] * 7)
 def standing_table(found: Standings) -> Grid:
     """Lines by tier, under a head where their kinds differ."""
     limit = "" if found.at_ca_loss is None else f", at most {found.at_ca_loss:g} points of CA lost"
+    but = " but those that a note names" if found.left_out else ""
     texts = [_texts(line) for line in found.lines]
     # A column that holds nothing says nothing; a tier is nothing that is left out.
     kept = [
@@ -31,10 +32,12 @@ def standing_table(found: Standings) -> Grid:
         for i, heading in enumerate(HEADINGS)
     ]
     return Grid(
-        title=f"Over all attacks and rates{limit}",
+        title=f"Over all attacks and rates{but}{limit}",
         headings=list(compress(HEADINGS, kept)),
         lines=[list(compress(line, kept)) for line in texts],
-        values=[_values(line) for line in found.lines],
+        values=[
+            {**_values(line), "left_out": "; ".join(found.left_out) or None} for line in found.lines
+        ],
         are_numbers=list(compress(ARE_NUMBERS, kept)),
         notes=found.notes(),
         heads=[_head(line, found) for line in found.lines],

@@ -564,6 +564,33 @@ def test_pointwise_keeps_kinds_of_victims_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_what_tiers_are_not_over_is_named(form: str, tmp_path: Path) -> None:
+    """An attack without an ASR may fare another way than all that tiers are over."""
+    rows, cells = [], []
+    for defense in ("none", "finetune", "cleanclip"):
+        for seed in (0, 1, 2):
+            bad = "invalid_victim" if defense == "none" else "skipped"
+            attacks: list[tuple[str, str | None, dict[str, Any]]] = [
+                ("badnet", "0.01", {}),
+                ("mmpoison", None, {"hit": "psr_top1", "count": 20}),
+                ("sig", "0.05", {"status": bad}),
+            ]
+            for attack, rate, more in attacks:
+                own = {"count": more.get("count", 40)}
+                cells.append(cell_columns(attack, rate, defense, seed, **own))
+                rows += cell_rows(attack, rate, defense, seed, asr=0.5, **{**more, **own})
+    write_rows(tmp_path, rows)
+    write_grid(tmp_path, "made", "0", cells)
+    asked = Asked(part="tiers")
+    shown = text(load(tmp_path, asked), asked, form, width=200)
+    assert "mmpoison (no ASR)" in shown
+    assert "sig@0.05 (no sound victim)" in shown
+    assert "badnet" not in shown.split("Left out")[-1].splitlines()[0]
+    if form not in ("csv", "json"):
+        assert "Over all attacks and rates but those that a note names" in shown
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("part", ["all", "lines", "tiers"])
 def test_every_form_holds_every_defense(form: str, part: str, board: Path) -> None:
     asked = Asked(part=part)
