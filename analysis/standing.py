@@ -35,7 +35,9 @@ from analysis.spread import Spread
 from grid.schema.errors import AskedError
 
 BUDGET = "finetune"
-"""The control of equal data and budget that every repair must beat."""
+"""The control that every repair must beat, with no more data and budget."""
+MORE = 1.1
+"""So many times the control's cost is more than it had."""
 BY_TESTS = "signed-rank tests over strata and t tests over victim seeds, each"
 BY_WORST = "ordered by worst-case ASR"
 # Of two seeds the draws of a maximum tell equal defenses apart on most boards.
@@ -222,9 +224,25 @@ class Standings:
         if any(line.improves is not None for line in self.lines):
             words.append(
                 f"Beats {BUDGET}: share of the victims that both have with a smaller ASR, ties by"
-                " half; a failed method counts as undefended."
+                f" half; a failed method counts as undefended.{self._told_of_budgets()}"
             )
         return [*told, " ".join(words)]
+
+    def _told_of_budgets(self) -> str:
+        """Who had more than the control, so that beating it claims less."""
+        control = next(line for line in self.lines if line.defense == BUDGET)
+        told = []
+        for line in self.lines:
+            more = [need.replace("_", " ") for need in line.needs if need not in control.needs]
+            spent, least = line.relative_cost, control.relative_cost
+            if spent is not None and least is not None and spent > MORE * least:
+                times = f"{spent / least:.1f} times its" if least else "more"
+                more.append(f"{times} cost")
+            if line.improves is not None and more:
+                told.append(f"{line.defense} ({', '.join(more)})")
+        if not told:
+            return ""
+        return f" With more than {BUDGET} had: {'; '.join(told)}."
 
     def _letters_told(self) -> str:
         if not self.tested:

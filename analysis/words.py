@@ -161,9 +161,10 @@ WORDS = (
     ),
     Word(
         "Beats finetune",
-        "the share of victims that have a smaller ASR than with plain fine-tuning, which has the"
-        " same data and budget; of the victims that both have, ties by half; where a method failed"
-        " it counts as undefended",
+        "the share of victims that have a smaller ASR than with plain fine-tuning, the control that"
+        " a repair must beat with no more data and budget: a note names those that were given, or"
+        " cost, more (by over a tenth); of the victims that both have, ties by half; where a method"
+        " failed it counts as undefended",
         ("Beats finetune",),
     ),
     Word(

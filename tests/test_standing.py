@@ -164,6 +164,20 @@ def test_means_are_over_strata_and_intervals_over_seeds(board: Path) -> None:
     assert line_of(standings(matrix, draws=500), "finetune").improves is None
 
 
+def test_who_had_more_than_the_control_is_named(board: Path) -> None:
+    matrix = matrix_of(board)
+    told = " ".join(standings(matrix, draws=200).notes())
+    assert "With more than finetune had: roclip (suspect data, start)." in told
+    cost = matrix.cost_DSR.copy()
+    cost[matrix.index("cleanclip")] = 1.0
+    cost[matrix.index("finetune")] = 0.25
+    cost[matrix.index("roclip")] = 0.26
+    told = " ".join(standings(replace(matrix, cost_DSR=cost), draws=200).notes())
+    assert "had: roclip (suspect data, start); cleanclip (4.0 times its cost)." in told
+    alike = matrix.only([matrix.index(name) for name in ("none", "finetune", "cleanclip")])
+    assert "With more than" not in " ".join(standings(alike, draws=200).notes())
+
+
 def test_the_front_is_a_share_of_draws(tmp_path: Path) -> None:
     """Accurate and safe beats all; what trades one for the other is on the front too."""
     clean = {"none": steady(0.6, 0.002), "costly": steady(0.55, 0.002), "bad": steady(0.5, 0.002)}
