@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
@@ -29,6 +29,7 @@ def test_wilson_gives_the_hand_values(
     assert round(interval.high, digits) == high
 
 
+@settings(deadline=None)
 @given(n=st.integers(1, 100_000), share=st.floats(0, 1))
 def test_wilson_holds_the_share_and_stays_in_the_unit(n: int, share: float) -> None:
     successes = round(share * n)
