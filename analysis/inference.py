@@ -228,7 +228,8 @@ def variance_components(share_RK: Floats, n: int) -> Components:
     """
     rows = [row[~np.isnan(row)] for row in share_RK]
     rows = [row for row in rows if len(row)]
-    mean = float(np.mean([row.mean() for row in rows]))
+    # Of each model by itself: victims at 0 and 1 have no noise of pictures, if a mean of 1/2.
+    pictures = float(np.mean([(row * (1 - row)).mean() for row in rows])) / n
     inner = [float(row.var(ddof=1)) for row in rows if len(row) > 1]
     within = float(np.mean(inner)) if inner else None
     between = None
@@ -236,7 +237,7 @@ def variance_components(share_RK: Floats, n: int) -> Components:
         between = float(np.var([row.mean() for row in rows], ddof=1))
         inverse = float(np.mean([1 / len(row) for row in rows]))
         between = max(0.0, between - (within or 0.0) * inverse)
-    return Components(between, within, mean * (1 - mean) / n)
+    return Components(between, within, pictures)
 
 
 # --- aggregates

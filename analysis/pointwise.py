@@ -33,7 +33,7 @@ worst AS (
     GROUP BY ALL
 )
 SELECT defense, track, regime, model, target, victim_seed,
-       avg(is_fooled::INT), min(strata), count(*)
+       avg(is_fooled::INT), min(strata), count(DISTINCT image)
 FROM worst
 GROUP BY ALL
 """

@@ -176,9 +176,16 @@ WORDS = (
         " draws exceed it, which is about its optimism, or less",
     ),
     Word(
+        "Smallest difference",
+        "(t at 1 - a/2, and t at 0.8) times the standard deviation of strata's differences over the"
+        " root of their number, strata less one degrees of freedom. Here a is 0.05 over the number"
+        " of pairs, where Holm's correction begins; of two defenses, in grid compare, a is 0.05."
+        " It is of the test over strata: what seeds vary is not in it",
+    ),
+    Word(
         "Standard deviations",
         "of ASR, of a defense on a stratum: between victim seeds, between defense seeds of one"
-        " victim, and p(1 - p)/n of the pictures of one model",
+        " victim, and p(1 - p)/n of the pictures of one model, the mean over models",
     ),
     Word(
         "partial",
