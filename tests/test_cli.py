@@ -251,8 +251,8 @@ def test_lists_say_what_is_what_and_where(
         ("failed_method", True, 3),
         ("failed_infrastructure", False, 3),
         ("missing", False, 3),
-        ("cancelled", False, 3),
-        ("requeued", False, 3),
+        pytest.param("cancelled", False, 3, marks=pytest.mark.exhaustive),
+        pytest.param("requeued", False, 3, marks=pytest.mark.exhaustive),
     ],
 )
 def test_check_and_board_agree_on_what_is_complete(

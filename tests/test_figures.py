@@ -223,8 +223,8 @@ def _shape(size: tuple[int, ...]) -> str:
 
 SIZES = (
     (1, 1, 1, 1),
-    (2, 1, 1, 1),
-    (3, 3, 2, 2),
+    pytest.param((2, 1, 1, 1), marks=pytest.mark.exhaustive, id="2x1x1x1"),
+    pytest.param((3, 3, 2, 2), marks=pytest.mark.exhaustive, id="3x3x2x2"),
     (8, 4, 3, 2),
     (12, 6, 3, 3),
     (5, 15, 1, 1),

@@ -427,7 +427,12 @@ class Saved:
 
 @pytest.mark.parametrize(
     ("die_after", "pool_init"),
-    [(2, PoolInit.LEGACY), (6, PoolInit.EMPTY), (7, PoolInit.LEGACY), (8, PoolInit.EMPTY)],
+    [
+        (6, PoolInit.EMPTY),
+        (7, PoolInit.LEGACY),
+        pytest.param(2, PoolInit.LEGACY, marks=pytest.mark.exhaustive),
+        pytest.param(8, PoolInit.EMPTY, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_a_fit_killed_in_a_matching_epoch_goes_on_bit_for_bit(
     small_store: Store, tmp_path: Path, die_after: int, pool_init: PoolInit

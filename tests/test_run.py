@@ -623,7 +623,13 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
     return numbers(folder / "out")
 
 
-@pytest.mark.parametrize("what", SPOILED)
+EACH = [
+    pytest.param(what, marks=() if "victim" in what or "edits" in what else pytest.mark.exhaustive)
+    for what in SPOILED
+]
+
+
+@pytest.mark.parametrize("what", EACH)
 def test_what_is_damaged_is_made_again_when_it_is_needed(
     ran: Ran, undisturbed: dict[Any, Any], tmp_path: Path, what: str
 ) -> None:
