@@ -114,3 +114,19 @@ def test_degrees_of_freedom_have_hand_values() -> None:
     assert seed_freedom(apart, np.array([1.0, 1.0])) == 2
     assert seed_freedom(apart, np.array([9.0, 1.0])) == 2, "100 / (81/2 + 1) = 2.41"
     assert seed_freedom(apart, np.array([1.0, 9.0])) == 1, "100 / (1/2 + 81) = 1.23"
+
+
+def test_the_way_to_go_together_with_fewer_degrees_counts() -> None:
+    assert seed_freedom(staggered([5, 5, 2])) == 1, "1.97 all alike, and 2.08 each by itself"
+    assert seed_freedom(staggered([9, 9, 9, 9, 2])) == 2, "3.81 all alike, and 2.70 by itself"
+
+
+def test_pictures_bound_what_seeds_that_agree_show() -> None:
+    """A tenth of a point on every seed is one picture of a thousand."""
+    rng = np.random.default_rng(11)
+    base = np.repeat(np.linspace(0.2, 0.5, 10)[:, None], 3, axis=1)
+    near = base + 0.001 + rng.normal(0, 1e-6, base.shape)
+    assert seeds_p(near - base) < 0.001 < 0.3 < seeds_p(near - base, 1000)
+    assert told_apart(np.stack([base, near]))[0].any()
+    assert not told_apart(np.stack([base, near]), 1000)[0].any()
+    assert told_apart(np.stack([base, near + 0.05]), 1000)[0].any()

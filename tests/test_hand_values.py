@@ -6,11 +6,13 @@ import math
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
+from analysis.apart import worst_told_apart
 from analysis.board import load_board
 from analysis.drawing import _costs
 from analysis.inference import detectable
@@ -22,9 +24,9 @@ from analysis.resample import Bootstrap
 from analysis.seeds import seed_effects
 from analysis.standing import Standing, standings
 from analysis.stats import wilson
-from grid.schema.writing import write_rows
+from grid.schema.writing import write_grid, write_rows
 from tests.boards import N, steady, write_board, write_pictures
-from tests.rows import cell_rows
+from tests.rows import cell_columns, cell_rows
 
 ATTACKS = tuple(f"attack{i}" for i in range(8))
 
@@ -175,3 +177,28 @@ def test_the_worst_case_is_as_wide_as_all_attacks_together() -> None:
     span = Bootstrap(both, 40_000).worst()[1]
     assert span.value == pytest.approx(0.5)
     assert (span.high - span.low) / 2 == pytest.approx(half, rel=0.05)
+
+
+def test_worst_cases_that_one_picture_parts_are_not_told_apart() -> None:
+    near = Bootstrap(points((0.6, 0.9), (0.6, 0.3), (0.6, 0.301), (0.6, 0.4)), 2000)
+    differ, pairs = worst_told_apart(near)
+    assert (pairs, differ[1].tolist()) == (6, [True, False, False, True])
+
+
+def test_two_defense_seeds_are_no_more_pictures(tmp_path: Path) -> None:
+    """Four pictures, seen by two runs of a defense on each victim, are four."""
+    rows: list[dict[str, Any]] = []
+    cells = []
+    for seed in (0, 1):
+        for nested in (0, 1):
+            own: dict[str, Any] = {"cell": f"{seed}-{nested}", "defense_seed": nested}
+            cells.append(cell_columns("badnet", "0.01", "none", seed, **own))
+            rows += cell_rows("badnet", "0.01", "none", seed, asr=0.0, n=N, **own)
+            write_pictures(tmp_path, own["cell"], [False] * 4, [True] * 4, [1, 2, 3, 4])
+    write_rows(tmp_path, rows)
+    write_grid(tmp_path, "made", "0", cells)
+    with closing(Tables(tmp_path)) as tables:
+        matrix = load_matrix(tables)
+        assert matrix is not None
+        found = pointwise(tables, matrix)
+    assert found["none"].high == pytest.approx(wilson(0, 4).high)
