@@ -38,7 +38,7 @@ BUDGET = "finetune"
 """The control that every repair must beat, with no more data and budget."""
 MORE = 1.1
 """So many times the control's cost is more than it had."""
-BY_TESTS = "signed-rank tests over strata and t tests over victim seeds, each"
+BY_TESTS = "signed-rank tests over strata and t tests over victim seeds"
 BY_WORST = "ordered by worst-case ASR"
 # Of two seeds the draws of a maximum tell equal defenses apart on most boards.
 LEAST_FREEDOM, LEAST_FREEDOM_WORST = 1, 2
@@ -251,8 +251,8 @@ class Standings:
         pairs = [str(number) for number in self.families if number]
         within = ", within each group of equal needs" if self.groups != [()] else ""
         return (
-            f" Lines share a letter unless {self.tested} with Holm's correction"
-            f" ({' and '.join(pairs) or 'no'} pairs, the undefended victim among them{within}),"
+            f" Lines share a letter unless {self.tested}, with Holm's correction"
+            f" ({' and '.join(pairs) or 'no'} pairs, the undefended victim among them{within})"
             " tell them apart."
         )
 

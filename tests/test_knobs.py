@@ -135,7 +135,8 @@ def test_the_spread_is_told_by_what_differs(tmp_path: Path) -> None:
     between = 0.1**2 - within / 2
     assert found.spread.defenses == pytest.approx((within / 2) ** 0.5)
     assert found.spread.victims == pytest.approx((between / 2) ** 0.5)
-    sampled = (0.62 * 0.38 / 1000 + 0.9 * 0.1 / 1000) / 2
+    models = sum(asr * (1 - asr) for asr in shares.values()) / len(shares)
+    sampled = (models / 1000 + 0.9 * 0.1 / 1000) / 2
     assert found.spread.pictures == pytest.approx(sampled**0.5)
     words = next(note for note in found.notes() if note.startswith("Standard deviation"))
     assert "6.9 between victim seeds, 2.0 between defense seeds of one victim" in words
