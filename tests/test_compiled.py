@@ -142,6 +142,7 @@ def test_networks_of_one_class_share_no_weights(
     assert (counting.made, counting.ran) == (2, 4)
 
 
+@pytest.mark.exhaustive
 def test_every_shape_has_a_graph_of_its_own_or_the_fit_ends(
     counting: Counting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +188,7 @@ def test_kernels_are_kept_where_nobody_else_writes(
         assert os.environ[KERNELS] == str(tmp_path / "own")
 
 
+@pytest.mark.exhaustive
 def test_compiling_is_no_part_of_what_a_fit_costs(
     small_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

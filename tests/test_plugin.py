@@ -120,7 +120,9 @@ def test_ls_names_the_distribution_that_brings_a_method(
     assert "hush                  finetuning; reading; victim, clean_data; knob: noise" in out
 
 
-@pytest.mark.parametrize(("name", "checks"), [("tint", 28), ("hush", 13)])
+@pytest.mark.parametrize(
+    ("name", "checks"), [("tint", 28), pytest.param("hush", 13, marks=pytest.mark.exhaustive)]
+)
 def test_mock_passes_for_a_plugin_s_methods(
     site: Path, capsys: pytest.CaptureFixture[str], name: str, checks: int
 ) -> None:

@@ -7,8 +7,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("analysis", "attacks", "benchmarks", "defenses", "docs", "grid", "tests", "victims")
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
@@ -88,14 +86,16 @@ def _call_faults(call: ast.Call) -> Iterator[str]:
         yield f"calls {name}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_no_file_does_what_is_forbidden(path: Path) -> None:
-    text = path.read_text()
-    allowed = MAY.get(path.relative_to(ROOT).as_posix(), set())
-    found = [fault for fault in faults(ast.parse(text)) if fault[1] not in allowed]
-    assert found == []
-    # Spelled in parts, so that this file passes its own test.
-    assert re.findall(r"\b(?:TO" r"DO|FIX" r"ME|XX" r"X)\b", text) == []
+def test_no_file_does_what_is_forbidden() -> None:
+    found, left = [], []
+    for path in FILES:
+        text, name = path.read_text(), path.relative_to(ROOT).as_posix()
+        allowed = MAY.get(name, set())
+        found += [(name, *fault) for fault in faults(ast.parse(text)) if fault[1] not in allowed]
+        # Spelled in parts, so that this file passes its own test.
+        left += [(name, word) for word in re.findall(r"\b(?:TO" r"DO|FIX" r"ME|XX" r"X)\b", text)]
+    assert (found, left) == ([], [])
+    assert len(FILES) > 400, "the search for files finds few"
 
 
 BAD = """
